@@ -1,0 +1,45 @@
+# `make demo` and `make test` need nothing but Python 3.11 or later: they set up .venv first.
+
+PYTHON ?= $(shell for name in python3.11 python3; do \
+	if "$$name" -c '' >/dev/null 2>&1; then echo "$$name"; break; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with the tested versions; again only when those change.
+
+$(READY): pyproject.toml constraints.txt
+	@if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "puzzle-search needs Python 3.11 or later; '$(PYTHON)' is not." >&2; \
+		echo "Install one and name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+		exit 2; \
+	fi
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	@touch $@
+
+demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small model on this machine.
+	$(BIN)/puzzle-search solve --gpu h100 --target-tps 6000
+	$(BIN)/puzzle-search run examples/stdlib-lm/recipe.yaml
+
+test: lint ## Lint, check types, run every test that this machine can run.
+	$(BIN)/pytest
+
+lint: $(READY) ## Check style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format, and mend what ruff can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv, caches and built packages; runs stay.
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,30 @@
+"""The nouns: parent configuration, subblock variants, search space, architecture spec. No torch."""
+
+from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.parameters import (
+    architecture_parameters,
+    embedding_parameters,
+    kv_values_per_token,
+    subblock_parameters,
+)
+from puzzle_search.arch.space import SearchSpace
+from puzzle_search.arch.spec import ArchitectureSpec, BlockChoice
+from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Subblock, Variant, parse_variant
+
+__all__ = [
+    "ArchitectureSpec",
+    "BlockChoice",
+    "Gqa",
+    "Linear",
+    "Mlp",
+    "NoOp",
+    "ParentConfig",
+    "SearchSpace",
+    "Subblock",
+    "Variant",
+    "architecture_parameters",
+    "embedding_parameters",
+    "kv_values_per_token",
+    "parse_variant",
+    "subblock_parameters",
+]

@@ -1,0 +1,37 @@
+"""Parameter and KV-cache counts of subblocks and of whole architectures, in closed form."""
+
+from __future__ import annotations
+
+import math
+
+from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.spec import ArchitectureSpec
+from puzzle_search.arch.variants import Gqa, Variant
+
+
+def subblock_parameters(variant: Variant, config: ParentConfig) -> int:
+    """Parameters of one subblock with the RMSNorm in front of it; 0 for a no-op."""
+    shapes = variant.tensors(config)
+    norm = config.hidden_size if shapes else 0
+    return sum(math.prod(shape) for shape in shapes.values()) + norm
+
+
+def embedding_parameters(config: ParentConfig) -> int:
+    """Parameters outside the blocks: embedding, output head unless tied, final RMSNorm."""
+    tables = 1 if config.tie_embeddings else 2
+    return tables * config.vocab_size * config.hidden_size + config.hidden_size
+
+
+def architecture_parameters(spec: ArchitectureSpec, config: ParentConfig) -> int:
+    """All parameters of an architecture."""
+    blocks = sum(
+        subblock_parameters(variant, config)
+        for block in spec.blocks
+        for variant in (block.attention_variant, block.ffn_variant)
+    )
+    return blocks + embedding_parameters(config)
+
+
+def kv_values_per_token(variant: Variant, config: ParentConfig) -> int:
+    """Numbers (not bytes) that one token leaves in the KV cache of this subblock."""
+    return 2 * variant.kv_heads * config.head_dim if isinstance(variant, Gqa) else 0

@@ -1,0 +1,6 @@
+"""Text in, token blocks out: documents, their held-out splits, and packing."""
+
+from puzzle_search.data.documents import Document, Split, load_documents, split_of
+from puzzle_search.data.tokens import TokenBlocks, pack_tokens
+
+__all__ = ["Document", "Split", "TokenBlocks", "load_documents", "pack_tokens", "split_of"]

@@ -1,0 +1,138 @@
+"""Search-space files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.errors import InputError
+
+FORMAT = "puzzle-search.search-space/1"
+GOOD: dict[str, Any] = {
+    "format": FORMAT,
+    "attention": ["gqa_1", "no_op"],
+    "ffn": ["mlp_64", "mlp_128"],
+    "exceptions": [
+        {"layers": "1-2", "attention": ["linear"]},
+        {"layers": 2, "ffn": ["no_op"]},
+    ],
+}
+
+
+def write(folder: Path, data: object) -> Path:
+    file = folder / "space.yaml"
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return file
+
+
+def test_defaults_exceptions_and_the_parents_own(tmp_path: Path, pico_config: ParentConfig) -> None:
+    space = SearchSpace.from_file(write(tmp_path, GOOD), pico_config)
+    assert space.num_layers == 3
+    assert space.attention == (
+        ("gqa_2", "gqa_1", "no_op"),
+        ("gqa_2", "linear"),
+        ("gqa_2", "linear"),
+    )
+    assert space.ffn == (("mlp_64", "mlp_128"), ("mlp_64", "mlp_128"), ("mlp_128", "no_op"))
+    assert space.variants("ffn") == space.ffn
+    assert space.all_variants("attention") == ["gqa_2", "gqa_1", "no_op", "linear"]
+
+
+def test_uniform_equals_a_file_without_exceptions(
+    tmp_path: Path, pico_config: ParentConfig
+) -> None:
+    data = {key: value for key, value in GOOD.items() if key != "exceptions"}
+    assert SearchSpace.from_file(write(tmp_path, data), pico_config) == SearchSpace.uniform(
+        pico_config, attention=GOOD["attention"], ffn=GOOD["ffn"]
+    )
+
+
+def test_uniform_refuses_what_does_not_fit(pico_config: ParentConfig) -> None:
+    with pytest.raises(InputError, match="mlp_256"):
+        SearchSpace.uniform(pico_config, attention=[], ffn=["mlp_256"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"format": "puzzle-search.search-space/2"}, "format"),
+        ({"format": None}, "format"),
+        ({"extra": 1}, "'extra'"),
+        ({"attention": ["gqa_3"]}, "attention: gqa_3"),
+        ({"attention": ["mlp_64"]}, "'mlp_64'"),
+        ({"attention": "gqa_1"}, "attention"),
+        ({"attention": [1]}, "attention"),
+        ({"attention": {"gqa_1": None}}, "attention"),
+        ({"ffn": None}, "ffn"),
+        ({"ffn": ["mlp_64", "mlp_64"]}, "twice"),
+        ({"ffn": ["mlp_129"]}, "mlp_129"),
+        ({"exceptions": 3}, "exceptions"),
+        ({"exceptions": {"layers": 1}}, "exceptions"),
+        ({"exceptions": False}, "exceptions"),
+        ({"exceptions": [3]}, "exception 1"),
+        ({"exceptions": [{"layers": 1, "ffm": []}]}, "exception 1"),
+        ({"exceptions": [{"ffn": ["no_op"]}]}, "exception 1"),
+        ({"exceptions": [{"layers": 0}, {"layers": 3}]}, "exception 2"),
+        ({"exceptions": [{"layers": "2-1"}]}, "'2-1'"),
+        ({"exceptions": [{"layers": "-1"}]}, "'-1'"),
+        ({"exceptions": [{"layers": "0-"}]}, "'0-'"),
+        ({"exceptions": [{"layers": "0-" + "9" * 5000}]}, "exception 1"),
+        ({"exceptions": [{"layers": [0, 1]}]}, "[0, 1]"),
+        ({"exceptions": [{"layers": True}]}, "True"),
+        ({"exceptions": [{"layers": 1, "ffn": ["mlp_x"]}]}, "exception 1, ffn"),
+    ],
+    ids=str,
+)
+def test_what_is_not_known_is_refused_by_file_and_row(
+    tmp_path: Path, pico_config: ParentConfig, changed: dict[str, Any], named: str
+) -> None:
+    file = write(tmp_path, {**GOOD, **changed})
+    with pytest.raises(InputError) as caught:
+        SearchSpace.from_file(file, pico_config)
+    assert str(file) in caught.value.message
+    assert named in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("key", ["attention", "ffn"])
+def test_a_missing_key_is_named(tmp_path: Path, pico_config: ParentConfig, key: str) -> None:
+    data = {name: value for name, value in GOOD.items() if name != key}
+    with pytest.raises(InputError, match=f"'{key}' is missing"):
+        SearchSpace.from_file(write(tmp_path, data), pico_config)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.dates()
+    | st.binary(max_size=3)
+    | st.sampled_from(["gqa_1", "mlp_64", "no_op", "0-1", "1"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["layers", "attention", "ffn", "x"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # a constant
+@given(changed=st.dictionaries(st.sampled_from(["attention", "ffn", "exceptions"]), VALUES))
+def test_wrong_values_are_input_errors_or_usable(
+    scratch: Path, pico_config: ParentConfig, changed: dict[str, Any]
+) -> None:
+    file = write(scratch, {**GOOD, **changed})
+    try:
+        space = SearchSpace.from_file(file, pico_config)
+    except InputError as error:
+        assert str(file) in error.message
+        return
+    assert len(space.attention) == len(space.ffn) == 3
+    assert all("gqa_2" in layer for layer in space.attention)
+    assert all("mlp_128" in layer for layer in space.ffn)

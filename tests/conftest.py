@@ -1,0 +1,60 @@
+"""Fixtures that every test package shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from puzzle_search.arch import ParentConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Wall-clock limits per example fail on loaded machines and say nothing about the code.
+settings.register_profile("puzzle-search", deadline=None)
+settings.load_profile("puzzle-search")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Published architectures and timings kept beside the checkout, not in it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for property tests, which may not use the per-test ``tmp_path``."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture
+def pico_raw() -> dict[str, Any]:
+    """The config.json of a three-layer Llama, as a fresh dict."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 96,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+@pytest.fixture
+def pico_config(pico_raw: dict[str, Any]) -> ParentConfig:
+    """The three-layer Llama, read."""
+    return ParentConfig.from_dict(pico_raw, name="pico")

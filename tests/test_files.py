@@ -1,0 +1,216 @@
+"""Files are written whole or not at all, and read strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from puzzle_search.errors import InputError
+from puzzle_search.files import (
+    Journal,
+    check_keys,
+    file_hash,
+    folder_written_whole,
+    read_text,
+    read_yaml,
+    value_hash,
+    write_text,
+    written_whole,
+)
+
+FORMAT = "puzzle-search.test/1"
+
+
+class Interrupted(Exception):
+    """Stands for anything that ends a write early."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_text_makes_folders_and_leaves_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b.txt"
+    write_text(file, "one\n")
+    write_text(file, "två\n")
+    assert file.read_bytes() == "två\n".encode()
+    assert names(file.parent) == ["b.txt"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with pytest.raises(Interrupted), written_whole(file) as temporary:
+        temporary.write_text("half")
+        raise Interrupted
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_the_target_does_not_exist_before_the_write_ends(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    with written_whole(file) as temporary:
+        temporary.write_text("new")
+        assert not file.exists()
+        assert temporary.parent == file.parent  # one file system: the rename is atomic
+    assert file.read_text() == "new"
+
+
+def test_a_folder_is_replaced_as_one(tmp_path: Path) -> None:
+    target = tmp_path / "child"
+    for content in ("one", "two"):
+        with folder_written_whole(target) as folder:
+            (folder / f"{content}.txt").write_text(content)
+    assert names(target) == ["two.txt"]
+    assert names(tmp_path) == ["child"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_interrupted_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "child"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    with pytest.raises(Interrupted), folder_written_whole(target) as folder:
+        (folder / "half.txt").write_text("half")
+        raise Interrupted
+    assert names(target) == ["old.txt"]
+    assert names(tmp_path) == ["child"]
+
+
+def test_an_old_folder_is_whole_until_the_new_one_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "child"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    seen: list[list[str]] = []
+    monkeypatch.setattr(
+        "puzzle_search.files.shutil.rmtree", lambda *_, **__: seen.append(names(target))
+    )
+    with folder_written_whole(target) as folder:
+        (folder / "new.txt").write_text("new")
+    assert seen[0] == ["new.txt"]  # nothing was deleted while the old folder was in place
+
+
+def test_hashes(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"abc")
+    expected = hashlib.sha256(b"abc").hexdigest()[:16]
+    assert file_hash(file) == expected
+    assert value_hash({"b": 1, "a": 2}) == value_hash({"a": 2, "b": 1})
+    assert value_hash([1, 2]) != value_hash([2, 1])
+
+
+def test_journal_round_trip(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "stage" / "journal.jsonl")
+    assert journal.read() == []
+    journal.append({"unit": 1, "text": "a\nb"})
+    journal.append({"unit": 2})
+    assert Journal(journal.path).read() == [{"unit": 1, "text": "a\nb"}, {"unit": 2}]
+
+
+@pytest.mark.parametrize("torn", [b'{"unit": 3', b"{", b"\xc3", b'{"unit": 3}'])
+@pytest.mark.parametrize("whole", [0, 2])
+def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes, whole: int) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    entries = [{"unit": number} for number in range(whole)]
+    for entry in entries:
+        journal.append(entry)
+    with journal.path.open("ab") as file:
+        file.write(torn)
+    assert journal.read() == entries
+    journal.append({"unit": "next"})
+    assert journal.read() == [*entries, {"unit": "next"}]
+
+
+@pytest.mark.parametrize("damage", [b"{", b"", b"\xff", b"\x00\x00", b"3", b"[1]", b"null"])
+def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "journal.jsonl"
+    file.write_bytes(b'{"unit": 1}\n' + damage + b'\n{"unit": 3}\n')
+    with pytest.raises(InputError, match=r"journal\.jsonl, line 2 is damaged"):
+        Journal(file).read()
+
+
+def yaml_file(folder: Path, text: str) -> Path:
+    file = folder / "a.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_read_yaml(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, f"format: {FORMAT}\nvalue: [1, 2.5, null]\n")
+    assert read_yaml(file, format=FORMAT) == {"format": FORMAT, "value": [1, 2.5, None]}
+
+
+def test_yaml_anchors_and_merges_still_work(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, f"format: {FORMAT}\na: &a {{x: 1, y: 2}}\nb: {{<<: *a, y: 3}}\n")
+    assert read_yaml(file, format=FORMAT)["b"] == {"x": 1, "y": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("a: 1\n b: 2", "line 2"),
+        ("", "format is None"),
+        ("- 1", "format is None"),
+        ("format: other/1", "format is 'other/1'"),
+        ("format: [1]", r"format is \[1\]"),
+        ("a: 1\nb: 2\na: 3", r"'a' is given twice\s+in .* line 3"),
+        ("a: {b: 1, b: 1}", "'b' is given twice"),
+        ("a: 1\n---\nb: 2", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: 2001-99-99", "'2001-99-99' is not a valid value"),
+        ("a: !!bool x", "'x' is not a valid value"),
+        ("a: \x07", "not valid YAML"),
+        ("[" * 100_000, "nested deeper than 100 levels"),
+        ("\n".join(" " * depth + "a:" for depth in range(200)), "nested deeper"),
+    ],
+)
+def test_read_yaml_errors_name_the_file(tmp_path: Path, text: str, message: str) -> None:
+    file = yaml_file(tmp_path, text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_yaml(file, format=FORMAT)
+    assert str(file) in caught.value.message
+    assert caught.value.remedy
+
+
+def test_read_text_errors_name_the_file(tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff")
+    for path in (tmp_path / "nowhere", tmp_path, binary):
+        with pytest.raises(InputError) as caught:
+            read_text(path, remedy="do this")
+        assert str(path) in caught.value.message
+        assert caught.value.remedy == "do this"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    file = yaml_file(tmp_path, "a: 1")
+    file.chmod(0)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_text(file, remedy="do this")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": 1, "b": 2}, None),
+        ({"a": 1, "b": 2, "c": 3}, None),
+        ({"a": 1}, "here: key 'b' is missing"),
+        ({}, "here: keys 'a', 'b' are missing"),
+        ({"a": 1, "b": 2, "d": 3, 4: 5}, "here: keys 4, 'd' are not known"),
+        ([("a", 1)], "here: expected keys"),
+        (None, "here: expected keys"),
+    ],
+)
+def test_check_keys(data: object, message: str | None) -> None:
+    if message is None:
+        check_keys(data, "here", required={"a", "b"}, optional={"c"})
+        return
+    with pytest.raises(InputError, match=message):
+        check_keys(data, "here", required={"a", "b"}, optional={"c"})

@@ -1,0 +1,28 @@
+"""What an architecture costs on a GPU: memory, latency and throughput. No torch."""
+
+from puzzle_search.cost.memory import Dtype, parse_dtype
+from puzzle_search.cost.profile import LatencyRow, MemoryRow, Profile
+from puzzle_search.cost.scenario import Scenario
+from puzzle_search.cost.table import (
+    CostTable,
+    OperatingPoint,
+    ScenarioCost,
+    SubblockCosts,
+    build_cost_table,
+)
+from puzzle_search.cost.target import Target
+
+__all__ = [
+    "CostTable",
+    "Dtype",
+    "LatencyRow",
+    "MemoryRow",
+    "OperatingPoint",
+    "Profile",
+    "Scenario",
+    "ScenarioCost",
+    "SubblockCosts",
+    "Target",
+    "build_cost_table",
+    "parse_dtype",
+]

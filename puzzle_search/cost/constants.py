@@ -1,0 +1,173 @@
+"""The numbers that a cost model holds: a GPU's data sheet and one engine's calibrated constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puzzle_search.cost.latency import Evidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a group of constants comes from, and its relative error on points held out of the fit.
+
+    The errors are None where nothing was fitted (``datasheet``, ``reconstructed``).
+    """
+
+    evidence: Evidence
+    source: str
+    error_median: float | None
+    error_p90: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """What the vendor and the driver say about the GPU."""
+
+    provenance: Provenance
+    hbm_bytes: int
+    reserve_bytes: int
+    hbm_bytes_per_second: float
+    link_bytes_per_second: float
+    num_sms: int
+    flops_per_second: Mapping[str, float]
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """Bytes left for weights, KV cache and activations."""
+        return self.hbm_bytes - self.reserve_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmConstants:
+    """One matrix product: smooth maximum of memory time and tiled compute time, plus a launch.
+
+    ``corner`` is the exponent p of (memory^p + compute^p)^(1/p); ``tile_us`` the prologue and
+    epilogue of a 128x128 output tile, ``tile_penalty`` the efficiency that small tiles lose,
+    ``split_us`` the reduction after splitting k, ``power_slowdown`` the clock lost per doubling of
+    the work above 1 TFLOP; the two quantisation constants are the dynamic activation quantisation
+    that static FP8 engines do not pay.
+    """
+
+    provenance: Provenance
+    launch_us: float
+    memory_fraction: float
+    compute_fraction: float
+    corner: float
+    tile_us: float
+    tile_penalty: float
+    split_us: float
+    power_slowdown: float
+    quantisation_us: float
+    quantisation_us_per_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillAttentionConstants:
+    """Causal attention over a prompt, with rope and the write into the KV cache.
+
+    ``ramp_tokens`` is the context at which the kernel reaches half of ``compute_fraction`` of
+    the peak; ``fill_blocks`` the thread blocks (128 queries of one head) at which the GPU is half
+    full.
+    """
+
+    provenance: Provenance
+    launch_us: float
+    us_per_sequence_head: float
+    us_per_token_head: float
+    compute_fraction: float
+    ramp_tokens: float
+    fill_blocks: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeGroup:
+    """Decode attention of one GQA group (query heads per KV head), head_dim 128.
+
+    A first guess, floor + streams x ``us_per_stream`` + KV bytes at ``memory_fraction`` of the
+    bandwidth, times the entry of ``ratio``, a table over the axes of `DecodeAttentionConstants`.
+    A stream is one KV head of one sequence.
+    """
+
+    floor_us: float
+    us_per_stream: float
+    memory_fraction: float
+    ratio: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeAttentionConstants:
+    """Decode attention by GQA group: which kernel runs, and how well, depends on the group.
+
+    The axes of the groups' tables are log2(streams x context), ``work_log2``, and log2(context),
+    ``context_log2``.
+    """
+
+    provenance: Provenance
+    work_log2: NDArray[np.float64]
+    context_log2: NDArray[np.float64]
+    groups: Mapping[int, DecodeGroup]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElementwiseConstants:
+    """Kernels that only move data (norm and residual, gated activation, sampling)."""
+
+    provenance: Provenance
+    launch_us: float
+    memory_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReduceConstants:
+    """All-reduce within a node: the cheaper of a one-shot and a two-shot line, by TP degree."""
+
+    provenance: Provenance
+    by_tp: Mapping[int, AllReduceLines]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReduceLines:
+    """min(one_shot_us + one_shot_us_per_mib x, two_shot_us + two_shot_us_per_mib x), x in MiB."""
+
+    one_shot_us: float
+    one_shot_us_per_mib: float
+    two_shot_us: float
+    two_shot_us_per_mib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConstants:
+    """What an engine adds to its kernels: a scalar on all of them, and a cost per step.
+
+    The cost of a step is ``step_us`` + ``step_us_per_sequence`` x batch +
+    ``step_us_per_tp_doubling`` x log2(TP). All are residuals of published totals, which do not
+    tell their cause.
+    ``max_batch`` is the largest batch, ``max_tokens`` the most tokens that the engine takes in one
+    step: it cuts longer prefills into chunks.
+    """
+
+    provenance: Provenance
+    engine_scalar: float
+    step_us: float
+    step_us_per_sequence: float
+    step_us_per_tp_doubling: float
+    max_batch: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConstants:
+    """The calibrated constants of one serving engine on one GPU."""
+
+    version: str
+    gemm: Mapping[str, GemmConstants]
+    prefill_attention: Mapping[str, PrefillAttentionConstants]
+    decode_attention: Mapping[str, DecodeAttentionConstants]
+    elementwise: ElementwiseConstants
+    all_reduce: AllReduceConstants
+    step: StepConstants

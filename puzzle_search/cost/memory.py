@@ -1,0 +1,94 @@
+"""Bytes on one device: weights, KV cache and activations of each variant, by closed form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from puzzle_search.arch import Gqa, Mlp, ParentConfig, Variant
+from puzzle_search.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dtype:
+    """Bytes per number of a serving precision."""
+
+    name: str
+    matrix_bytes: int
+    vector_bytes: int
+    kv_bytes: int
+
+
+_DTYPES = {
+    dtype.name: dtype
+    for dtype in (
+        # FP8 engines keep norms, biases, embedding and output head in bf16.
+        Dtype(name="fp8", matrix_bytes=1, vector_bytes=2, kv_bytes=1),
+        Dtype(name="bf16", matrix_bytes=2, vector_bytes=2, kv_bytes=2),
+        Dtype(name="fp32", matrix_bytes=4, vector_bytes=4, kv_bytes=4),
+    )
+}
+
+# Tokens of one prefill step; longer prompts are cut into chunks of this size.
+PREFILL_CHUNK_TOKENS = 8192
+_LOGIT_BYTES = 4
+
+
+def parse_dtype(name: str) -> Dtype:
+    """The precision of that name.
+
+    Raises:
+        InputError: it is not known.
+    """
+    if name not in _DTYPES:
+        raise InputError(f"dtype {name!r} is not known", remedy=f"use one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) -> int:
+    """Weights of one subblock on one of ``tp`` devices, its replicated norm among them.
+
+    KV heads fewer than ``tp`` are replicated.
+    """
+    shapes = variant.tensors(config)
+    total = 0.0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        if len(shape) == 1:
+            total += size * dtype.vector_bytes
+            continue
+        share = 1 / tp
+        if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj")):
+            share = max(share, 1 / variant.kv_heads)
+        total += size * share * dtype.matrix_bytes
+    norm = config.hidden_size * dtype.vector_bytes if shapes else 0
+    return math.ceil(total) + norm
+
+
+def kv_bytes_per_token(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) -> int:
+    """KV cache of one token in one subblock, on one of ``tp`` devices."""
+    if not isinstance(variant, Gqa):
+        return 0
+    local_heads = math.ceil(variant.kv_heads / tp)
+    return 2 * local_heads * config.head_dim * dtype.kv_bytes
+
+
+def outside_bytes(config: ParentConfig, dtype: Dtype, tp: int) -> int:
+    """Embedding, output head and final norm on one of ``tp`` devices."""
+    tables = 1 if config.tie_embeddings else 2
+    table = config.vocab_size * config.hidden_size
+    return math.ceil((tables * table / tp + config.hidden_size) * dtype.vector_bytes)
+
+
+def activation_bytes(
+    config: ParentConfig, dtype: Dtype, *, batch: int, input_len: int, tp: int, widest_ffn: int
+) -> int:
+    """Largest live activations of a step: the FFN of a prefill chunk, and a batch's logits."""
+    tokens = max(batch, min(batch * input_len, PREFILL_CHUNK_TOKENS))
+    per_token = (4 * config.hidden_size + 2 * widest_ffn / tp) * dtype.vector_bytes
+    return math.ceil(tokens * per_token + batch * config.vocab_size / tp * _LOGIT_BYTES)
+
+
+def ffn_width(variant: Variant) -> int:
+    """Intermediate size of an FFN variant, 0 where it has none."""
+    return variant.intermediate_size if isinstance(variant, Mlp) else 0

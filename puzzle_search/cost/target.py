@@ -1,0 +1,25 @@
+"""What a child shall run on: a latency predictor with the device's memory and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from puzzle_search.cost.latency import LatencyModel
+from puzzle_search.cost.memory import Dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A device with its engine and precision.
+
+    Attributes:
+        gpu: name as printed in results.
+        latency: predicts times on this device.
+        memory_limit_bytes: what weights, KV cache and activations may take on one device.
+        dtype: serving precision.
+    """
+
+    gpu: str
+    latency: LatencyModel
+    memory_limit_bytes: int
+    dtype: Dtype

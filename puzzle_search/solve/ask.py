@@ -1,0 +1,195 @@
+"""The question as people ask it: a model, a GPU and a workload, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
+from puzzle_search.cost import (
+    CostTable,
+    OperatingPoint,
+    Profile,
+    Scenario,
+    ScenarioCost,
+    Target,
+    build_cost_table,
+    parse_dtype,
+)
+from puzzle_search.cost.analytic import AnalyticLatency
+from puzzle_search.cost.hardware import CostModel, find_cost_model
+from puzzle_search.errors import InputError
+from puzzle_search.files import file_hash
+from puzzle_search.resources import resource
+from puzzle_search.solve.problem import Limits, Problem
+from puzzle_search.solve.score_table import ScoreTable
+from puzzle_search.solve.search import Solution, solve
+
+_ALL_TP = (1, 2, 4, 8)
+_LARGEST_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchInputs:
+    """A parent with its search space and scores, as files in one folder.
+
+    The folder holds ``config.json``, ``space.yaml`` and ``scores.csv`` with its sidecar.
+    """
+
+    config: ParentConfig
+    space: SearchSpace
+    scores: ScoreTable
+    hashes: dict[str, str]
+
+    @classmethod
+    def find(cls, model: str, *, scores: str | None = None) -> SearchInputs:
+        """Open a shipped example by name, or a folder.
+
+        Raises:
+            InputError: there is no such example or folder, or a file in it is wrong.
+        """
+        shipped = resource("examples", model.lower())
+        folder = Path(model) if Path(model).is_dir() else shipped
+        if not folder.is_dir():
+            known = sorted(p.parent.name for p in resource("examples").glob("*/scores.csv"))
+            raise InputError(
+                f"model {model!r} is neither a shipped example nor a folder",
+                remedy=f"use {', '.join(known)}, or a folder that holds config.json, space.yaml "
+                "and scores.csv",
+            )
+        score_file = Path(scores) if scores else folder / "scores.csv"
+        config = ParentConfig.from_file(folder / "config.json", name=folder.name)
+        return cls(
+            config=config,
+            space=SearchSpace.from_file(folder / "space.yaml", config),
+            scores=ScoreTable.from_file(score_file),
+            hashes={"scores": file_hash(score_file), "space": file_hash(folder / "space.yaml")},
+        )
+
+
+def find_target(gpu: str, config: ParentConfig, *, engine: str, dtype: str) -> Target:
+    """The target of a GPU's name (its cost model) or of a profile folder.
+
+    Raises:
+        InputError: the GPU, engine or dtype is not known there.
+    """
+    if (Path(gpu) / "profile.yaml").exists():
+        profile = Profile.from_folder(gpu)
+        return profile_target(profile)
+    model = CostModel.from_file(find_cost_model(gpu))
+    return Target(
+        gpu=model.gpu,
+        latency=AnalyticLatency(config, model, engine, dtype),
+        memory_limit_bytes=model.memory_limit_bytes,
+        dtype=parse_dtype(dtype),
+    )
+
+
+def profile_target(profile: Profile) -> Target:
+    """The device that a profile was measured on."""
+    return Target(
+        gpu=str(profile.sidecar["device"]["name"]),
+        latency=profile,
+        memory_limit_bytes=int(profile.sidecar["memory_limit_bytes"]),
+        dtype=parse_dtype(str(profile.sidecar["dtype"])),
+    )
+
+
+def parse_tp(text: str) -> tuple[int, ...]:
+    """Read ``1``, ``1,2,4`` or ``any``.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    if text == "any":
+        return _ALL_TP
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) in _ALL_TP for part in parts):
+        raise InputError(
+            f"tp {text!r} is not a list of degrees", remedy="use any, or some of 1,2,4,8"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def operating_points(target: Target, tp: tuple[int, ...]) -> list[OperatingPoint]:
+    """Batch sizes and TP degrees to search: the measured ones, or 1 to 1024 in steps of 10%."""
+    if isinstance(target.latency, Profile):
+        batches = target.latency.batches
+        tp = tuple(degree for degree in tp if degree in target.latency.tp_degrees)
+    else:
+        batches = sorted({round(b) for b in np.geomspace(1, _LARGEST_BATCH, 74)})
+    if not tp:
+        raise InputError("the profile has none of these TP degrees", remedy="use --tp 1")
+    return [OperatingPoint(batch=batch, tp=degree) for degree in tp for batch in batches]
+
+
+def cost_table(
+    inputs: SearchInputs, target: Target, scenario: Scenario, tp: tuple[int, ...]
+) -> CostTable:
+    """Price the whole search space at every operating point."""
+    return build_cost_table(
+        inputs.config,
+        target,
+        scenario,
+        operating_points(target, tp),
+        attention=inputs.space.all_variants("attention"),
+        ffn=inputs.space.all_variants("ffn"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A solution beside its parent."""
+
+    solution: Solution
+    parent_cost: ScenarioCost | None
+    inputs: SearchInputs
+
+    @property
+    def spec(self) -> ArchitectureSpec:
+        """The architecture, carrying how it was found."""
+        return self.solution.spec_with_solution(**self.inputs.hashes)
+
+
+def ask(
+    *,
+    model: str = "llama-3.1-70b",
+    gpu: str = "h100",
+    limits: Limits,
+    scenario: str = "128/1024",
+    engine: str = "trtllm",
+    dtype: str = "fp8",
+    tp: str = "1",
+    scores: str | None = None,
+    metric: str = "kl",
+    max_seconds: float = 60.0,
+) -> Answer:
+    """Find the best child of a model for a GPU and workload.
+
+    Args:
+        model: shipped example, or a folder with ``config.json``, ``space.yaml``, ``scores.csv``.
+        gpu: a GPU with a cost model, or a profile folder.
+        limits: what the child must keep to.
+        scenario: input and output length, ``128/1024``.
+        engine: serving engine whose constants the cost model uses.
+        dtype: serving precision.
+        tp: ``1``, ``1,2,4`` or ``any``.
+        scores: another score table than the model's own.
+        metric: metric of the score table.
+        max_seconds: time limit of the search.
+
+    Raises:
+        InputError: something named is not there or not valid.
+        InfeasibleError: no architecture keeps the limits.
+    """
+    inputs = SearchInputs.find(model, scores=scores)
+    target = find_target(gpu, inputs.config, engine=engine, dtype=dtype)
+    table = cost_table(inputs, target, Scenario.parse(scenario), parse_tp(tp))
+    problem = Problem.build(
+        inputs.config, inputs.space, inputs.scores, table, limits, metric=metric
+    )
+    solution = solve(problem, max_seconds=max_seconds)
+    parent = table.best_cost(ArchitectureSpec.identity(inputs.config))
+    return Answer(solution=solution, parent_cost=parent, inputs=inputs)

@@ -1,0 +1,165 @@
+"""Lower bound, multipliers and a first answer from the linear relaxation.
+
+The relaxation of a multiple-choice knapsack with few limits has a dual in as many dimensions as
+there are limits. It is solved by Dantzig-Wolfe column generation: a master LP mixes selections
+(one choice per layer each), its duals price the limits, and the cheapest selection at those
+prices joins the master until none improves it (Dantzig and Wolfe 1960; for this knapsack,
+Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, section 11.2). Any prices give a valid
+bound, so stopping early is safe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.linear_solver import pywraplp
+
+from puzzle_search.solve.problem import Choice, Floats, PointProblem
+
+_MAX_ROUNDS = 60
+_TOLERANCE = 1e-9
+# A slack in the master costs this many times the whole spread of damage, so that it stays empty
+# whenever the limits can be met.
+_SLACK_PRICE = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxation:
+    """What the relaxation of one operating point tells.
+
+    Attributes:
+        bound: no feasible choice has less damage; infinite if none is feasible.
+        reduced: (layers, choices), damage above the bound that each choice forces at least.
+        prices: damage per unit of each limit at the optimum.
+        selections: the last selections made, near the limits but not always within them.
+    """
+
+    bound: float
+    prices: Floats
+    reduced: Floats
+    selections: list[Choice]
+
+
+def relax(point: PointProblem) -> Relaxation:
+    """Solve the relaxation at one operating point."""
+    layers = np.arange(point.damage.shape[0])
+    finite = np.isfinite(point.damage)
+    spread = float(np.where(finite, point.damage, -np.inf).max(axis=1).sum()) or 1.0
+    usage = point.usage
+    prices = np.zeros(len(point.limits))
+    master = _Master(point.limits, _SLACK_PRICE * abs(spread))
+    best_bound, best_prices = -np.inf, prices
+    seen: set[bytes] = set()
+    selections = [_cheapest(amounts, finite) for amounts in usage]
+    for choice in selections:
+        master.add(_damage(point, choice), usage[:, choice].sum(axis=1))
+    for _ in range(_MAX_ROUNDS):
+        priced = point.damage + prices @ usage
+        choice = priced.argmin(axis=1)
+        bound = float(priced[layers, choice].sum() - prices @ point.limits)
+        if bound > best_bound:
+            best_bound, best_prices = bound, prices
+        selections.append(choice)
+        if best_bound > spread * (1 + _TOLERANCE) or choice.tobytes() in seen:
+            break
+        seen.add(choice.tobytes())
+        master.add(_damage(point, choice), usage[:, choice].sum(axis=1))
+        solved = master.solve()
+        if solved is None:
+            break
+        value, prices = solved
+        if value - best_bound <= _TOLERANCE * max(1.0, abs(value)):
+            break
+    priced = point.damage + best_prices @ usage
+    reduced = priced - priced.min(axis=1, keepdims=True)
+    infeasible = best_bound > spread * (1 + _TOLERANCE)
+    return Relaxation(
+        bound=np.inf if infeasible else best_bound,
+        prices=best_prices,
+        reduced=reduced,
+        selections=selections[-4:],
+    )
+
+
+def feasible_answer(point: PointProblem, relaxation: Relaxation) -> Choice | None:
+    """The least damage among the relaxation's selections, repaired and improved."""
+    repaired = (_repair(point, selection) for selection in relaxation.selections)
+    found = [_improve(point, choice) for choice in repaired if choice is not None]
+    return min(found, key=lambda choice: _damage(point, choice), default=None)
+
+
+def _damage(point: PointProblem, choice: Choice) -> float:
+    return float(point.damage[np.arange(len(choice)), choice].sum())
+
+
+def _cheapest(usage: Floats, finite: NDArray[np.bool_]) -> Choice:
+    choice: Choice = np.where(finite, usage[None, :], np.inf).argmin(axis=1)
+    return choice
+
+
+class _Master:
+    """Mix selections so that the limits hold on average, at least damage."""
+
+    def __init__(self, limits: Floats, slack_price: float) -> None:
+        self._solver = pywraplp.Solver.CreateSolver("GLOP")
+        infinity = self._solver.infinity()
+        self._rows = [self._solver.Constraint(-infinity, float(limit)) for limit in limits]
+        self._convexity = self._solver.Constraint(1.0, 1.0)
+        self._objective = self._solver.Objective()
+        self._objective.SetMinimization()
+        for row in self._rows:
+            slack = self._solver.NumVar(0.0, infinity, "")
+            row.SetCoefficient(slack, -1.0)
+            self._objective.SetCoefficient(slack, slack_price)
+
+    def add(self, damage: float, usage: Floats) -> None:
+        column = self._solver.NumVar(0.0, self._solver.infinity(), "")
+        self._convexity.SetCoefficient(column, 1.0)
+        self._objective.SetCoefficient(column, damage)
+        for row, amount in zip(self._rows, usage, strict=True):
+            row.SetCoefficient(column, float(amount))
+
+    def solve(self) -> tuple[float, Floats] | None:
+        """Value and prices of the limits; None if the LP solver met numerical trouble."""
+        if self._solver.Solve() != pywraplp.Solver.OPTIMAL:
+            return None
+        prices = np.array([max(0.0, -row.dual_value()) for row in self._rows])
+        return float(self._objective.Value()), prices
+
+
+def _repair(point: PointProblem, start: Choice) -> Choice | None:
+    """Swap choices, least damage per excess removed first, until every limit holds."""
+    choice, layers, usage = start.copy(), np.arange(len(start)), point.usage
+    for _ in range(4 * len(start)):
+        excess = usage[:, choice].sum(axis=1) - point.limits
+        over = np.maximum(excess, 0.0)
+        if not over.any():
+            return choice
+        change = usage[:, None, :] - usage[:, choice][:, :, None]
+        left = np.maximum(excess[:, None, None] + change, 0.0).sum(axis=0)
+        removed = over.sum() - left
+        added = np.maximum(point.damage - point.damage[layers, choice][:, None], 1e-12)
+        possible = (removed > 1e-15) & np.isfinite(added)
+        rate = np.where(possible, added / np.maximum(removed, 1e-300), np.inf)
+        layer, column = np.unravel_index(rate.argmin(), rate.shape)
+        if not np.isfinite(rate[layer, column]):
+            return None
+        choice[layer] = column
+    return None
+
+
+def _improve(point: PointProblem, start: Choice) -> Choice:
+    """Swap single choices for less damage while every limit holds."""
+    choice, layers, usage = start.copy(), np.arange(len(start)), point.usage
+    for _ in range(4 * len(start)):
+        slack = point.limits - usage[:, choice].sum(axis=1)
+        change = usage[:, None, :] - usage[:, choice][:, :, None]
+        fits = (change <= slack[:, None, None]).all(axis=0)
+        gain = np.where(fits, point.damage[layers, choice][:, None] - point.damage, -np.inf)
+        layer, column = np.unravel_index(gain.argmax(), gain.shape)
+        if not gain[layer, column] > 1e-15 * max(1.0, abs(_damage(point, choice))):
+            break
+        choice[layer] = column
+    return choice

@@ -1,0 +1,21 @@
+"""Checkpoints in and out: safetensors tensor by tensor, children in the nemotron-nas format."""
+
+from puzzle_search.checkpoint.child import child_config, read_model_config
+from puzzle_search.checkpoint.load import load_decoder, load_tokenizer, subblock_from_tensors
+from puzzle_search.checkpoint.names import outside_names, subblock_names
+from puzzle_search.checkpoint.reader import CheckpointReader, open_safetensors
+from puzzle_search.checkpoint.writer import CheckpointWriter, save_tensors
+
+__all__ = [
+    "CheckpointReader",
+    "CheckpointWriter",
+    "child_config",
+    "load_decoder",
+    "load_tokenizer",
+    "open_safetensors",
+    "outside_names",
+    "read_model_config",
+    "save_tensors",
+    "subblock_from_tensors",
+    "subblock_names",
+]

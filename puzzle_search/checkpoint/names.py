@@ -1,0 +1,46 @@
+"""Checkpoint names of a subblock's tensors: Llama's, and DeciLM's for the linear variants."""
+
+from __future__ import annotations
+
+from puzzle_search.arch import ParentConfig, Subblock, Variant
+from puzzle_search.arch.variants import Shape
+
+_NORM = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
+_MODULE = {"attention": "self_attn", "ffn": "mlp"}
+_LINEAR = {"attention": "linear_attn", "ffn": "linear_mlp"}
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+
+def subblock_names(subblock: Subblock, block: int) -> dict[str, str]:
+    """Map prefix of local names to prefix of checkpoint names for one block's subblock."""
+    layer = f"model.layers.{block}"
+    module = f"{layer}.{_MODULE[subblock]}"
+    return {
+        "norm.": f"{layer}.{_NORM[subblock]}.",
+        "linear.": f"{module}.{_LINEAR[subblock]}.",
+        "": f"{module}.",
+    }
+
+
+def checkpoint_name(subblock: Subblock, block: int, local: str) -> str:
+    """The checkpoint name of a subblock's tensor, e.g. ``model.layers.3.mlp.up_proj.weight``."""
+    for prefix, full in subblock_names(subblock, block).items():
+        if local.startswith(prefix):
+            return full + local.removeprefix(prefix)
+    raise AssertionError(local)
+
+
+def subblock_shapes(variant: Variant, config: ParentConfig) -> dict[str, Shape]:
+    """Shapes of a subblock's tensors by local name, its norm among them; empty for a no-op."""
+    shapes = variant.tensors(config)
+    return {"norm.weight": (config.hidden_size,)} | shapes if shapes else {}
+
+
+def outside_names(config: ParentConfig) -> dict[str, Shape]:
+    """Checkpoint names and shapes of what stands outside the blocks."""
+    table = (config.vocab_size, config.hidden_size)
+    names: dict[str, Shape] = {EMBEDDING: table, FINAL_NORM: (config.hidden_size,)}
+    return names if config.tie_embeddings else names | {HEAD: table}

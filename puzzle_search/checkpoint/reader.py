@@ -1,0 +1,110 @@
+"""Read a safetensors checkpoint tensor by tensor, never a whole model in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from puzzle_search.arch import ParentConfig, Subblock, Variant
+from puzzle_search.arch.variants import Shape
+from puzzle_search.checkpoint.names import checkpoint_name, outside_names, subblock_shapes
+from puzzle_search.errors import InputError
+from puzzle_search.files import read_text
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def open_safetensors(file: Path) -> safe_open:
+    """Open one safetensors file.
+
+    Raises:
+        InputError: it is missing, truncated or damaged.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist", remedy="download the checkpoint") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file} is truncated or damaged: {error}", remedy="download or write it again"
+        ) from error
+
+
+class CheckpointReader:
+    """Tensors of a checkpoint folder, single-file or sharded.
+
+    Raises:
+        InputError: the folder holds no readable safetensors checkpoint.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{folder} is not a folder", remedy="name a checkpoint folder")
+        index = self.folder / _INDEX
+        if index.exists():
+            self._file_of = self._read_index(index)
+        else:
+            self._file_of = dict.fromkeys(open_safetensors(self.folder / _SINGLE).keys(), _SINGLE)
+        self._open: dict[str, safe_open] = {}
+
+    def _read_index(self, index: Path) -> dict[str, str]:
+        try:
+            weight_map = json.loads(read_text(index, remedy="download it again"))["weight_map"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{index} is not a weight index", remedy="download it again"
+            ) from error
+        for name, file in weight_map.items():
+            if Path(file).name != file:
+                raise InputError(
+                    f"{index}: {name} points outside the folder ({file})",
+                    remedy="use a checkpoint whose shards lie beside the index",
+                )
+        return dict(weight_map)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._file_of)
+
+    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
+        """Read one tensor.
+
+        Raises:
+            InputError: it is absent, has another shape, or its file is damaged.
+        """
+        if name not in self._file_of:
+            raise InputError(
+                f"{self.folder}: tensor {name} is missing",
+                remedy="use a complete checkpoint that matches its config.json",
+            )
+        file = self._file_of[name]
+        if file not in self._open:
+            self._open[file] = open_safetensors(self.folder / file)
+        handle = self._open[file]
+        found = tuple(handle.get_slice(name).get_shape())
+        if found != shape:
+            raise InputError(
+                f"{self.folder / file}: tensor {name} has shape {found}, expected {shape}",
+                remedy="use the checkpoint that belongs to its config.json",
+            )
+        tensor: torch.Tensor = handle.get_tensor(name)
+        return tensor
+
+    def subblock(
+        self, subblock: Subblock, block: int, variant: Variant, config: ParentConfig
+    ) -> dict[str, torch.Tensor]:
+        """Tensors of one subblock by local name."""
+        return {
+            local: self.tensor(checkpoint_name(subblock, block, local), shape)
+            for local, shape in subblock_shapes(variant, config).items()
+        }
+
+    def outside(self, config: ParentConfig) -> dict[str, torch.Tensor]:
+        """Embedding, final norm and untied head, by checkpoint name."""
+        return {name: self.tensor(name, shape) for name, shape in outside_names(config).items()}

@@ -1,0 +1,52 @@
+"""``puzzle-search generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from puzzle_search.cli.options import DeviceOption, TorchDtypeOption
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder, parent or child.")],
+    prompt: Annotated[str, typer.Option(help="Text to complete.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    device: DeviceOption = "cpu",
+    dtype: TorchDtypeOption = "fp32",
+) -> None:
+    """Complete a text, streaming it as it comes."""
+    import torch
+
+    from puzzle_search.checkpoint import load_decoder, load_tokenizer
+    from puzzle_search.errors import InputError
+    from puzzle_search.model import Sampling
+    from puzzle_search.model import generate as generate_tokens
+    from puzzle_search.profile import open_device
+    from puzzle_search.profile.measure import torch_dtype
+
+    opened = open_device(device)
+    decoder = load_decoder(model, dtype=torch_dtype(dtype), device=opened.torch_device)
+    tokenizer = load_tokenizer(model)
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if not ids:
+        raise InputError("the prompt is empty", remedy="give some text with --prompt")
+    print(prompt, end="", flush=True)
+    shown, tokens = "", []
+    for token in generate_tokens(
+        decoder,
+        torch.tensor([ids], device=opened.torch_device),
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        stop_token=tokenizer.eos_token_id,
+    ):
+        tokens.append(int(token))
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        print(text[len(shown) :], end="", flush=True)
+        shown = text
+    print()

@@ -1,0 +1,47 @@
+"""``puzzle-search``: commands, and errors as one message with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from puzzle_search import __version__
+from puzzle_search.cli.bench import bench
+from puzzle_search.cli.build import build
+from puzzle_search.cli.evaluate import evaluate
+from puzzle_search.cli.generate import generate
+from puzzle_search.cli.library import library
+from puzzle_search.cli.profile import profile
+from puzzle_search.cli.run import run
+from puzzle_search.cli.score import score
+from puzzle_search.cli.solve import solve
+from puzzle_search.errors import PuzzleSearchError
+
+app = typer.Typer(
+    help="Find, build and run the best child of a language model for a GPU and workload.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (solve, run, profile, library, score, build, evaluate, bench, generate):
+    app.command()(command)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except PuzzleSearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,97 @@
+"""A decoder whose blocks differ from layer to layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig
+from puzzle_search.errors import InputError
+from puzzle_search.model.cache import KvCache, LayerCache
+from puzzle_search.model.rope import Rotary, RotarySlice
+from puzzle_search.model.subblocks import make_subblock
+
+
+class Block(nn.Module):
+    """An attention subblock, then an FFN subblock."""
+
+    def __init__(self, choice: BlockChoice, config: ParentConfig) -> None:
+        super().__init__()
+        self.attention = make_subblock(choice.attention_variant, config)
+        self.ffn = make_subblock(choice.ffn_variant, config)
+
+    def forward(
+        self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None = None
+    ) -> torch.Tensor:
+        """Hidden states after the block."""
+        hidden: torch.Tensor = self.ffn(self.attention(x_BLD, rotary, cache), rotary, None)
+        return hidden
+
+
+class HeterogeneousDecoder(nn.Module):
+    """Embedding, blocks of any variants, final norm, output head.
+
+    With the identity spec and the parent's weights it computes the parent.
+    """
+
+    def __init__(self, config: ParentConfig, spec: ArchitectureSpec) -> None:
+        super().__init__()
+        spec.check_fits(config)
+        self.config = config
+        self.spec = spec
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(choice, config) for choice in spec.blocks)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.rotary = Rotary(config)
+
+    def new_cache(self, *, batch: int, max_length: int) -> KvCache:
+        """An empty cache for ``batch`` sequences of up to ``max_length`` tokens.
+
+        Raises:
+            InputError: the context is longer than the model can attend to.
+        """
+        limit = self.config.max_position_embeddings
+        if self.config.sliding_window is not None:
+            limit = min(limit, self.config.sliding_window)
+        if max_length > limit:
+            raise InputError(
+                f"{max_length} tokens exceed the {limit} that {self.config.name} can attend to",
+                remedy="ask for a shorter prompt or fewer new tokens",
+            )
+        weight = self.embedding.weight
+        return KvCache(
+            [choice.attention_variant for choice in self.spec.blocks],
+            self.config,
+            batch=batch,
+            max_length=max_length,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def hidden_states(self, ids_BL: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
+        """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given."""
+        start = cache.length if cache is not None else 0
+        x_BLD: torch.Tensor = self.embedding(ids_BL)
+        rotary = self.rotary.slice(start, ids_BL.shape[1], x_BLD)
+        for index, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, rotary, cache.layers[index] if cache is not None else None)
+        if cache is not None:
+            cache.length = start + ids_BL.shape[1]
+        return x_BLD
+
+    def logits(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """Logits (B, L, vocabulary) of final hidden states."""
+        return F.linear(self.norm(x_BLD), self.head.weight)
+
+    def next_greedy(self, ids_BL: torch.Tensor, cache: KvCache) -> torch.Tensor:
+        """One engine step: extend the cache, return the likeliest next token of each, (B, 1)."""
+        last_B1D = self.hidden_states(ids_BL, cache)[:, -1:]
+        return self.logits(last_B1D).argmax(-1)
+
+    def forward(self, ids_BL: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
+        """Logits (B, L, vocabulary) of every new token."""
+        return self.logits(self.hidden_states(ids_BL, cache))

@@ -1,0 +1,70 @@
+"""Greedy and sampled generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from puzzle_search.model.decoder import HeterogeneousDecoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@torch.inference_mode()
+def generate(
+    model: HeterogeneousDecoder,
+    ids_BL: torch.Tensor,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stop_token: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield the next token of every sequence, (B,), until all have stopped.
+
+    Args:
+        model: the decoder.
+        ids_BL: prompts of equal length.
+        max_new_tokens: tokens to yield at most.
+        sampling: greedy by default.
+        stop_token: ends a sequence; ended sequences repeat it.
+
+    Raises:
+        InputError: prompt and new tokens exceed the context of the model.
+    """
+    sampling = sampling or Sampling()
+    generator = torch.Generator(device=ids_BL.device).manual_seed(sampling.seed)
+    cache = model.new_cache(batch=ids_BL.shape[0], max_length=ids_BL.shape[1] + max_new_tokens)
+    stopped_B = torch.zeros(ids_BL.shape[0], dtype=torch.bool, device=ids_BL.device)
+    step_ids = ids_BL
+    for _ in range(max_new_tokens):
+        hidden_BD = model.hidden_states(step_ids, cache)[:, -1]
+        next_B = _draw(model.logits(hidden_BD), sampling, generator)
+        if stop_token is not None:
+            next_B = next_B.masked_fill(stopped_B, stop_token)
+            stopped_B |= next_B == stop_token
+        yield next_B
+        if stop_token is not None and bool(stopped_B.all()):
+            return
+        step_ids = next_B[:, None]
+
+
+def _draw(logits_BV: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    probabilities = (logits_BV.float() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probabilities = torch.zeros_like(probabilities).scatter(
+            -1, order, ordered.masked_fill(outside, 0)
+        )
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

@@ -1,0 +1,61 @@
+"""Rotary position embedding, with the frequencies that transformers computes from the config."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from puzzle_search.arch import ParentConfig
+
+
+class RotarySlice(NamedTuple):
+    """Cosines and signed sines of consecutive positions, both (L, E)."""
+
+    cos_LE: torch.Tensor
+    sin_LE: torch.Tensor
+
+
+class Rotary(nn.Module):
+    """Table of cosines and sines, grown when longer contexts are asked for.
+
+    Any rope type that transformers knows and whose frequencies do not depend on the running
+    length (default, linear, llama3, yarn) gives the same angles as there.
+    """
+
+    def __init__(self, config: ParentConfig) -> None:
+        super().__init__()
+        hf_config: Any = AutoConfig.for_model(**dict(config.raw))
+        with torch.device("cpu"):
+            self._embedding = LlamaRotaryEmbedding(hf_config)
+        self._head_dim = config.head_dim
+        self._table: RotarySlice | None = None
+
+    def slice(self, start: int, length: int, like: torch.Tensor) -> RotarySlice:
+        """Angles of ``length`` positions from ``start``, in the dtype and device of ``like``."""
+        end = start + length
+        table = self._table
+        if (
+            table is None
+            or table.cos_LE.shape[0] < end
+            or table.cos_LE.dtype != like.dtype
+            or table.cos_LE.device != like.device
+        ):
+            table = self._table = self._make_table(max(256, 1 << (end - 1).bit_length()), like)
+        return RotarySlice(table.cos_LE[start:end], table.sin_LE[start:end])
+
+    def _make_table(self, length: int, like: torch.Tensor) -> RotarySlice:
+        positions = torch.arange(length)[None]
+        cos, sin = self._embedding(torch.empty(0, dtype=torch.float32), positions)
+        # rotate() adds x with its halves swapped: the minus sign of the first half goes in here.
+        sign = torch.ones(self._head_dim).index_fill_(0, torch.arange(self._head_dim // 2), -1)
+        return RotarySlice(cos[0].to(like), (sin[0] * sign).to(like))
+
+
+def rotate(x_BHLE: torch.Tensor, rotary: RotarySlice) -> torch.Tensor:
+    """Rotate query or key heads by their positions."""
+    swapped = x_BHLE.roll(x_BHLE.shape[-1] // 2, dims=-1)
+    return x_BHLE * rotary.cos_LE + swapped * rotary.sin_LE

@@ -1,0 +1,68 @@
+"""Grouped-query attention (Ainslie et al. 2023) with rotary positions, as Llama and Qwen use it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from puzzle_search.arch import Gqa, ParentConfig, Variant
+from puzzle_search.model.cache import LayerCache
+from puzzle_search.model.rope import RotarySlice, rotate
+from puzzle_search.model.subblocks.base import SubblockModule
+
+
+class GqaAttention(SubblockModule):
+    """Causal attention with H query heads over K KV heads, with biases and q/k norms if any."""
+
+    def __init__(self, variant: Variant, config: ParentConfig) -> None:
+        assert isinstance(variant, Gqa)
+        super().__init__(config)
+        self.kv_heads = variant.kv_heads
+        self.group_size = config.num_heads // variant.kv_heads
+        self.head_dim = config.head_dim
+        hidden, query = config.hidden_size, config.num_heads * config.head_dim
+        kv = variant.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(hidden, query, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query, hidden, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm: nn.Module = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm: nn.Module = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+
+    def mix(
+        self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
+    ) -> torch.Tensor:
+        """Attend from the new tokens to all tokens so far."""
+        batch, length, _ = x_BLD.shape
+        heads = (batch, length, -1, self.head_dim)
+        q_BHLE = self.q_norm(self.q_proj(x_BLD).view(heads)).transpose(1, 2)
+        k_BKLE = self.k_norm(self.k_proj(x_BLD).view(heads)).transpose(1, 2)
+        v_BKSE = self.v_proj(x_BLD).view(heads).transpose(1, 2)
+        q_BHLE, k_BKSE = rotate(q_BHLE, rotary), rotate(k_BKLE, rotary)
+        if cache is not None:
+            k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
+        attended_BHLE = self._attend(q_BHLE, k_BKSE, v_BKSE)
+        out: torch.Tensor = self.o_proj(attended_BHLE.transpose(1, 2).reshape(batch, length, -1))
+        return out
+
+    def _attend(
+        self, q_BHLE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor
+    ) -> torch.Tensor:
+        batch, _, length, _ = q_BHLE.shape
+        context = k_BKSE.shape[2]
+        if length == 1:
+            # One new token sees everything: the heads of a group become rows of one query, so that
+            # each KV head is read once and never repeated.
+            q_BKGE = q_BHLE.view(batch, self.kv_heads, self.group_size, self.head_dim)
+            return F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE).view_as(q_BHLE)
+        mask_LS = None
+        if context != length:
+            ones = torch.ones(length, context, dtype=torch.bool, device=q_BHLE.device)
+            mask_LS = ones.tril(diagonal=context - length)
+        return F.scaled_dot_product_attention(
+            q_BHLE, k_BKSE, v_BKSE, attn_mask=mask_LS, is_causal=mask_LS is None, enable_gqa=True
+        )

@@ -1,0 +1,1 @@
+"""The recipe, its stages and the run directory."""

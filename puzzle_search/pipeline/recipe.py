@@ -1,0 +1,130 @@
+"""A recipe: everything that a run depends on, validated strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from puzzle_search.cost import Scenario
+from puzzle_search.errors import InputError
+from puzzle_search.files import read_yaml
+
+FORMAT = "puzzle-search.recipe/1"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """Where text comes from: ``python-stdlib``, a folder or a file; cut to blocks of ``length``."""
+
+    source: str
+    length: int = Field(default=128, gt=1)
+
+
+class ProfileSection(_Section):
+    """What to measure: batch sizes, and seconds for all variants at each point of the grid."""
+
+    batches: tuple[int, ...] = Field(min_length=1)
+    point_seconds: float = Field(default=2.0, gt=0)
+
+
+class LibrarySection(_Section):
+    """How variants are trained; tokens each, on the train split."""
+
+    tokens: int = Field(ge=0)
+    batch_tokens: int = Field(default=1024, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    calibration_tokens: int = Field(default=16384, gt=0)
+    held_out_tokens: int = Field(default=8192, gt=0)
+
+
+class ScoreSection(_Section):
+    """Tokens of the validation split, and whether every pair of variants is scored."""
+
+    tokens: int = Field(gt=0)
+    composed: bool = True
+
+
+class SolveSection(_Section):
+    """Throughput asked as a multiple of the parent's measured one, plus a safety margin."""
+
+    target_speedup: float = Field(gt=0)
+    margin: float = Field(default=0.05, ge=0)
+    max_seconds: float = Field(default=60.0, gt=0)
+
+
+class BenchSection(_Section):
+    """Counted runs of each model."""
+
+    iterations: int = Field(default=10, ge=1)
+
+
+class EvaluateSection(_Section):
+    """Tokens of the test split."""
+
+    tokens: int = Field(gt=0)
+
+
+class GenerateSection(_Section):
+    """What to complete, to show the child at work."""
+
+    prompts: tuple[str, ...]
+    max_new_tokens: int = Field(default=48, gt=0)
+
+
+class Recipe(_Section):
+    """A run from parent to measured child. Paths are relative to the recipe's folder."""
+
+    format: Literal["puzzle-search.recipe/1"]
+    name: str
+    parent: str
+    space: str
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    scenario: str
+    data: DataSection
+    profile: ProfileSection
+    library: LibrarySection
+    score: ScoreSection
+    solve: SolveSection
+    bench: BenchSection = BenchSection()
+    evaluate: EvaluateSection
+    generate: GenerateSection
+
+    def workload(self) -> Scenario:
+        """The scenario, parsed."""
+        return Scenario.parse(self.scenario)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe and make its paths absolute.
+
+    Raises:
+        InputError: unknown keys, wrong values, missing files.
+    """
+    file = Path(path)
+    data = read_yaml(file, format=FORMAT)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{file}: {_first_problem(error)}", remedy="correct that key") from error
+    recipe.workload()
+    base = file.resolve().parent
+    paths: dict[str, Any] = {"parent": str(base / recipe.parent), "space": str(base / recipe.space)}
+    for key, found in paths.items():
+        if not Path(found).exists():
+            raise InputError(f"{file}: {key} {found} does not exist", remedy=f"correct {key}")
+    if (base / recipe.data.source).exists():
+        source = str(base / recipe.data.source)
+        paths["data"] = recipe.data.model_copy(update={"source": source})
+    return recipe.model_copy(update=paths)
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    return f"{where}: {first['msg']}"

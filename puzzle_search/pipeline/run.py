@@ -1,0 +1,286 @@
+"""From a recipe to a measured child, stage by stage."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puzzle_search.arch import ArchitectureSpec, SearchSpace
+from puzzle_search.build import build_child
+from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
+from puzzle_search.checkpoint.block_library import BlockLibrary
+from puzzle_search.cost import (
+    CostTable,
+    Profile,
+    Target,
+    build_cost_table,
+    parse_dtype,
+)
+from puzzle_search.cost.scaled import ScaledLatency
+from puzzle_search.data import Split, load_documents, pack_tokens
+from puzzle_search.evaluate import Throughput, measure_quality, measure_throughput
+from puzzle_search.files import Journal, file_hash, read_json, write_text
+from puzzle_search.library import BldSettings, build_library
+from puzzle_search.model import HeterogeneousDecoder, generate
+from puzzle_search.pipeline.recipe import Recipe
+from puzzle_search.pipeline.run_directory import RunDirectory
+from puzzle_search.profile import Device, ProfileGrid, measure_profile, open_device
+from puzzle_search.profile.measure import torch_dtype
+from puzzle_search.progress import Progress
+from puzzle_search.report import Comparison, write_comparison
+from puzzle_search.score import score_replacements
+from puzzle_search.solve import Limits, Problem, ScoreTable, solve
+from puzzle_search.solve.ask import operating_points, profile_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves behind.
+
+    Attributes:
+        child: checkpoint folder.
+        comparison: predicted against measured.
+        samples: prompts with the child's completions.
+        skipped: stages that were done already.
+    """
+
+    child: Path
+    comparison: Comparison
+    samples: list[dict[str, str]]
+    skipped: list[str]
+
+
+def run_recipe(recipe: Recipe, run_dir: str | Path) -> RunResult:
+    """Run every stage that is not done yet.
+
+    Raises:
+        InputError: a file that the recipe names is missing or damaged.
+        InfeasibleError: the speed-up asked for cannot be reached.
+    """
+    return _Run(recipe, RunDirectory(Path(run_dir))).all_stages()
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.scenario = recipe.workload()
+        self.device: Device = open_device(recipe.device)
+        self.parent = self._decoder(recipe.parent)
+        self.config = self.parent.config
+        self.space = SearchSpace.from_file(recipe.space, self.config)
+        self.parent_key = [
+            file_hash(file) for file in sorted(Path(recipe.parent).glob("*.safetensors"))
+        ]
+
+    def all_stages(self) -> RunResult:
+        recipe, stage = self.recipe, self.directory.stage
+        shape = [self.parent_key, asdict(self.space), recipe.scenario, recipe.dtype]
+        data = recipe.data.model_dump()
+        machine = [recipe.profile.model_dump(), self.device.identity]
+        profile = stage("profile", [shape, machine], [], self._profile)
+        self.profile = Profile.from_folder(profile)
+        bench = recipe.bench.model_dump()
+        self.baseline = stage("baseline", bench, ["profile"], self._baseline) / "baseline.json"
+        library = [self.parent_key, asdict(self.space), data, recipe.library.model_dump()]
+        self.library = stage("library", library, [], self._library)
+        scored = [data, recipe.score.model_dump()]
+        self.scores = stage("score", scored, ["library"], self._score) / "scores.csv"
+        asked = recipe.solve.model_dump()
+        solved = stage("solve", asked, ["baseline", "score"], self._solve)
+        self.spec = solved / "architecture.yaml"
+        self.child = stage("build", None, ["solve", "library"], self._build) / "child"
+        evaluated = [data, recipe.evaluate.model_dump()]
+        self.quality = stage("evaluate", evaluated, ["build"], self._evaluate) / "quality.json"
+        self.bench = stage("bench", bench, ["build", "baseline"], self._bench) / "bench.json"
+        prompts = recipe.generate.model_dump()
+        samples = stage("generate", prompts, ["build"], self._generate) / "samples.json"
+        comparison = self._comparison()
+        write_comparison(comparison, self.directory.folder)
+        return RunResult(
+            child=self.child,
+            comparison=comparison,
+            samples=json.loads(samples.read_text()),
+            skipped=self.directory.skipped,
+        )
+
+    def _decoder(self, folder: str | Path) -> HeterogeneousDecoder:
+        dtype = torch_dtype(self.recipe.dtype)
+        return load_decoder(folder, dtype=dtype, device=self.device.torch_device)
+
+    def _tokens(self, split: Split, count: int) -> torch.Tensor:
+        data = self.recipe.data
+        blocks = pack_tokens(
+            load_documents(data.source, split),
+            load_tokenizer(self.recipe.parent),
+            length=data.length,
+            max_tokens=count,
+        )
+        return blocks.ids.to(self.device.torch_device)
+
+    def _profile(self, folder: Path) -> None:
+        section = self.recipe.profile
+        grid = ProfileGrid.around(
+            self.scenario, section.batches, point_seconds=section.point_seconds
+        )
+        dtype = parse_dtype(self.recipe.dtype)
+        measure_profile(
+            self.config, self.space, self.device, dtype, grid, progress=Progress("profile")
+        ).write(folder)
+
+    def _target(self, scalar: float) -> Target:
+        base = profile_target(self.profile)
+        return Target(
+            gpu=base.gpu,
+            latency=ScaledLatency(base=base.latency, scalar=scalar),
+            memory_limit_bytes=base.memory_limit_bytes,
+            dtype=base.dtype,
+        )
+
+    def _cost_table(self, scalar: float) -> CostTable:
+        return build_cost_table(
+            self.config,
+            self._target(scalar),
+            self.scenario,
+            operating_points(profile_target(self.profile), (1,)),
+            attention=self.space.all_variants("attention"),
+            ffn=self.space.all_variants("ffn"),
+        )
+
+    def _baseline(self, folder: Path) -> None:
+        """Measure the parent, at the batch where its prediction is fastest."""
+        predicted = self._cost_table(1.0).best_cost(ArchitectureSpec.identity(self.config))
+        assert predicted is not None, "the parent is loaded, so it fits"
+        [measured] = self._measure([self.parent], [predicted.point.batch], "baseline")
+        baseline = {
+            "predicted_tokens_per_second": predicted.tokens_per_second_per_gpu,
+            "engine_scalar": predicted.tokens_per_second_per_gpu / measured.tokens_per_second,
+            "measured": measured.as_dict(),
+        }
+        write_text(folder / "baseline.json", json.dumps(baseline, indent=1))
+
+    def _measure(
+        self, models: list[HeterogeneousDecoder], batches: list[int], title: str
+    ) -> list[Throughput]:
+        return measure_throughput(
+            models,
+            self.scenario,
+            batches,
+            iterations=self.recipe.bench.iterations,
+            clock=self.device.clock,
+            progress=Progress(title),
+        )
+
+    def _library(self, folder: Path) -> None:
+        section = self.recipe.library
+        build_library(
+            self.recipe.parent,
+            self.space,
+            self._tokens("train", max(section.tokens, section.calibration_tokens)),
+            self._tokens("validation", section.held_out_tokens),
+            folder,
+            BldSettings(
+                tokens=section.tokens,
+                batch_tokens=section.batch_tokens,
+                learning_rate=section.learning_rate,
+            ),
+            calibration_tokens=section.calibration_tokens,
+            progress=Progress("library"),
+        )
+
+    def _score(self, folder: Path) -> None:
+        section = self.recipe.score
+        reader = CheckpointReader(self.recipe.parent)
+        table = score_replacements(
+            self.parent,
+            BlockLibrary.from_folder(self.library, self.config, reader),
+            self.space,
+            self._tokens("validation", section.tokens),
+            journal=Journal(folder / "journal.jsonl"),
+            data=f"{self.recipe.data.source}, validation split",
+            composed=section.composed,
+            progress=Progress("score"),
+        )
+        table.write(folder / "scores.csv")
+
+    def _solve(self, folder: Path) -> None:
+        section = self.recipe.solve
+        baseline = self._read(self.baseline)
+        speedup = section.target_speedup * (1 + section.margin)
+        target = baseline["measured"]["tokens_per_second"] * speedup
+        problem = Problem.build(
+            self.config,
+            self.space,
+            ScoreTable.from_file(self.scores),
+            self._cost_table(baseline["engine_scalar"]),
+            Limits(tokens_per_second_per_gpu=target),
+        )
+        solution = solve(problem, max_seconds=section.max_seconds)
+        spec = solution.spec_with_solution(
+            scores=file_hash(self.scores), profile=str(self.profile.sidecar["latency_sha256"])
+        )
+        spec.write(folder / "architecture.yaml")
+        write_text(folder / "solution.json", json.dumps(solution.as_dict(), indent=1))
+
+    def _build(self, folder: Path) -> None:
+        spec = ArchitectureSpec.from_file(self.spec)
+        build_child(self.recipe.parent, self.library, spec, folder / "child")
+
+    def _evaluate(self, folder: Path) -> None:
+        ids = self._tokens("test", self.recipe.evaluate.tokens)
+        quality = measure_quality(self.parent, self._decoder(self.child), ids)
+        write_text(folder / "quality.json", json.dumps(quality.as_dict(), indent=1))
+
+    def _bench(self, folder: Path) -> None:
+        """Measure parent and child in turn, each at its best batch."""
+        parent_batch = self._read(self.baseline)["measured"]["batch"]
+        spec = ArchitectureSpec.from_file(self.spec)
+        child_batch = spec.solution["scenarios"][0]["batch"]
+        measured = self._measure(
+            [self.parent, self._decoder(self.child)], [parent_batch, child_batch], "bench"
+        )
+        figures = {
+            name: entry.as_dict() for name, entry in zip(("parent", "child"), measured, strict=True)
+        }
+        write_text(folder / "bench.json", json.dumps(figures, indent=1))
+
+    def _generate(self, folder: Path) -> None:
+        tokenizer, child = load_tokenizer(self.child), self._decoder(self.child)
+        samples = []
+        for prompt in self.recipe.generate.prompts:
+            ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
+            tokens = generate(
+                child,
+                ids.to(self.device.torch_device),
+                max_new_tokens=self.recipe.generate.max_new_tokens,
+                stop_token=tokenizer.eos_token_id,
+            )
+            text = tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
+            samples.append({"prompt": prompt, "completion": str(text)})
+        write_text(folder / "samples.json", json.dumps(samples, indent=1))
+
+    def _comparison(self) -> Comparison:
+        spec = ArchitectureSpec.from_file(self.spec)
+        baseline, bench = self._read(self.baseline), self._read(self.bench)
+        parent_index = self.profile.batches.index(bench["parent"]["batch"])
+        table = self._cost_table(baseline["engine_scalar"])
+        return Comparison(
+            spec=spec,
+            device=self.device.name,
+            date=str(self.profile.sidecar["date"]),
+            scenario=self.scenario,
+            engine_scalar=baseline["engine_scalar"],
+            predicted_parent=table.cost(ArchitectureSpec.identity(self.config), parent_index),
+            predicted_child=table.cost(spec, self.profile.batches.index(bench["child"]["batch"])),
+            measured_parent=bench["parent"],
+            measured_child=bench["child"],
+            quality=self._read(self.quality),
+        )
+
+    @staticmethod
+    def _read(file: Path) -> dict[str, Any]:
+        return read_json(file, remedy=f"remove {file.parent} and run again")

@@ -1,0 +1,135 @@
+"""Predicted against measured, for parent and child side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.cost import Scenario, ScenarioCost
+from puzzle_search.files import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One figure; ``predicted`` is None where nothing was predicted."""
+
+    what: str
+    predicted: float | None
+    measured: float
+    unit: str
+
+    @property
+    def error(self) -> float | None:
+        """(predicted - measured) / measured."""
+        if self.predicted is None or not self.measured:
+            return None
+        return (self.predicted - self.measured) / self.measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Predictions made before the child existed, and what was measured on it afterwards.
+
+    ``measured_*`` are the figures of ``Throughput.as_dict``, ``quality`` those of ``Quality``.
+    """
+
+    spec: ArchitectureSpec
+    device: str
+    date: str
+    scenario: Scenario
+    engine_scalar: float
+    predicted_parent: ScenarioCost
+    predicted_child: ScenarioCost
+    measured_parent: dict[str, Any]
+    measured_child: dict[str, Any]
+    quality: dict[str, Any]
+
+    def rows(self) -> list[ComparisonRow]:
+        """All figures."""
+        rows = []
+        sides = (
+            ("parent", self.predicted_parent, self.measured_parent),
+            ("child", self.predicted_child, self.measured_child),
+        )
+        for who, predicted, measured in sides:
+            rows += [
+                _row(f"{who} throughput", predicted.tokens_per_second_per_gpu,
+                     measured["tokens_per_second"], "tok/s"),
+                _row(f"{who} TTFT", predicted.ttft_ms, measured["ttft_ms"], "ms"),
+                _row(f"{who} TPOT", predicted.tpot_ms, measured["tpot_ms"], "ms"),
+            ]  # fmt: skip
+        predicted_ratio = (
+            self.predicted_child.tokens_per_second_per_gpu
+            / self.predicted_parent.tokens_per_second_per_gpu
+        )
+        rows += [
+            _row("speed-up", predicted_ratio, self.speedup, "x"),
+            *(
+                _row(f"{who} memory", predicted.weights_and_kv_bytes / 1e6,
+                     measured["memory_bytes"] / 1e6, "MB")
+                for who, predicted, measured in sides
+            ),
+            _row("damage (KL to parent)", self.spec.solution["score"], self.quality["kl"], "nats"),
+            _row("parent accuracy", None, 100 * self.quality["parent_accuracy"], "%"),
+            _row("child accuracy", None, 100 * self.quality["child_accuracy"], "%"),
+            _row("accuracy preserved", None, 100 * self.quality["accuracy_preserved"], "%"),
+        ]  # fmt: skip
+        return rows
+
+    @property
+    def speedup(self) -> float:
+        """Measured throughput of the child over the parent's, run in turn."""
+        ratio: float = (
+            self.measured_child["tokens_per_second"] / self.measured_parent["tokens_per_second"]
+        )
+        return ratio
+
+    def notes(self) -> list[str]:
+        """Where the figures come from."""
+        quality, bench = self.quality, self.measured_child
+        return [
+            f"{self.device}; scenario {self.scenario}; batch parent "
+            f"{self.measured_parent['batch']}, child {bench['batch']}; {self.date}",
+            f"predicted: profile of subblocks (measured) x one engine scalar "
+            f"{self.engine_scalar:.3f} taken from the parent alone; damage is the sum of "
+            f"replace-1-block scores (measured)",
+            f"measured: medians of {bench['iterations']} runs, parent and child in turn; "
+            f"quality on {quality['tokens']} held-out tokens",
+        ]
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        lines = ["| | predicted | measured | error |", "|---|---|---|---|"]
+        for row in self.rows():
+            cells = [row.what, *cells_of(row)]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes()), ""])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The table as data."""
+        return {
+            "rows": [asdict(row) | {"error": row.error} for row in self.rows()],
+            "notes": self.notes(),
+            "quality": self.quality,
+            "measured": {"parent": self.measured_parent, "child": self.measured_child},
+        }
+
+
+def _row(what: str, predicted: float | None, measured: float, unit: str) -> ComparisonRow:
+    return ComparisonRow(what=what, predicted=predicted, measured=measured, unit=unit)
+
+
+def cells_of(row: ComparisonRow) -> list[str]:
+    """Predicted, measured and error of a row, as text."""
+    predicted = "" if row.predicted is None else f"{row.predicted:,.4g} {row.unit}"
+    error = "" if row.error is None else f"{row.error:+.1%}"
+    return [predicted, f"{row.measured:,.4g} {row.unit}", error]
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write ``report.md`` and ``report.json``."""
+    write_text(folder / "report.md", comparison.markdown())
+    write_text(folder / "report.json", json.dumps(comparison.as_dict(), indent=1))

@@ -1,0 +1,5 @@
+"""Replace-1-block scores."""
+
+from puzzle_search.score.replace import score_replacements
+
+__all__ = ["score_replacements"]

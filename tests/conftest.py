@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from puzzle_search.arch import ParentConfig
+
+if TYPE_CHECKING:
+    from tests.pico import Pico
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,3 +61,19 @@ def pico_raw() -> dict[str, Any]:
 def pico_config(pico_raw: dict[str, Any]) -> ParentConfig:
     """The three-layer Llama, read."""
     return ParentConfig.from_dict(pico_raw, name="pico")
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Pico:
+    """A three-layer parent on disk with tokenizer, text and search space; not to be changed."""
+    from tests.pico import make_pico
+
+    return make_pico(tmp_path_factory.mktemp("pico"))
+
+
+@pytest.fixture(scope="session")
+def pico_library(pico: Pico, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete library of the pico parent, not trained; not to be changed."""
+    folder = tmp_path_factory.mktemp("pico_library")
+    pico.library(folder)
+    return folder

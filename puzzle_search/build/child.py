@@ -26,7 +26,6 @@ _TOKENIZER_FILES = (
     "vocab.json",
 )
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def build_child(
@@ -47,9 +46,14 @@ def build_child(
         dtype: ``bf16`` or ``fp32``.
 
     Raises:
-        InputError: the spec does not fit, the library lacks a variant, a file is damaged, or
-            ``out`` holds something else than a checkpoint.
+        InputError: the spec does not fit, the library lacks a variant, a file is damaged, the
+            dtype is another, or ``out`` holds something else than a child.
     """
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"dtype {dtype!r} cannot be written", remedy=f"use one of {', '.join(_DTYPES)}"
+        )
+    number_type = _DTYPES[dtype]
     target = Path(out)
     _check_replaceable(target)
     config = ParentConfig.from_file(parent)
@@ -61,18 +65,18 @@ def build_child(
         )
     reader = CheckpointReader(parent)
     blocks = BlockLibrary.from_folder(library, config, reader)
-    described = child_config(config, spec, dtype=_DTYPE_NAMES[dtype])
+    described = child_config(config, spec, dtype=str(number_type).removeprefix("torch."))
     with folder_written_whole(target) as folder:
         writer = CheckpointWriter(folder)
         for name, tensor in reader.outside(config).items():
-            writer.add(name, tensor.to(_DTYPES[dtype]))
+            writer.add(name, tensor.to(number_type))
         subblocks: tuple[Subblock, Subblock] = ("attention", "ffn")
         for index, block in enumerate(spec.blocks):
             for subblock in subblocks:
                 variant = block.attention if subblock == "attention" else block.ffn
                 for local, tensor in blocks.subblock(block.layers[0], subblock, variant).items():
                     name = checkpoint_name(subblock, index, local)
-                    writer.add(name, tensor.to(_DTYPES[dtype]))
+                    writer.add(name, tensor.to(number_type))
         writer.finish()
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         spec.write(folder / "architecture.yaml")

@@ -75,16 +75,16 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
 
 def _both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` as engines read them, ``rope_parameters`` as of v5."""
-    parameters = raw.get("rope_parameters")
-    if parameters is None:
-        theta, scaling = raw.get("rope_theta", 10000.0), raw.get("rope_scaling")
-        parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
-    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    default = scaling.get("rope_type", "default") == "default"
+    given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = given.get("rope_theta", raw.get("rope_theta", 10000.0))
+    # Old configs say `type` for `rope_type`.
+    rope_type = given.get("rope_type", given.get("type", "default"))
+    scaling = {key: value for key, value in given.items() if key not in ("rope_theta", "type")}
+    scaling |= {"rope_type": rope_type}
     return {
-        "rope_theta": parameters.get("rope_theta", 10000.0),
-        "rope_scaling": None if default else scaling,
-        "rope_parameters": dict(parameters),
+        "rope_theta": theta,
+        "rope_scaling": None if rope_type == "default" else scaling,
+        "rope_parameters": scaling | {"rope_theta": theta},
     }
 
 
@@ -134,49 +134,94 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     blocks = raw.get("block_configs")
     if not isinstance(blocks, list) or not blocks:
         raise InputError(f"{file}: block_configs is missing", remedy="write the child again")
-    parent, parent_raw = _parent_of(raw, file)
-    config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
-    pairs = [
-        _read_block(entry, config, f"{file}, block {number}") for number, entry in enumerate(blocks)
+    hidden, heads = (_size(raw, key, file) for key in ("hidden_size", "num_attention_heads"))
+    variants = [
+        _read_block(entry, hidden, heads, f"{file}, block {number}")
+        for number, entry in enumerate(blocks)
     ]
+    parent, parent_raw = _parent_of(raw, variants, file)
+    config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
+    pairs = [(str(attention), str(ffn)) for attention, ffn in variants]
     return config, ArchitectureSpec.of(parent, pairs)
 
 
-def _parent_of(raw: dict[str, Any], file: Path) -> tuple[str, dict[str, Any]]:
+def _parent_of(
+    raw: dict[str, Any], variants: list[tuple[Variant, Variant]], file: Path
+) -> tuple[str, dict[str, Any]]:
     """Name and config of the parent: as written by this package, or told from the child's own."""
     own = raw.get("puzzle_search")
     if own is not None:
         check_keys(own, f"{file}: puzzle_search", required={"parent", "parent_config"})
-        return str(own["parent"]), own["parent_config"]
-    hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
-    if not isinstance(hidden, int) or not isinstance(heads, int):
-        raise InputError(f"{file}: hidden_size or num_attention_heads is missing", remedy="add it")
-    groups = [b["attention"].get("n_heads_in_group") for b in raw["block_configs"]]
-    multipliers = [b["ffn"].get("ffn_mult") for b in raw["block_configs"]]
-    kept = {key: raw[key] for key in (*_KEPT, "attention_bias", "mlp_bias") if key in raw}
+        if not isinstance(own["parent"], str) or not isinstance(own["parent_config"], dict):
+            raise InputError(
+                f"{file}: puzzle_search names no parent or no parent_config",
+                remedy="write the child again",
+            )
+        return own["parent"], own["parent_config"]
+    kept_keys = (*_KEPT, "attention_bias", "head_dim", "mlp_bias")
+    kv_heads = [v.kv_heads for pair in variants for v in pair if isinstance(v, Gqa)]
+    widths = [v.intermediate_size for pair in variants for v in pair if isinstance(v, Mlp)]
     shape = {
         "model_type": "llama",
-        "num_hidden_layers": len(raw["block_configs"]),
-        "num_key_value_heads": heads // min(group for group in groups if group),
-        "intermediate_size": max(_width(m, hidden) for m in multipliers if m),
+        "num_hidden_layers": len(variants),
+        # The largest that is left. Where none is, nothing depends on it.
+        "num_key_value_heads": max(kv_heads, default=raw["num_attention_heads"]),
+        "intermediate_size": max(widths, default=_WIDTH_MULTIPLE),
     }
-    return str(raw.get("_name_or_path", file.parent.name)), kept | shape
+    name = str(raw.get("_name_or_path") or file.resolve().parent.name)
+    return name, {key: raw[key] for key in kept_keys if key in raw} | shape
 
 
-def _read_block(entry: object, config: ParentConfig, where: str) -> tuple[str, str]:
+def _size(raw: Mapping[str, Any], key: str, where: object) -> int:
+    value = raw.get(key)
+    if type(value) is not int or value < 1:
+        raise InputError(
+            f"{where}: {key} must be a positive whole number, not {value!r}",
+            remedy=f"correct {key}",
+        )
+    return value
+
+
+def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Variant, Variant]:
     check_keys(entry, where, required={"attention", "ffn"}, optional={"parallel_blocks"})
     assert isinstance(entry, dict)
-    attention, ffn = entry["attention"], entry["ffn"]
-    if attention.get("no_op"):
-        chosen_attention: Variant = NoOp()
-    elif attention.get("replace_with_linear"):
-        chosen_attention = Linear()
-    else:
-        chosen_attention = Gqa(config.num_heads // int(attention["n_heads_in_group"]))
-    if ffn.get("no_op"):
-        chosen_ffn: Variant = NoOp()
-    elif ffn.get("replace_with_linear"):
-        chosen_ffn = Linear()
-    else:
-        chosen_ffn = Mlp(_width(float(ffn["ffn_mult"]), config.hidden_size))
-    return str(chosen_attention), str(chosen_ffn)
+    if entry.get("parallel_blocks"):
+        raise InputError(f"{where}: parallel_blocks is not supported", remedy="use another child")
+    attention = _unsized(entry["attention"], "n_heads_in_group", f"{where}, attention")
+    if attention is None:
+        group = _size(entry["attention"], "n_heads_in_group", f"{where}, attention")
+        if heads % group:
+            raise InputError(
+                f"{where}: n_heads_in_group {group} does not divide the {heads} query heads",
+                remedy="correct n_heads_in_group",
+            )
+        attention = Gqa(heads // group)
+    ffn = _unsized(entry["ffn"], "ffn_mult", f"{where}, ffn")
+    if ffn is None:
+        multiplier = entry["ffn"].get("ffn_mult")
+        number = type(multiplier) in (int, float)
+        if not number or not 0 < multiplier < 1e6 or not _width(multiplier, hidden):
+            raise InputError(
+                f"{where}: ffn_mult must be a positive number, not {multiplier!r}",
+                remedy="correct ffn_mult",
+            )
+        ffn = Mlp(_width(multiplier, hidden))
+    return attention, ffn
+
+
+def _unsized(entry: object, size: str, where: str) -> Variant | None:
+    """The no-op or linear variant that an entry names; None where its size decides."""
+    flags = ("no_op", "replace_with_linear")
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: {entry!r} is not an object", remedy=f"write {{{size}: ...}}")
+    for key, value in entry.items():
+        if key in flags and type(value) is not bool:
+            raise InputError(
+                f"{where}: {key} must be true or false, not {value!r}", remedy=f"correct {key}"
+            )
+        # Windows, sinks, sparsity, experts: published children name them, and leave them empty.
+        if key not in (*flags, size) and value not in (None, False):
+            raise InputError(f"{where}: {key} is not supported", remedy="use another child")
+    if entry.get("no_op"):
+        return NoOp()
+    return Linear() if entry.get("replace_with_linear") else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from puzzle_search.arch import ParentConfig, Subblock, Variant
 from puzzle_search.checkpoint.child import read_model_config
@@ -70,5 +71,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise InputError(
             f"{folder} holds no tokenizer", remedy="copy the parent's tokenizer files there"
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+    # The fast class needs no config.json, whose nemotron-nas type AutoTokenizer does not know.
+    fast = (Path(folder) / "tokenizer.json").exists()
+    loader: Any = PreTrainedTokenizerFast if fast else AutoTokenizer
+    tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(str(folder))
     return tokenizer

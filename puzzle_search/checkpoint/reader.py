@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from puzzle_search.arch import ParentConfig, Subblock, Variant
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint.names import checkpoint_name, outside_names, subblock_shapes
 from puzzle_search.errors import InputError
-from puzzle_search.files import read_text
+from puzzle_search.files import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -53,13 +52,13 @@ class CheckpointReader:
         self._open: dict[str, safe_open] = {}
 
     def _read_index(self, index: Path) -> dict[str, str]:
-        try:
-            weight_map = json.loads(read_text(index, remedy="download it again"))["weight_map"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{index} is not a weight index", remedy="download it again"
-            ) from error
+        remedy = "download it again"
+        weight_map = read_json(index, remedy=remedy).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index} holds no weight_map", remedy=remedy)
         for name, file in weight_map.items():
+            if not isinstance(file, str) or not file.endswith(".safetensors"):
+                raise InputError(f"{index}: {name} names no safetensors file", remedy=remedy)
             if Path(file).name != file:
                 raise InputError(
                     f"{index}: {name} points outside the folder ({file})",
@@ -87,7 +86,13 @@ class CheckpointReader:
         if file not in self._open:
             self._open[file] = open_safetensors(self.folder / file)
         handle = self._open[file]
-        found = tuple(handle.get_slice(name).get_shape())
+        try:
+            found = tuple(handle.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise InputError(
+                f"{self.folder / file}: tensor {name} is missing, though the index names it",
+                remedy="download the checkpoint again",
+            ) from error
         if found != shape:
             raise InputError(
                 f"{self.folder / file}: tensor {name} has shape {found}, expected {shape}",

@@ -32,4 +32,4 @@ def evaluate(
         print(json.dumps(quality))
         return
     for name, value in quality.items():
-        print(f"{name:20} {value:.5g}")
+        print(f"{name:20} {'unknown' if value is None else format(value, '.5g')}")

@@ -47,6 +47,8 @@ def generate(
     ):
         tokens.append(int(token))
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        if text.endswith("\ufffd"):  # the first bytes of a character: wait for the rest
+            continue
         print(text[len(shown) :], end="", flush=True)
         shown = text
-    print()
+    print(text[len(shown) :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -17,6 +18,8 @@ from puzzle_search.cli.run import run
 from puzzle_search.cli.score import score
 from puzzle_search.cli.solve import solve
 from puzzle_search.errors import PuzzleSearchError
+
+_INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
 app = typer.Typer(
     help="Find, build and run the best child of a language model for a GPU and workload.",
@@ -40,8 +43,15 @@ def main() -> None:
     try:
         app()
     except PuzzleSearchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error))
+    except OSError as error:  # of the user's disk and paths
+        _fail(f"{error}\n  remedy: check that path, its permissions and the space left")
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,9 +43,12 @@ def solve(
     as_json: JsonOption = False,
 ) -> None:
     """Find the architecture that keeps the most quality within the limits, proven optimal."""
+    from puzzle_search.errors import InputError
     from puzzle_search.solve import Limits
     from puzzle_search.solve.ask import ask
 
+    if max_params is not None and not math.isfinite(max_params):
+        raise InputError(f"max-params is {max_params}", remedy="give a number of billions")
     answer = ask(
         model=model,
         gpu=gpu,

@@ -59,7 +59,7 @@ def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) 
             continue
         share = 1 / tp
         if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj")):
-            share = max(share, 1 / variant.kv_heads)
+            share = math.ceil(variant.kv_heads / tp) / variant.kv_heads
         total += size * share * dtype.matrix_bytes
     norm = config.hidden_size * dtype.vector_bytes if shapes else 0
     return math.ceil(total) + norm

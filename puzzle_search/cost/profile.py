@@ -136,7 +136,10 @@ class Profile:
                 memory_file,
             )
         ]
-        return cls(rows, memory, sidecar)
+        try:
+            return cls(rows, memory, sidecar)
+        except InputError as error:
+            raise InputError(f"{latency}: {error.message}", remedy=error.remedy) from error
 
     def write(self, folder: str | Path) -> None:
         """Write the profile; the sidecar last, since it vouches for the table."""
@@ -211,14 +214,15 @@ def _make_grids(
     rows: list[LatencyRow],
 ) -> dict[_Key, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     points: dict[_Key, dict[tuple[int, int], float]] = defaultdict(dict)
-    for row in rows:
+    for number, row in enumerate(rows, start=2):
         key: _Key = (row.subblock, row.variant, row.phase, row.tp)
         # Outside the blocks nothing depends on the context, only on the new tokens.
         by_tokens = row.phase == "prefill" or row.subblock == "outside"
         place = (row.batch, row.tokens if by_tokens else row.context)
         if place in points[key]:
             raise InputError(
-                f"profile: {key[0]} {key[1]}, {key[2]}, batch {place[0]}, length {place[1]} twice",
+                f"profile, row {number}: {key[0]} {key[1]}, {key[2]}, batch {place[0]}, "
+                f"length {place[1]} twice",
                 remedy="measure again",
             )
         points[key][place] = row.latency_us

@@ -99,6 +99,10 @@ class SubblockCosts:
         position = {name: index for index, name in enumerate(self.variants)}
         return np.array([position[name] for name in names])
 
+    def counts(self, names: Sequence[str]) -> NDArray[np.intp]:
+        """How often each variant is named."""
+        return np.bincount(self.columns(names), minlength=len(self.variants))
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
@@ -131,18 +135,17 @@ class CostTable:
 
     def cost(self, spec: ArchitectureSpec, index: int) -> ScenarioCost:
         """Cost of an architecture at one operating point."""
-        attention = self.attention.columns([block.attention for block in spec.blocks])
-        ffn = self.ffn.columns([block.ffn for block in spec.blocks])
+        # By counts, so that the order of the blocks does not change the last digit.
+        attention = self.attention.counts([block.attention for block in spec.blocks])
+        ffn = self.ffn.counts([block.ffn for block in spec.blocks])
         prefill_us = self.outside_prefill_us[index] + (
-            self.attention.prefill_us[index, attention].sum()
-            + self.ffn.prefill_us[index, ffn].sum()
+            attention @ self.attention.prefill_us[index] + ffn @ self.ffn.prefill_us[index]
         )
         decode_us = self.outside_decode_us[index] + (
-            self.attention.decode_us[index, attention].sum() + self.ffn.decode_us[index, ffn].sum()
+            attention @ self.attention.decode_us[index] + ffn @ self.ffn.decode_us[index]
         )
         kept = self.outside_weight_bytes[index] + (
-            self.attention.memory_bytes[index, attention].sum()
-            + self.ffn.memory_bytes[index, ffn].sum()
+            attention @ self.attention.memory_bytes[index] + ffn @ self.ffn.memory_bytes[index]
         )
         point = self.points[index]
         tokens = point.batch * self.scenario.output_len / point.tp

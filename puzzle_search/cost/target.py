@@ -17,9 +17,13 @@ class Target:
         latency: predicts times on this device.
         memory_limit_bytes: what weights, KV cache and activations may take on one device.
         dtype: serving precision.
+        batches: batch sizes to choose from.
+        tp_degrees: tensor-parallel degrees that the predictor knows.
     """
 
     gpu: str
     latency: LatencyModel
     memory_limit_bytes: int
     dtype: Dtype
+    batches: tuple[int, ...]
+    tp_degrees: tuple[int, ...]

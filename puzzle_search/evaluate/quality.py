@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder
 from puzzle_search.model.losses import token_kl
 
@@ -40,9 +41,9 @@ class Quality:
     tokens: int
 
     @property
-    def accuracy_preserved(self) -> float:
-        """The child's accuracy as a share of the parent's."""
-        return self.child_accuracy / self.parent_accuracy
+    def accuracy_preserved(self) -> float | None:
+        """The child's accuracy as a share of the parent's; None where the parent has none."""
+        return self.child_accuracy / self.parent_accuracy if self.parent_accuracy else None
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, by name."""
@@ -53,7 +54,17 @@ class Quality:
 def measure_quality(
     parent: HeterogeneousDecoder, child: HeterogeneousDecoder, ids: torch.Tensor
 ) -> Quality:
-    """Compare a child with its parent on (blocks, length) held-out tokens."""
+    """Compare a child with its parent on (blocks, length) held-out tokens.
+
+    Raises:
+        InputError: their vocabularies differ.
+    """
+    if parent.config.vocab_size != child.config.vocab_size:
+        raise InputError(
+            f"{parent.config.name} has {parent.config.vocab_size} tokens, "
+            f"{child.config.name} has {child.config.vocab_size}: they cannot be compared",
+            remedy="compare a child with its own parent",
+        )
     kl, losses, correct, agree = [], [], [], []
     for rows in ids.split(_ROWS):
         logits = [model(rows) for model in (parent, child)]

@@ -10,6 +10,7 @@ import torch
 from puzzle_search.arch import Subblock
 from puzzle_search.model import SubblockModule
 from puzzle_search.model.rope import RotarySlice
+from puzzle_search.model.subblocks.linear import LinearSubblock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +18,18 @@ class BldSettings:
     """How variants are trained.
 
     Attributes:
-        tokens: training tokens a variant sees; 0 keeps the initialisation.
-        batch_tokens: tokens of one step.
+        tokens: training tokens a variant sees, in whole steps; 0 keeps the initialisation.
+        batch_tokens: tokens of one step, less where ``tokens`` or the data are fewer.
         learning_rate: peak; it warms up over the first 5% and falls to zero along a cosine.
+        linear_learning_rate: the same for linear variants, which begin at their least-squares
+            optimum and are thrown off it by larger steps.
         max_grad_norm: gradients are clipped to this norm.
     """
 
     tokens: int
     batch_tokens: int = 1024
     learning_rate: float = 2e-3
+    linear_learning_rate: float = 2e-4
     max_grad_norm: float = 1.0
 
 
@@ -96,17 +100,19 @@ def train_student(
     settings: BldSettings,
 ) -> None:
     """Train a student in place to give the parent layer's output."""
-    length = activations.inputs.shape[1]
-    rows = max(1, settings.batch_tokens // length)
+    linear = isinstance(student, LinearSubblock)
+    peak = settings.linear_learning_rate if linear else settings.learning_rate
+    blocks, length = activations.inputs.shape[:2]
+    rows = max(1, min(settings.batch_tokens // length, settings.tokens // length, blocks))
     steps = settings.tokens // (rows * length)
-    starts = range(0, activations.inputs.shape[0] - rows + 1, rows)
+    starts = range(0, blocks - rows + 1, rows)
     student.requires_grad_(True)
     optimizer = torch.optim.AdamW(
-        student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        student.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.0
     )
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, steps)
+            group["lr"] = peak * _schedule(step, steps)
         start = starts[step % len(starts)]
         batch = slice(start, start + rows)
         output = block_output(student, subblock, layer, activations, batch, rotary)

@@ -63,11 +63,17 @@ def build_library(
         progress: shows how far it is.
 
     Raises:
-        InputError: the parent is damaged, or gives activations that are not finite.
+        InputError: the parent is damaged, or gives activations that are not finite; or ``out``
+            holds a library that was made from something else.
     """
     model = load_decoder(parent)
     config = model.config
     library = BlockLibrary(out, config, CheckpointReader(parent))
+    made_from = {
+        "settings": asdict(settings) | {"calibration_tokens": calibration_tokens},
+        "tokens_sha256": value_hash([train_ids.tolist(), held_out_ids.tolist()]),
+    }
+    library.resume(made_from)
     jobs = list(_jobs(config, space))
     todo = [job for job in jobs if (job.layer, job.subblock, job.variant) not in library.entries]
     progress = progress or Progress("library")
@@ -93,7 +99,7 @@ def build_library(
                     library.add(entry, student.state_dict())
                     advance(f"layer {index} {job.variant}")
                 train, held_out = seen.outputs, seen_held_out.outputs
-    library.finish({"settings": asdict(settings), "tokens_sha256": value_hash(train_ids.tolist())})
+    library.finish(made_from)
     return library
 
 

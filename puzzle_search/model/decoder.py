@@ -54,14 +54,7 @@ class HeterogeneousDecoder(nn.Module):
         Raises:
             InputError: the context is longer than the model can attend to.
         """
-        limit = self.config.max_position_embeddings
-        if self.config.sliding_window is not None:
-            limit = min(limit, self.config.sliding_window)
-        if max_length > limit:
-            raise InputError(
-                f"{max_length} tokens exceed the {limit} that {self.config.name} can attend to",
-                remedy="ask for a shorter prompt or fewer new tokens",
-            )
+        self._check_context(max_length, "ask for a shorter prompt or fewer new tokens")
         weight = self.embedding.weight
         return KvCache(
             [choice.attention_variant for choice in self.spec.blocks],
@@ -72,8 +65,24 @@ class HeterogeneousDecoder(nn.Module):
             device=weight.device,
         )
 
+    def _check_context(self, length: int, remedy: str) -> None:
+        limit = self.config.max_position_embeddings
+        if self.config.sliding_window is not None:
+            limit = min(limit, self.config.sliding_window)
+        if length > limit:
+            raise InputError(
+                f"{length} tokens exceed the {limit} that {self.config.name} can attend to",
+                remedy=remedy,
+            )
+
     def hidden_states(self, ids_BL: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
-        """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given."""
+        """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given.
+
+        Raises:
+            InputError: a full pass is longer than the model can attend to.
+        """
+        if cache is None:
+            self._check_context(ids_BL.shape[1], "use shorter blocks of tokens")
         start = cache.length if cache is not None else 0
         x_BLD: torch.Tensor = self.embedding(ids_BL)
         rotary = self.rotary.slice(start, ids_BL.shape[1], x_BLD)

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from puzzle_search.errors import InputError
 from puzzle_search.model.decoder import HeterogeneousDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn; temperature 0 is greedy."""
+    """How the next token is drawn; temperature 0 is greedy.
+
+    Raises:
+        InputError: the temperature is negative, or top-p outside (0, 1].
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(
+                f"temperature {self.temperature} is not a number from 0 up",
+                remedy="use 0 for greedy text, about 1 for sampled text",
+            )
+        if not 0 < self.top_p <= 1:
+            raise InputError(
+                f"top_p {self.top_p} is not above 0 and at most 1",
+                remedy="use 1 for no limit, a temperature of 0 for greedy text",
+            )
 
 
 @torch.inference_mode()

@@ -10,6 +10,10 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from puzzle_search.arch import ParentConfig
+from puzzle_search.errors import InputError
+
+# Types whose frequencies do not depend on the running length.
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class RotarySlice(NamedTuple):
@@ -22,13 +26,27 @@ class RotarySlice(NamedTuple):
 class Rotary(nn.Module):
     """Table of cosines and sines, grown when longer contexts are asked for.
 
-    Any rope type that transformers knows and whose frequencies do not depend on the running
-    length (default, linear, llama3, yarn) gives the same angles as there.
+    The angles of the supported rope types (default, linear, llama3, yarn) are transformers' own.
+
+    Raises:
+        InputError: the config asks for another rope type, or its rope settings are incomplete.
     """
 
     def __init__(self, config: ParentConfig) -> None:
         super().__init__()
-        hf_config: Any = AutoConfig.for_model(**dict(config.raw))
+        try:
+            hf_config: Any = AutoConfig.for_model(**dict(config.raw))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{config.name}: transformers cannot read the config: {error}",
+                remedy="correct the config.json, its rope settings above all",
+            ) from error
+        rope_type = hf_config.rope_parameters["rope_type"]
+        if rope_type not in _ROPE_TYPES:
+            raise InputError(
+                f"{config.name}: rope type {rope_type!r} is not supported",
+                remedy=f"use a model of rope type {', '.join(_ROPE_TYPES)}",
+            )
         with torch.device("cpu"):
             self._embedding = LlamaRotaryEmbedding(hf_config)
         self._head_dim = config.head_dim
@@ -44,7 +62,10 @@ class Rotary(nn.Module):
             or table.cos_LE.dtype != like.dtype
             or table.cos_LE.device != like.device
         ):
-            table = self._table = self._make_table(max(256, 1 << (end - 1).bit_length()), like)
+            # The table outlives the call: made in inference mode, it could never serve training.
+            with torch.inference_mode(False):
+                table = self._make_table(max(256, 1 << (end - 1).bit_length()), like)
+            self._table = table
         return RotarySlice(table.cos_LE[start:end], table.sin_LE[start:end])
 
     def _make_table(self, length: int, like: torch.Tensor) -> RotarySlice:

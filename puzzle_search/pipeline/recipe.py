@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puzzle_search.cost import Scenario
+from puzzle_search.data.documents import PYTHON_STDLIB
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_yaml
 
@@ -15,7 +16,7 @@ FORMAT = "puzzle-search.recipe/1"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -28,7 +29,8 @@ class DataSection(_Section):
 class ProfileSection(_Section):
     """What to measure: batch sizes, and seconds for all variants at each point of the grid."""
 
-    batches: tuple[int, ...] = Field(min_length=1)
+    # YAML has no tuples: strict within a list, not about the list.
+    batches: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1, strict=False)
     point_seconds: float = Field(default=2.0, gt=0)
 
 
@@ -72,7 +74,7 @@ class EvaluateSection(_Section):
 class GenerateSection(_Section):
     """What to complete, to show the child at work."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(strict=False)
     max_new_tokens: int = Field(default=48, gt=0)
 
 
@@ -80,7 +82,7 @@ class Recipe(_Section):
     """A run from parent to measured child. Paths are relative to the recipe's folder."""
 
     format: Literal["puzzle-search.recipe/1"]
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")  # a folder of that name is made
     parent: str
     space: str
     device: Literal["cpu", "cuda"] = "cpu"
@@ -112,14 +114,22 @@ def read_recipe(path: str | Path) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise InputError(f"{file}: {_first_problem(error)}", remedy="correct that key") from error
-    recipe.workload()
+    try:
+        recipe.workload()
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", remedy=error.remedy) from error
     base = file.resolve().parent
     paths: dict[str, Any] = {"parent": str(base / recipe.parent), "space": str(base / recipe.space)}
     for key, found in paths.items():
         if not Path(found).exists():
             raise InputError(f"{file}: {key} {found} does not exist", remedy=f"correct {key}")
-    if (base / recipe.data.source).exists():
+    if recipe.data.source != PYTHON_STDLIB:
         source = str(base / recipe.data.source)
+        if not Path(source).exists():
+            raise InputError(
+                f"{file}: data.source {source} does not exist",
+                remedy=f"name a folder or file of text, or {PYTHON_STDLIB}",
+            )
         paths["data"] = recipe.data.model_copy(update={"source": source})
     return recipe.model_copy(update=paths)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import (
     CostTable,
     Profile,
-    Target,
-    build_cost_table,
     parse_dtype,
 )
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.data import Split, load_documents, pack_tokens
 from puzzle_search.evaluate import Throughput, measure_quality, measure_throughput
-from puzzle_search.files import Journal, file_hash, read_json, write_text
+from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder, generate
 from puzzle_search.pipeline.recipe import Recipe
@@ -34,7 +32,7 @@ from puzzle_search.progress import Progress
 from puzzle_search.report import Comparison, write_comparison
 from puzzle_search.score import score_replacements
 from puzzle_search.solve import Limits, Problem, ScoreTable, solve
-from puzzle_search.solve.ask import operating_points, profile_target
+from puzzle_search.solve.ask import cost_table, profile_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +59,15 @@ def run_recipe(recipe: Recipe, run_dir: str | Path) -> RunResult:
         InputError: a file that the recipe names is missing or damaged.
         InfeasibleError: the speed-up asked for cannot be reached.
     """
-    return _Run(recipe, RunDirectory(Path(run_dir))).all_stages()
+    return Run(recipe, RunDirectory(Path(run_dir))).all_stages()
 
 
-class _Run:
+class Run:
+    """The stages of one recipe in one run directory.
+
+    Attributes set as stages are done are the files and folders that later stages read.
+    """
+
     def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
         self.recipe = recipe
         self.directory = directory
@@ -74,13 +77,17 @@ class _Run:
         self.config = self.parent.config
         self.space = SearchSpace.from_file(recipe.space, self.config)
         self.parent_key = [
-            file_hash(file) for file in sorted(Path(recipe.parent).glob("*.safetensors"))
+            [file.name, file_hash(file)]
+            for pattern in ("*.safetensors", "config.json", "tokenizer*")
+            for file in sorted(Path(recipe.parent).glob(pattern))
         ]
 
     def all_stages(self) -> RunResult:
+        """Do every stage that is not done yet."""
         recipe, stage = self.recipe, self.directory.stage
         shape = [self.parent_key, asdict(self.space), recipe.scenario, recipe.dtype]
-        data = recipe.data.model_dump()
+        texts = [[d.name, d.text] for d in load_documents(recipe.data.source)]
+        data = recipe.data.model_dump() | {"sha256": value_hash(texts)}
         machine = [recipe.profile.model_dump(), self.device.identity]
         profile = stage("profile", [shape, machine], [], self._profile)
         self.profile = Profile.from_folder(profile)
@@ -112,7 +119,8 @@ class _Run:
         dtype = torch_dtype(self.recipe.dtype)
         return load_decoder(folder, dtype=dtype, device=self.device.torch_device)
 
-    def _tokens(self, split: Split, count: int) -> torch.Tensor:
+    def tokens(self, split: Split, count: int) -> torch.Tensor:
+        """Blocks of tokens of a split, (blocks, length)."""
         data = self.recipe.data
         blocks = pack_tokens(
             load_documents(data.source, split),
@@ -132,23 +140,23 @@ class _Run:
             self.config, self.space, self.device, dtype, grid, progress=Progress("profile")
         ).write(folder)
 
-    def _target(self, scalar: float) -> Target:
-        base = profile_target(self.profile)
-        return Target(
-            gpu=base.gpu,
-            latency=ScaledLatency(base=base.latency, scalar=scalar),
-            memory_limit_bytes=base.memory_limit_bytes,
-            dtype=base.dtype,
-        )
-
     def _cost_table(self, scalar: float) -> CostTable:
-        return build_cost_table(
+        target = profile_target(self.profile)
+        scaled = ScaledLatency(base=target.latency, scalar=scalar)
+        target = replace(target, latency=scaled)
+        return cost_table(self.config, self.space, target, self.scenario)
+
+    def problem(self) -> Problem:
+        """What the solver is asked, once the parent is measured and replacements are scored."""
+        section, baseline = self.recipe.solve, self._read(self.baseline)
+        speedup = section.target_speedup * (1 + section.margin)
+        asked = baseline["measured"]["tokens_per_second"] * speedup
+        return Problem.build(
             self.config,
-            self._target(scalar),
-            self.scenario,
-            operating_points(profile_target(self.profile), (1,)),
-            attention=self.space.all_variants("attention"),
-            ffn=self.space.all_variants("ffn"),
+            self.space,
+            ScoreTable.from_file(self.scores),
+            self._cost_table(baseline["engine_scalar"]),
+            Limits(tokens_per_second_per_gpu=asked),
         )
 
     def _baseline(self, folder: Path) -> None:
@@ -180,8 +188,8 @@ class _Run:
         build_library(
             self.recipe.parent,
             self.space,
-            self._tokens("train", max(section.tokens, section.calibration_tokens)),
-            self._tokens("validation", section.held_out_tokens),
+            self.tokens("train", max(section.tokens, section.calibration_tokens)),
+            self.tokens("validation", section.held_out_tokens),
             folder,
             BldSettings(
                 tokens=section.tokens,
@@ -199,7 +207,7 @@ class _Run:
             self.parent,
             BlockLibrary.from_folder(self.library, self.config, reader),
             self.space,
-            self._tokens("validation", section.tokens),
+            self.tokens("validation", section.tokens),
             journal=Journal(folder / "journal.jsonl"),
             data=f"{self.recipe.data.source}, validation split",
             composed=section.composed,
@@ -208,18 +216,7 @@ class _Run:
         table.write(folder / "scores.csv")
 
     def _solve(self, folder: Path) -> None:
-        section = self.recipe.solve
-        baseline = self._read(self.baseline)
-        speedup = section.target_speedup * (1 + section.margin)
-        target = baseline["measured"]["tokens_per_second"] * speedup
-        problem = Problem.build(
-            self.config,
-            self.space,
-            ScoreTable.from_file(self.scores),
-            self._cost_table(baseline["engine_scalar"]),
-            Limits(tokens_per_second_per_gpu=target),
-        )
-        solution = solve(problem, max_seconds=section.max_seconds)
+        solution = solve(self.problem(), max_seconds=self.recipe.solve.max_seconds)
         spec = solution.spec_with_solution(
             scores=file_hash(self.scores), profile=str(self.profile.sidecar["latency_sha256"])
         )
@@ -231,7 +228,7 @@ class _Run:
         build_child(self.recipe.parent, self.library, spec, folder / "child")
 
     def _evaluate(self, folder: Path) -> None:
-        ids = self._tokens("test", self.recipe.evaluate.tokens)
+        ids = self.tokens("test", self.recipe.evaluate.tokens)
         quality = measure_quality(self.parent, self._decoder(self.child), ids)
         write_text(folder / "quality.json", json.dumps(quality.as_dict(), indent=1))
 

@@ -51,9 +51,11 @@ class RunDirectory:
         if _key_in(done) == key:
             self.skipped.append(name)
             return folder
-        if folder.exists() and _key_in(begun) != key:
-            shutil.rmtree(folder)
         done.unlink(missing_ok=True)
+        if folder.exists() and _key_in(begun) != key:
+            # First, lest a kill leaves half of the folder under a key that reads as valid.
+            begun.unlink(missing_ok=True)
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(begun, json.dumps({"key": key}))
         self._journal.append({"time": time.time(), "stage": name, "event": "begun", "key": key})

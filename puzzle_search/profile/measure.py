@@ -76,7 +76,7 @@ class ProfileGrid:
         """The smallest grid that covers a scenario."""
         first, last = scenario.input_len + 1, scenario.input_len + scenario.output_len
         return cls(
-            batches=tuple(sorted(batches)),
+            batches=tuple(sorted(set(batches))),
             prefill_tokens=(scenario.input_len,),
             decode_contexts=tuple(sorted({first, (first + last) // 2, last})),
             point_seconds=point_seconds,

@@ -75,8 +75,10 @@ class Comparison:
             _row("damage (KL to parent)", self.spec.solution["score"], self.quality["kl"], "nats"),
             _row("parent accuracy", None, 100 * self.quality["parent_accuracy"], "%"),
             _row("child accuracy", None, 100 * self.quality["child_accuracy"], "%"),
-            _row("accuracy preserved", None, 100 * self.quality["accuracy_preserved"], "%"),
         ]  # fmt: skip
+        if self.quality["accuracy_preserved"] is not None:
+            preserved = 100 * self.quality["accuracy_preserved"]
+            rows.append(_row("accuracy preserved", None, preserved, "%"))
         return rows
 
     @property

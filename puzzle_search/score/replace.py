@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ import torch
 from puzzle_search import __version__
 from puzzle_search.arch import ParentConfig, SearchSpace, Subblock, parse_variant
 from puzzle_search.checkpoint import subblock_from_tensors
-from puzzle_search.checkpoint.block_library import BlockLibrary
-from puzzle_search.files import Journal, value_hash
+from puzzle_search.checkpoint.block_library import BlockLibrary, resume_journal
+from puzzle_search.errors import InputError
+from puzzle_search.files import Journal, check_keys, value_hash
 from puzzle_search.model import HeterogeneousDecoder, SubblockModule
-from puzzle_search.model.losses import token_kl
+from puzzle_search.model.losses import kl_to_log_probs, log_probs
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.progress import Progress
 from puzzle_search.solve import ScoreRow, ScoreTable
@@ -61,14 +62,21 @@ def score_replacements(
         progress: shows how far it is.
 
     Raises:
-        InputError: the library lacks a variant, or the journal is of other tokens.
+        InputError: the library lacks a variant, the journal is of other tokens, another parent or
+            library, or a score is not finite.
     """
     config = model.config
     replacements = list(_replacements(config, space, composed))
-    rows = {
-        (row.first_layer, row.attention, row.ffn): row
-        for row in (ScoreRow(**line) for line in journal.read())
+    made_from = {
+        "library_sha256": library.sha256,
+        "tokens_sha256": value_hash(ids.tolist()),
+        "dtype": str(model.embedding.weight.dtype),
     }
+    rows = {}
+    for line in resume_journal(journal, made_from):
+        check_keys(line, f"{journal.path}, a score", required={f.name for f in fields(ScoreRow)})
+        row = ScoreRow(**line)
+        rows[row.first_layer, row.attention, row.ffn] = row
     progress = progress or Progress("score")
     keys = {(r.layer, r.attention, r.ffn) for r in replacements}
     with torch.inference_mode(), progress.over(len(keys), done=len(keys & rows.keys())) as advance:
@@ -87,7 +95,7 @@ def score_replacements(
         "package_version": __version__,
         "parent": config.name,
         "evidence": "measured",
-        "data": f"{data}, {ids.numel()} tokens, sha256 {value_hash(ids.tolist())}",
+        "data": f"{data}, {ids.numel()} tokens, sha256 {made_from['tokens_sha256']}",
         "made_by": "puzzle-search score",
     }
     return ScoreTable((row for key, row in rows.items() if key in keys), sidecar)
@@ -112,16 +120,17 @@ def _replacements(
 
 
 class _ParentStates:
-    """Hidden states of the parent before every layer and at its end."""
+    """Hidden states of the parent before every layer, and its log-probabilities at the end."""
 
     def __init__(self, model: HeterogeneousDecoder, ids: torch.Tensor) -> None:
         self.model = model
         hidden = model.embedding(ids)
         self.rotary: RotarySlice = model.rotary.slice(0, ids.shape[1], hidden)
-        self.before = [hidden]
+        self.before = []
         for block in model.blocks:
-            hidden = torch.cat([block(part, self.rotary) for part in hidden.split(_ROWS)])
             self.before.append(hidden)
+            hidden = torch.cat([block(part, self.rotary) for part in hidden.split(_ROWS)])
+        self.log_probs = [log_probs(model.logits(part)) for part in hidden.split(_ROWS)]
 
 
 class _Modules:
@@ -161,14 +170,20 @@ def _score(replacement: _Replacement, parent: _ParentStates, modules: _Modules) 
         variant = replacement.attention if subblock == "attention" else replacement.ffn
         chosen.append(modules.get(layer, subblock, variant, start) if variant else own[subblock])
     per_block: list[torch.Tensor] = []
-    for part, final in zip(start.split(_ROWS), parent.before[-1].split(_ROWS), strict=True):
+    for part, teacher in zip(start.split(_ROWS), parent.log_probs, strict=True):
         hidden = part
         for module in chosen:
             hidden = module(hidden, parent.rotary, None)
         for block in model.blocks[layer + 1 :]:
             hidden = block(hidden, parent.rotary)
-        per_block.append(token_kl(model.logits(final), model.logits(hidden)).mean(dim=1))
+        per_block.append(kl_to_log_probs(teacher, model.logits(hidden)).mean(dim=1))
     values = torch.cat(per_block).double()
+    if not values.isfinite().all():
+        raise InputError(
+            f"layer {layer} with attention {replacement.attention or 'of the parent'} and FFN "
+            f"{replacement.ffn or 'of the parent'} gives a score that is not finite",
+            remedy="check the parent's weights, or train that variant again",
+        )
     return ScoreRow(
         first_layer=layer,
         last_layer=layer,

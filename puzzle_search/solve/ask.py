@@ -29,6 +29,7 @@ from puzzle_search.solve.search import Solution, solve
 
 _ALL_TP = (1, 2, 4, 8)
 _LARGEST_BATCH = 1024
+_BATCH_STEPS = 74  # each about 10% more than the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,8 @@ def find_target(gpu: str, config: ParentConfig, *, engine: str, dtype: str) -> T
         latency=AnalyticLatency(config, model, engine, dtype),
         memory_limit_bytes=model.memory_limit_bytes,
         dtype=parse_dtype(dtype),
+        batches=tuple(sorted({round(b) for b in np.geomspace(1, _LARGEST_BATCH, _BATCH_STEPS)})),
+        tp_degrees=_ALL_TP,
     )
 
 
@@ -94,6 +97,8 @@ def profile_target(profile: Profile) -> Target:
         latency=profile,
         memory_limit_bytes=int(profile.sidecar["memory_limit_bytes"]),
         dtype=parse_dtype(str(profile.sidecar["dtype"])),
+        batches=tuple(profile.batches),
+        tp_degrees=tuple(profile.tp_degrees),
     )
 
 
@@ -113,29 +118,54 @@ def parse_tp(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def operating_points(target: Target, tp: tuple[int, ...]) -> list[OperatingPoint]:
-    """Batch sizes and TP degrees to search: the measured ones, or 1 to 1024 in steps of 10%."""
-    if isinstance(target.latency, Profile):
-        batches = target.latency.batches
-        tp = tuple(degree for degree in tp if degree in target.latency.tp_degrees)
-    else:
-        batches = sorted({round(b) for b in np.geomspace(1, _LARGEST_BATCH, 74)})
-    if not tp:
-        raise InputError("the profile has none of these TP degrees", remedy="use --tp 1")
-    return [OperatingPoint(batch=batch, tp=degree) for degree in tp for batch in batches]
+def solve_for_target(
+    config: ParentConfig,
+    space: SearchSpace,
+    scores: ScoreTable,
+    target: Target,
+    scenario: Scenario,
+    limits: Limits,
+    *,
+    tp: tuple[int, ...] = (1,),
+    metric: str = "kl",
+    max_seconds: float = 60.0,
+) -> Solution:
+    """Find the child of least damage on a target, over all its batch sizes and these TP degrees.
+
+    Raises:
+        InputError: the score table or the target lacks a variant, or the target a TP degree.
+        InfeasibleError: no architecture keeps the limits.
+    """
+    table = cost_table(config, space, target, scenario, tp)
+    problem = Problem.build(config, space, scores, table, limits, metric=metric)
+    return solve(problem, max_seconds=max_seconds)
 
 
 def cost_table(
-    inputs: SearchInputs, target: Target, scenario: Scenario, tp: tuple[int, ...]
+    config: ParentConfig,
+    space: SearchSpace,
+    target: Target,
+    scenario: Scenario,
+    tp: tuple[int, ...] = (1,),
 ) -> CostTable:
-    """Price the whole search space at every operating point."""
+    """Price the whole search space at every batch size of the target and these TP degrees.
+
+    Raises:
+        InputError: the target knows none of the TP degrees, or lacks a variant.
+    """
+    degrees = [degree for degree in tp if degree in target.tp_degrees]
+    if not degrees:
+        raise InputError(
+            f"{target.gpu} has no costs for TP {', '.join(map(str, tp))}",
+            remedy=f"use --tp {','.join(map(str, target.tp_degrees))}",
+        )
     return build_cost_table(
-        inputs.config,
+        config,
         target,
         scenario,
-        operating_points(target, tp),
-        attention=inputs.space.all_variants("attention"),
-        ffn=inputs.space.all_variants("ffn"),
+        [OperatingPoint(batch=batch, tp=degree) for degree in degrees for batch in target.batches],
+        attention=space.all_variants("attention"),
+        ffn=space.all_variants("ffn"),
     )
 
 
@@ -186,10 +216,16 @@ def ask(
     """
     inputs = SearchInputs.find(model, scores=scores)
     target = find_target(gpu, inputs.config, engine=engine, dtype=dtype)
-    table = cost_table(inputs, target, Scenario.parse(scenario), parse_tp(tp))
-    problem = Problem.build(
-        inputs.config, inputs.space, inputs.scores, table, limits, metric=metric
+    solution = solve_for_target(
+        inputs.config,
+        inputs.space,
+        inputs.scores,
+        target,
+        Scenario.parse(scenario),
+        limits,
+        tp=parse_tp(tp),
+        metric=metric,
+        max_seconds=max_seconds,
     )
-    solution = solve(problem, max_seconds=max_seconds)
-    parent = table.best_cost(ArchitectureSpec.identity(inputs.config))
+    parent = solution.problem.cost.best_cost(ArchitectureSpec.identity(inputs.config))
     return Answer(solution=solution, parent_cost=parent, inputs=inputs)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from puzzle_search.arch import ArchitectureSpec
-from puzzle_search.solve.problem import PointProblem, Problem
+from puzzle_search.solve.problem import Problem
+from puzzle_search.solve.relaxation import relax
 
-
-def _holds(point: PointProblem, choice: np.ndarray) -> bool:
-    used = point.used(choice)
-    return bool((used <= point.limits).all())
+_ATTEMPTS = 20  # for each random architecture asked
 
 
 def _best(problem: Problem, choices: list[np.ndarray]) -> ArchitectureSpec | None:
@@ -29,7 +27,7 @@ def greedy(problem: Problem) -> ArchitectureSpec | None:
         point = problem.at(index)
         layers = np.arange(problem.num_layers)
         choice = np.nanargmin(point.damage, axis=1)
-        while not _holds(point, choice):
+        while not problem.holds(problem.spec(choice), index):
             load = point.usage.sum(axis=0)
             saved = load[choice][:, None] - load[None, :]
             added = point.damage - point.damage[layers, choice][:, None]
@@ -48,10 +46,9 @@ def uniform(problem: Problem) -> ArchitectureSpec | None:
     """The one pair of variants that, in every layer, keeps the limits at least damage."""
     found = []
     for index in range(len(problem.cost.points)):
-        point = problem.at(index)
         for column in range(len(problem.pairs)):
             choice = np.full(problem.num_layers, column)
-            if np.isfinite(problem.score(choice)) and _holds(point, choice):
+            if np.isfinite(problem.score(choice)) and problem.holds(problem.spec(choice), index):
                 found.append(choice)
     return _best(problem, found)
 
@@ -61,14 +58,19 @@ def random_specs(
 ) -> list[ArchitectureSpec]:
     """Random architectures that keep the limits and use at least 1 - ``tolerance`` of the time.
 
-    Starting from random choices, random swaps towards the limit are made at the operating point
-    of the largest batch.
+    Starting from random choices, random swaps towards the limit are made at the last operating
+    point (the largest batch) where the limits can be met at all. Fewer are returned where few of
+    the attempts succeed.
     """
     rng = np.random.default_rng(seed)
-    point = problem.at(len(problem.cost.points) - 1)
+    points = [(problem.at(index), index) for index in range(len(problem.cost.points))]
+    reachable = [entry for entry in points if np.isfinite(relax(entry[0]).bound)]
+    if not reachable:
+        return []
+    point, index = reachable[-1]
     allowed = [np.flatnonzero(np.isfinite(row)) for row in problem.damage]
     specs: list[ArchitectureSpec] = []
-    for _ in range(count * 20_000):
+    for _ in range(count * _ATTEMPTS):
         if len(specs) == count:
             break
         choice = np.array([rng.choice(columns) for columns in allowed])
@@ -76,7 +78,8 @@ def random_specs(
             used = point.used(choice)
             tightest = (used / point.limits).max()
             if 1 - tolerance <= tightest <= 1:
-                specs.append(problem.spec(choice))
+                if problem.holds(problem.spec(choice), index):
+                    specs.append(problem.spec(choice))
                 break
             layer = rng.integers(len(choice))
             column = rng.choice(allowed[layer])

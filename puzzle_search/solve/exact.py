@@ -6,11 +6,37 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puzzle_search.errors import InputError
-from puzzle_search.solve.problem import Choice, PointProblem
+from puzzle_search.solve.problem import Choice, Floats, PointProblem
 
 Backend = Literal["highs", "scip", "cp-sat"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """What is left to choose from; an item is one choice of one layer.
+
+    Damage is told above the least of its layer and in units of what is at stake, so that the
+    solvers' tolerances mean the same for scores of any size and sign.
+
+    Attributes:
+        layers: (items,), ascending.
+        columns: (items,), the choice's column in the point problem.
+        weights: (items,), damage. Items that are out of the question stand at 2.
+        cutoff: weight that an answer must stay below, 1 or less; infinite without an incumbent.
+    """
+
+    layers: NDArray[np.intp]
+    columns: Choice
+    weights: Floats
+    cutoff: float
+
+    @property
+    def num_layers(self) -> int:
+        """Layers to choose for."""
+        return int(self.layers[-1]) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,19 +44,17 @@ class CoreResult:
     """Outcome of the exact search at one operating point.
 
     Attributes:
-        choice: a choice no worse than the incumbent, if one was found.
-        bound: no choice at this point has less damage.
-        finished: the search ended by proof, not by the clock.
+        choice: the best choice found, within the limits up to the solver's tolerance, if any.
+        bound: no kept choice has less damage; the incumbent's damage if it cannot be beaten.
     """
 
     choice: Choice | None
     bound: float
-    finished: bool
 
 
 def solve_core(
     point: PointProblem,
-    kept: np.ndarray,
+    kept: NDArray[np.bool_],
     *,
     lower: float,
     incumbent: float,
@@ -50,17 +74,31 @@ def solve_core(
     Raises:
         InputError: the back end is not known.
     """
+    if backend not in get_args(Backend):
+        raise InputError(
+            f"back end {backend!r} is not known",
+            remedy=f"use one of {', '.join(get_args(Backend))}",
+        )
+    base = np.where(kept, point.damage, np.inf).min(axis=1)
+    floor = float(base.sum())
+    if floor >= incumbent:  # also a layer with nothing left
+        return CoreResult(choice=None, bound=incumbent)
+    above = np.where(kept, point.damage - base[:, None], 0.0)
+    unit = min(incumbent - floor, float(above.max(axis=1).sum())) or 1.0
+    layers, columns = np.nonzero(kept)
+    core = Core(
+        layers=layers,
+        columns=columns,
+        weights=np.minimum(above[layers, columns] / unit, 2.0),
+        cutoff=(incumbent - floor) / unit,
+    )
     # Each back end takes a good part of a second to import, and easy problems need none.
     if backend == "cp-sat":
         from puzzle_search.solve import cpsat
 
-        return cpsat.solve_core(point, kept, lower=lower, incumbent=incumbent, seconds=seconds)
-    if backend in get_args(Backend):
+        choice, proven = cpsat.solve(point, core, seconds=seconds)
+    else:
         from puzzle_search.solve import mip
 
-        return mip.solve_core(
-            point, kept, lower=lower, incumbent=incumbent, seconds=seconds, backend=backend
-        )
-    raise InputError(
-        f"back end {backend!r} is not known", remedy=f"use one of {', '.join(get_args(Backend))}"
-    )
+        choice, proven = mip.solve(point, core, seconds=seconds, backend=backend)
+    return CoreResult(choice=choice, bound=min(max(lower, floor + unit * proven), incumbent))

@@ -15,71 +15,68 @@ import math
 import numpy as np
 from ortools.math_opt.python import mathopt
 
-from puzzle_search.solve.exact import CoreResult
-from puzzle_search.solve.problem import PointProblem
+from puzzle_search.solve.exact import Core
+from puzzle_search.solve.problem import Choice, PointProblem
 
 _SOLVERS = {"highs": mathopt.SolverType.HIGHS, "scip": mathopt.SolverType.GSCIP}
-_RELATIVE_GAP = 1e-10
+_GAP = 1e-10
+# The solvers let rows and reduced costs pass by 1e-6 and 1e-7 unless told otherwise.
+_TOLERANCE = 1e-9
+# What is at stake, in the objective: with reduced costs exact to 1e-9, proofs are to 1e-12.
+_STAKE = 1e3
 
 
-def solve_core(
-    point: PointProblem,
-    kept: np.ndarray,
-    *,
-    lower: float,
-    incumbent: float,
-    seconds: float,
-    backend: str,
-) -> CoreResult:
-    """Search the kept choices for less damage than ``incumbent``; see ``exact.solve_core``."""
+def solve(
+    point: PointProblem, core: Core, *, seconds: float, backend: str
+) -> tuple[Choice | None, float]:
+    """The best choice found, if any, and a lower bound on weights below the cutoff."""
     model = mathopt.Model()
-    layers, columns = np.nonzero(kept)
-    if len(np.unique(layers)) < len(kept):
-        return CoreResult(choice=None, bound=incumbent, finished=True)
-    variables = [model.add_binary_variable() for _ in columns]
-    for layer in range(len(kept)):
-        mine = [variables[i] for i in np.flatnonzero(layers == layer)]
+    variables = [model.add_binary_variable() for _ in core.columns]
+    for layer in range(core.num_layers):
+        mine = [variables[i] for i in np.flatnonzero(core.layers == layer)]
         model.add_linear_constraint(mathopt.fast_sum(mine) == 1)
     used: list[list[mathopt.LinearTypes]] = [[] for _ in point.limits]
     for which, usage in (
         (point.attention_of, point.attention_usage),
         (point.ffn_of, point.ffn_usage),
     ):
-        for variant in np.unique(which[columns]):
-            count = model.add_integer_variable(lb=0, ub=len(kept))
-            mine = [variables[i] for i in np.flatnonzero(which[columns] == variant)]
+        for variant in np.unique(which[core.columns]):
+            count = model.add_integer_variable(lb=0, ub=core.num_layers)
+            mine = [variables[i] for i in np.flatnonzero(which[core.columns] == variant)]
             model.add_linear_constraint(mathopt.fast_sum(mine) == count)
             for resource, terms in enumerate(used):
                 terms.append(float(usage[resource, variant]) * count)
     for terms, limit in zip(used, point.limits, strict=True):
         model.add_linear_constraint(mathopt.fast_sum(terms) <= float(limit))
-    base = np.where(kept, point.damage, np.inf).min(axis=1)
-    above = point.damage - base[:, None]
-    # Damage is scaled to about 1, so that the solver's tolerances mean the same for any metric.
-    reach = float(np.where(kept, above, 0.0).max(axis=1).sum())
-    scale = 1.0 / reach if reach > 0 else 1.0
-    weights = scale * above[layers, columns]
+    weights = _STAKE * core.weights
     objective = mathopt.fast_sum([float(w) * v for w, v in zip(weights, variables, strict=True)])
-    if math.isfinite(incumbent):
-        model.add_linear_constraint(objective <= scale * (incumbent - float(base.sum())))
+    if math.isfinite(core.cutoff):
+        model.add_linear_constraint(objective <= _STAKE * core.cutoff)
     model.minimize(objective)
-    result = mathopt.solve(
-        model,
-        _SOLVERS[backend],
-        params=mathopt.SolveParameters(
-            time_limit=datetime.timedelta(seconds=max(seconds, 0.01)),
-            relative_gap_tolerance=_RELATIVE_GAP,
-            absolute_gap_tolerance=_RELATIVE_GAP,
-        ),
-    )
+    result = mathopt.solve(model, _SOLVERS[backend], params=_parameters(seconds))
     reason = result.termination.reason
-    if reason == mathopt.TerminationReason.INFEASIBLE:
-        return CoreResult(choice=None, bound=incumbent, finished=True)
-    finished = reason == mathopt.TerminationReason.OPTIMAL
+    # Unbounded it cannot be: every variable has bounds.
+    if reason in (
+        mathopt.TerminationReason.INFEASIBLE,
+        mathopt.TerminationReason.INFEASIBLE_OR_UNBOUNDED,
+    ):
+        return None, math.inf
     choice = None
     if result.has_primal_feasible_solution():
-        values = np.array(result.variable_values(variables))
-        choice = columns[values > 0.5]
+        taken = np.array(result.variable_values(variables)) > 0.5
+        choice = core.columns[taken]
     dual = result.termination.objective_bounds.dual_bound
-    proven = float(base.sum()) + dual / scale if math.isfinite(dual) else lower
-    return CoreResult(choice=choice, bound=max(lower, proven), finished=finished)
+    return choice, dual / _STAKE if math.isfinite(dual) else -math.inf
+
+
+def _parameters(seconds: float) -> mathopt.SolveParameters:
+    parameters = mathopt.SolveParameters(
+        time_limit=datetime.timedelta(seconds=max(seconds, 0.01)),
+        relative_gap_tolerance=_GAP,
+        absolute_gap_tolerance=_GAP * _STAKE,
+    )
+    for name in ("feastol", "dualfeastol"):
+        parameters.gscip.real_params[f"numerics/{name}"] = _TOLERANCE
+    for name in ("primal", "dual", "mip"):
+        parameters.highs.double_options[f"{name}_feasibility_tolerance"] = _TOLERANCE
+    return parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from puzzle_search.arch import (
     ParentConfig,
     SearchSpace,
     Subblock,
+    architecture_parameters,
     embedding_parameters,
     parse_variant,
     subblock_parameters,
@@ -22,6 +23,12 @@ from puzzle_search.solve.score_table import ScoreTable
 
 Floats = NDArray[np.float64]
 Choice = NDArray[np.intp]
+
+# Limits of a point problem are wider by this part, so that rounding excludes nothing that keeps
+# the real ones; answers are checked against these (`Problem.holds`).
+_ROUNDING = 1e-12
+# A choice that alone exceeds a limit is impossible, however far it goes beyond.
+_IMPOSSIBLE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +73,8 @@ class PointProblem:
         ffn_of: (choices,), index of its FFN variant.
         attention_usage: (resources, attention variants), in units of the resource's limit.
         ffn_usage: (resources, FFN variants), likewise.
-        limits: (resources,); 1 where the resource can be used, negative where the part outside
-            the blocks alone exceeds it.
+        limits: (resources,); 1, 0 or -1 up to rounding: what the part outside the blocks leaves,
+            less than nothing where it alone exceeds the limit.
     """
 
     damage: Floats
@@ -87,6 +94,21 @@ class PointProblem:
         """What a choice per layer uses of each resource."""
         total: Floats = self.usage[:, choice].sum(axis=1)
         return total
+
+    def tightened(self, margin: float) -> PointProblem:
+        """The same problem with less of each resource, as a part of its limit."""
+        return replace(self, limits=self.limits - margin)
+
+    def normalised(self) -> tuple[PointProblem, float, float]:
+        """Damage above the least of each layer, in units of the most that it can sum to.
+
+        With it, the sum of the least and the unit. Tolerances then mean the same for scores of
+        any size and sign.
+        """
+        least = self.damage.min(axis=1, keepdims=True)
+        above = self.damage - least
+        spread = float(np.where(np.isfinite(above), above, 0.0).max(axis=1).sum()) or 1.0
+        return replace(self, damage=above / spread), float(least.sum()), spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +197,34 @@ class Problem:
             damage=self.damage,
             attention_of=attention.columns([pair[0] for pair in self.pairs]),
             ffn_of=ffn.columns([pair[1] for pair in self.pairs]),
-            attention_usage=np.stack([row / (abs(left) or 1.0) for row, _, left in rows]),
-            ffn_usage=np.stack([row / (abs(left) or 1.0) for _, row, left in rows]),
-            limits=np.array([np.sign(left) for _, _, left in rows]),
+            attention_usage=np.stack([_parts(row, left) for row, _, left in rows]),
+            ffn_usage=np.stack([_parts(row, left) for _, row, left in rows]),
+            limits=np.array([np.sign(left) + _ROUNDING for _, _, left in rows]),
+        )
+
+    def holds(self, spec: ArchitectureSpec, index: int) -> bool:
+        """Whether an architecture keeps every limit at operating point ``index``, as reported."""
+        cost, limits = self.cost.cost(spec, index), self.limits
+        return (
+            cost.memory_bytes <= cost.memory_limit_bytes
+            and cost.tokens_per_second_per_gpu >= (limits.tokens_per_second_per_gpu or 0.0)
+            and cost.ttft_ms <= (limits.ttft_ms or np.inf)
+            and cost.tpot_ms <= (limits.tpot_ms or np.inf)
+            and cost.latency_ms <= (limits.latency_ms or np.inf)
+            and (
+                limits.parameters is None
+                or architecture_parameters(spec, self.config) <= limits.parameters
+            )
         )
 
     def _parameters(self, subblock: Subblock) -> Floats:
         costs = self.cost.attention if subblock == "attention" else self.cost.ffn
         variants = [parse_variant(subblock, name) for name in costs.variants]
         return np.array([float(subblock_parameters(v, self.config)) for v in variants])
+
+
+def _parts(amounts: Floats, left: float) -> Floats:
+    """Amounts as parts of what is left of a resource."""
+    with np.errstate(over="ignore"):
+        parts: Floats = np.minimum(amounts / (abs(left) or 1.0), _IMPOSSIBLE)
+    return parts

@@ -20,6 +20,8 @@ from puzzle_search.solve.problem import Choice, Floats, PointProblem
 
 _MAX_ROUNDS = 60
 _TOLERANCE = 1e-9
+# Rounding of the sums in a bound, as a part of their terms.
+_ROUNDING = 4e-15
 # A slack in the master costs this many times the whole spread of damage, so that it stays empty
 # whenever the limits can be met.
 _SLACK_PRICE = 1e4
@@ -44,12 +46,12 @@ class Relaxation:
 
 def relax(point: PointProblem) -> Relaxation:
     """Solve the relaxation at one operating point."""
+    point, floor, spread = point.normalised()
     layers = np.arange(point.damage.shape[0])
     finite = np.isfinite(point.damage)
-    spread = float(np.where(finite, point.damage, -np.inf).max(axis=1).sum()) or 1.0
     usage = point.usage
     prices = np.zeros(len(point.limits))
-    master = _Master(point.limits, _SLACK_PRICE * abs(spread))
+    master = _Master(point.limits, _SLACK_PRICE)
     best_bound, best_prices = -np.inf, prices
     seen: set[bytes] = set()
     selections = [_cheapest(amounts, finite) for amounts in usage]
@@ -58,11 +60,13 @@ def relax(point: PointProblem) -> Relaxation:
     for _ in range(_MAX_ROUNDS):
         priced = point.damage + prices @ usage
         choice = priced.argmin(axis=1)
-        bound = float(priced[layers, choice].sum() - prices @ point.limits)
+        paid = priced[layers, choice].sum()
+        bound = float(paid - prices @ point.limits)
+        bound -= _ROUNDING * float(paid + prices @ np.abs(point.limits))
         if bound > best_bound:
             best_bound, best_prices = bound, prices
         selections.append(choice)
-        if best_bound > spread * (1 + _TOLERANCE) or choice.tobytes() in seen:
+        if best_bound > 1 + _TOLERANCE or choice.tobytes() in seen:
             break
         seen.add(choice.tobytes())
         master.add(_damage(point, choice), usage[:, choice].sum(axis=1))
@@ -70,24 +74,18 @@ def relax(point: PointProblem) -> Relaxation:
         if solved is None:
             break
         value, prices = solved
-        if value - best_bound <= _TOLERANCE * max(1.0, abs(value)):
+        if value - best_bound <= _TOLERANCE * value:
             break
     priced = point.damage + best_prices @ usage
     reduced = priced - priced.min(axis=1, keepdims=True)
-    infeasible = best_bound > spread * (1 + _TOLERANCE)
+    # No choice at all has more damage than 1.
+    infeasible = best_bound > 1 + _TOLERANCE
     return Relaxation(
-        bound=np.inf if infeasible else best_bound,
-        prices=best_prices,
-        reduced=reduced,
+        bound=np.inf if infeasible else floor + spread * best_bound,
+        prices=spread * best_prices,
+        reduced=spread * reduced,
         selections=selections[-4:],
     )
-
-
-def feasible_answer(point: PointProblem, relaxation: Relaxation) -> Choice | None:
-    """The least damage among the relaxation's selections, repaired and improved."""
-    repaired = (_repair(point, selection) for selection in relaxation.selections)
-    found = [_improve(point, choice) for choice in repaired if choice is not None]
-    return min(found, key=lambda choice: _damage(point, choice), default=None)
 
 
 def _damage(point: PointProblem, choice: Choice) -> float:
@@ -127,39 +125,3 @@ class _Master:
             return None
         prices = np.array([max(0.0, -row.dual_value()) for row in self._rows])
         return float(self._objective.Value()), prices
-
-
-def _repair(point: PointProblem, start: Choice) -> Choice | None:
-    """Swap choices, least damage per excess removed first, until every limit holds."""
-    choice, layers, usage = start.copy(), np.arange(len(start)), point.usage
-    for _ in range(4 * len(start)):
-        excess = usage[:, choice].sum(axis=1) - point.limits
-        over = np.maximum(excess, 0.0)
-        if not over.any():
-            return choice
-        change = usage[:, None, :] - usage[:, choice][:, :, None]
-        left = np.maximum(excess[:, None, None] + change, 0.0).sum(axis=0)
-        removed = over.sum() - left
-        added = np.maximum(point.damage - point.damage[layers, choice][:, None], 1e-12)
-        possible = (removed > 1e-15) & np.isfinite(added)
-        rate = np.where(possible, added / np.maximum(removed, 1e-300), np.inf)
-        layer, column = np.unravel_index(rate.argmin(), rate.shape)
-        if not np.isfinite(rate[layer, column]):
-            return None
-        choice[layer] = column
-    return None
-
-
-def _improve(point: PointProblem, start: Choice) -> Choice:
-    """Swap single choices for less damage while every limit holds."""
-    choice, layers, usage = start.copy(), np.arange(len(start)), point.usage
-    for _ in range(4 * len(start)):
-        slack = point.limits - usage[:, choice].sum(axis=1)
-        change = usage[:, None, :] - usage[:, choice][:, :, None]
-        fits = (change <= slack[:, None, None]).all(axis=0)
-        gain = np.where(fits, point.damage[layers, choice][:, None] - point.damage, -np.inf)
-        layer, column = np.unravel_index(gain.argmax(), gain.shape)
-        if not gain[layer, column] > 1e-15 * max(1.0, abs(_damage(point, choice))):
-            break
-        choice[layer] = column
-    return choice

@@ -15,7 +15,7 @@ import yaml
 
 from puzzle_search.arch import ParentConfig, SearchSpace, Subblock, parse_variant
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, file_hash, read_text, read_yaml, write_text
+from puzzle_search.files import check_keys, read_text, read_yaml, write_text
 
 FORMAT = "puzzle-search.scores/1"
 _SIDECAR_KEYS = {"format", "package_version", "parent", "evidence", "data", "made_by"}
@@ -50,13 +50,13 @@ class ScoreTable:
         self.rows = list(rows)
         self.sidecar = sidecar
         self._values: dict[str, dict[_Key, float]] = {}
-        for row in self.rows:
+        for number, row in enumerate(self.rows, start=2):
             metric = self._values.setdefault(row.metric, {})
             key = (row.first_layer, row.attention, row.ffn)
             if key in metric:
                 raise InputError(
-                    f"score table: layer {row.first_layer}, attention {row.attention!r}, "
-                    f"ffn {row.ffn!r}, {row.metric} stands twice",
+                    f"score table, row {number}: layer {row.first_layer}, "
+                    f"attention {row.attention!r}, ffn {row.ffn!r}, {row.metric} stands twice",
                     remedy="drop one of the rows",
                 )
             metric[key] = row.value
@@ -86,7 +86,7 @@ class ScoreTable:
             )
         rows = [_row(row, f"{file}, row {n}") for n, row in enumerate(reader, start=2)]
         try:
-            return cls(rows, sidecar | {"sha256": file_hash(file)})
+            return cls(rows, sidecar)
         except InputError as error:
             raise InputError(f"{file}: {error.message}", remedy=error.remedy) from error
 

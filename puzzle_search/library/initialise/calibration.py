@@ -32,5 +32,5 @@ class Calibration:
 
     @property
     def tensors(self) -> Tensors:
-        """The parent's tensors by local name."""
-        return {name: value.detach() for name, value in self.module.state_dict().items()}
+        """Copies of the parent's tensors by local name: a student is trained in place."""
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}

@@ -1,0 +1,158 @@
+"""Every command, from its help to its result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.cost import Profile
+from puzzle_search.solve import ScoreTable
+from tests.pico import Pico, environment, run_command, run_here
+
+COMMANDS = [
+    "solve", "run", "profile", "library", "score", "build", "evaluate", "bench", "generate",
+    "version",
+]  # fmt: skip
+_HELP = """\
+import sys
+from puzzle_search.cli.main import app
+for name in sys.argv[1:]:
+    app([name, "--help"], standalone_mode=False)
+app(["--help"], standalone_mode=False)
+heavy = {"torch", "transformers"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_every_help_is_shown_without_torch() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _HELP, *COMMANDS],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    pages = ended.stdout.split("Usage: ")[1:]
+    assert len(pages) == len(COMMANDS) + 1
+    for name, page in zip(COMMANDS, pages, strict=False):
+        assert f" {name} " in page.splitlines()[0]
+        assert "--help" in page
+    assert all(f" {name} " in pages[-1] for name in COMMANDS)
+
+
+def test_solve_prints_one_json_object_and_nothing_else() -> None:
+    ended = run_command("solve", "--target-tps", 6000, "--json")
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout)
+    assert answer["status"] == "optimal"
+    assert ended.stdout.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+def write_spec(folder: Path) -> Path:
+    pairs = [("gqa_1", "mlp_256"), ("gqa_2", "mlp_512"), ("linear", "no_op")]
+    ArchitectureSpec.of("parent", pairs).write(folder / "spec.yaml")
+    return folder / "spec.yaml"
+
+
+def test_profile_writes_a_profile(
+    pico: Pico, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(
+        "profile", "--model", pico.parent, "--space", pico.space_file, "--out", work / "profile",
+        "--scenario", "8/8", "--batches", "2,1", "--point-seconds", "0.01",
+    )  # fmt: skip
+    assert "written to" in capsys.readouterr().out
+    assert Profile.from_folder(work / "profile").batches == [1, 2]
+
+
+def test_score_writes_a_table(
+    pico: Pico, pico_library: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(
+        "score", "--parent", pico.parent, "--library", pico_library, "--space", pico.space_file,
+        "--data", pico.corpus, "--out", work / "scores.csv", "--tokens", 128, "--length", 32,
+        "--no-composed",
+    )  # fmt: skip
+    assert "15 replacements scored" in capsys.readouterr().out
+    assert len(ScoreTable.from_file(work / "scores.csv").rows) == 15
+
+
+@pytest.fixture(scope="module")
+def child(pico: Pico, pico_library: Path, work: Path) -> Path:
+    run_here(
+        "build", write_spec(work), "--parent", pico.parent, "--library", pico_library,
+        "--out", work / "child", "--dtype", "fp32",
+    )  # fmt: skip
+    return work / "child"
+
+
+def test_build_writes_a_checkpoint(child: Path) -> None:
+    assert {file.name for file in child.iterdir()} >= {
+        "architecture.yaml", "config.json", "model.safetensors", "tokenizer.json"
+    }  # fmt: skip
+    assert not list(child.parent.glob(".*"))
+
+
+def test_evaluate_compares(pico: Pico, child: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", pico.corpus, "--tokens", 512, "--length", 32]
+    run_here("evaluate", pico.parent, child, *arguments, "--json")
+    assert json.loads(capsys.readouterr().out)["kl"] > 1e-3
+    run_here("evaluate", pico.parent, pico.parent, *arguments, "--json")
+    same = json.loads(capsys.readouterr().out)
+    assert abs(same["kl"]) < 1e-6
+    assert same["agreement"] == 1
+    assert same["parent_loss"] == same["child_loss"]
+    assert same["accuracy_preserved"] in (1, None)
+    run_here("evaluate", pico.parent, child, *arguments)
+    assert "kl_stderr" in capsys.readouterr().out
+
+
+def test_bench_measures_in_turn(
+    pico: Pico, child: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--input-len", 8, "--output-len", 4, "--batch-size", 2, "--num-iters", 2]
+    run_here("bench", pico.parent, child, *size, "--json")
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert list(models) == [str(pico.parent), str(child)]
+    assert models[str(child)]["memory_bytes"] < models[str(pico.parent)]["memory_bytes"]
+    run_here("bench", pico.parent, child, *size)
+    assert "x the first" in capsys.readouterr().out
+
+
+def test_generate_completes(child: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for _ in range(2):
+        sampled = ["--temperature", 1, "--seed", 3]
+        run_here("generate", child, "--prompt", "abc", "--max-new-tokens", 12, *sampled)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("abc")
+    assert len(texts[0]) > len("abc\n")
+
+
+def test_solve_takes_what_the_other_commands_wrote(
+    pico: Pico, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Needs the profile and scores of the tests above."""
+    model = work / "model"
+    model.mkdir()
+    (model / "config.json").write_text((pico.parent / "config.json").read_text())
+    (model / "space.yaml").write_text(pico.space_file.read_text())
+    for name in ("scores.csv", "scores.yaml"):
+        (model / name).write_text((work / name).read_text())
+    run_here("solve", "--model", model, "--gpu", work / "profile", "--scenario", "8/8", "--json")
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["status"] == "optimal"
+    assert answer["score"] == 0  # nothing asked: the parent itself

@@ -1,0 +1,276 @@
+"""A user's mistake: exit code 2, one message with file and remedy, nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from puzzle_search.cli.main import main
+from tests.pico import ROOT, Pico, run_command
+
+EXAMPLE = ROOT / "examples" / "llama-3.1-70b"
+
+
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> str:
+    """What ``main`` prints when it refuses; in this process, since torch is slow to start."""
+    monkeypatch.setattr(sys, "argv", ["puzzle-search", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert shown.out == ""
+    return checked(shown.err)
+
+
+def checked(stderr: str) -> str:
+    assert stderr.count("error: ") == 1
+    assert stderr.count("\n  remedy: ") == 1
+    assert "Traceback" not in stderr
+    return stderr
+
+
+def broken_parent(pico: Pico, folder: Path) -> Path:
+    shutil.copytree(pico.parent, folder)
+    return folder
+
+
+def library_arguments(pico: Pico, out: Path, **changes: object) -> list[object]:
+    options: dict[str, object] = {
+        "parent": pico.parent,
+        "space": pico.space_file,
+        "data": pico.corpus,
+        "out": out,
+        "tokens": 0,
+        "held-out-tokens": 64,
+        "length": 32,
+    }
+    return ["library", *(part for k, v in (options | changes).items() for part in (f"--{k}", v))]
+
+
+# Commands that do not need torch are run as users run them.
+
+
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    ended = run_command("run", tmp_path / "none.yaml")
+    assert ended.returncode == 2
+    assert "none.yaml does not exist" in checked(ended.stderr)
+    assert ended.stdout == ""
+
+
+def test_a_score_that_is_nan(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EXAMPLE, folder)
+    lines = (folder / "scores.csv").read_text().splitlines()
+    cells = lines[6].split(",")
+    cells[5] = "nan"
+    lines[6] = ",".join(cells)
+    (folder / "scores.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out.yaml"
+    ended = run_command("solve", "--model", folder, "--out", out, "--target-tps", 5000)
+    assert ended.returncode == 2
+    assert "scores.csv, row 7: value is 'nan'" in checked(ended.stderr)
+    assert not out.exists()
+
+
+def test_an_impossible_target(tmp_path: Path) -> None:
+    out = tmp_path / "out.yaml"
+    ended = run_command("solve", "--target-tps", 1e9, "--out", out, "--json")
+    assert ended.returncode == 2
+    assert "reach at most" in checked(ended.stderr)
+    assert ended.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--gpu", "abacus"], "abacus"),
+        (["--engine", "abacus"], "abacus"),
+        (["--dtype", "fp3"], "fp3"),
+        (["--model", "gpt-9"], "gpt-9"),
+        (["--tp", "3"], "'3'"),
+        (["--scenario", "128x8"], "128x8"),
+        (["--target-tps", "-5"], "-5"),
+        (["--target-tps", "nan"], "nan"),
+        (["--max-params", "nan"], "nan"),
+        (["--max-params", "inf"], "inf"),
+        (["--metric", "smell"], "smell"),
+    ],
+)
+def test_unknown_names_and_values_in_solve(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+) -> None:
+    target = [] if "--target-tps" in arguments else ["--target-tps", "5000"]
+    assert named in refuse(monkeypatch, capsys, "solve", *target, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("format: puzzle-search.recipe/1\nname: [\n", "not valid YAML"),
+        ("format: puzzle-search.recipe/1\nname: a\nname: b\n", "given twice"),
+        ("format: puzzle-search.recipe/2\n", "puzzle-search.recipe/2"),
+        ("format: puzzle-search.recipe/1\nparrent: a\n", "recipe.yaml"),
+    ],
+)
+def test_a_typo_in_a_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: str,
+    named: str,
+) -> None:
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(content)
+    message = refuse(monkeypatch, capsys, "run", file, "--run-dir", run)
+    assert str(file) in message
+    assert named in message
+    assert not run.exists()
+
+
+def test_a_typo_in_a_search_space(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    tmp_path: Path,
+) -> None:
+    space, out = tmp_path / "space.yaml", tmp_path / "library"
+    for old, new in (("gqa_1", "gqa_l"), ("ffn:", "fnn:"), ("mlp_256", "mlp_1024")):
+        space.write_text(pico.space_file.read_text().replace(old, new))
+        arguments = library_arguments(pico, out, space=space)
+        assert str(space) in refuse(monkeypatch, capsys, *arguments)
+        assert not out.exists()
+
+
+def test_a_typo_in_a_spec(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    pico_library: Path,
+    tmp_path: Path,
+) -> None:
+    spec, out = tmp_path / "spec.yaml", tmp_path / "child"
+    spec.write_text(
+        "format: puzzle-search.architecture/1\nparent: parent\nblocks:\n"
+        "- {attention: gqa_2, fnn: mlp_512}\n"
+    )
+    arguments = ["--parent", pico.parent, "--library", pico_library, "--out", out]
+    assert f"{spec}, block 0" in refuse(monkeypatch, capsys, "build", spec, *arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["spec.yaml"]
+
+
+def test_a_truncated_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    tmp_path: Path,
+) -> None:
+    parent, out = broken_parent(pico, tmp_path / "parent"), tmp_path / "library"
+    weights = parent / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    message = refuse(monkeypatch, capsys, *library_arguments(pico, out, parent=parent))
+    assert f"{weights} is truncated" in message
+    assert not out.exists()
+
+
+def test_a_tensor_of_another_shape(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    tmp_path: Path,
+) -> None:
+    parent, out = broken_parent(pico, tmp_path / "parent"), tmp_path / "library"
+    name = "model.layers.2.mlp.up_proj.weight"
+    tensors = load_file(parent / "model.safetensors")
+    tensors[name] = torch.zeros(512, 63)
+    save_file(tensors, parent / "model.safetensors")
+    message = refuse(monkeypatch, capsys, *library_arguments(pico, out, parent=parent))
+    assert str(parent / "model.safetensors") in message
+    assert f"{name} has shape (512, 63), expected (512, 64)" in message
+    assert not out.exists()
+
+
+def test_missing_files(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    tmp_path: Path,
+) -> None:
+    missing, out = tmp_path / "missing", tmp_path / "library"
+    for option in ("parent", "space", "data"):
+        arguments = library_arguments(pico, out, **{option: missing})
+        assert str(missing) in refuse(monkeypatch, capsys, *arguments)
+        assert not out.exists()
+    score = ["score", "--parent", pico.parent, "--library", missing, "--space", pico.space_file]
+    score += ["--data", pico.corpus, "--out", tmp_path / "scores.csv", "--length", 32]
+    message = refuse(monkeypatch, capsys, *score)
+    assert str(missing / "library.json") in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dtype_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    pico_library: Path,
+    tmp_path: Path,
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    block = "- {attention: gqa_1, ffn: mlp_512}\n"
+    spec.write_text(f"format: puzzle-search.architecture/1\nparent: parent\nblocks:\n{block * 3}")
+    out = tmp_path / "child"
+    arguments = ["--parent", pico.parent, "--library", pico_library, "--out", out]
+    message = refuse(monkeypatch, capsys, "build", spec, *arguments, "--dtype", "fp16")
+    assert "'fp16'" in message
+    assert not out.exists()
+
+
+def test_unknown_devices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pico: Pico
+) -> None:
+    message = refuse(monkeypatch, capsys, "bench", pico.parent, "--device", "tpu")
+    assert "'tpu'" in message
+    if not torch.cuda.is_available():
+        message = refuse(monkeypatch, capsys, "bench", pico.parent, "--device", "cuda")
+        assert "CUDA" in message
+
+
+def test_an_output_path_below_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = library_arguments(pico, tmp_path / "file" / "library")
+    assert str(tmp_path / "file") in refuse(monkeypatch, capsys, *arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_models_that_cannot_be_compared(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    tmp_path: Path,
+) -> None:
+    other = broken_parent(pico, tmp_path / "other")
+    config = (other / "config.json").read_text().replace('"vocab_size": 300', '"vocab_size": 200')
+    (other / "config.json").write_text(config)
+    tensors = load_file(other / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:200].clone()
+    save_file(tensors, other / "model.safetensors")
+    arguments = ["evaluate", pico.parent, other, "--data", pico.corpus, "--length", 32]
+    message = refuse(monkeypatch, capsys, *arguments)
+    assert "300 tokens" in message
+    assert "200" in message

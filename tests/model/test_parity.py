@@ -1,0 +1,155 @@
+"""Logits and greedy text against transformers' own models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from puzzle_search.arch import ParentConfig
+from puzzle_search.checkpoint import load_decoder
+from puzzle_search.errors import InputError
+from puzzle_search.model import HeterogeneousDecoder, Rotary, generate
+from tests.model.pico import LLAMA, random_ids, write_parent
+
+TOLERANCE = 1e-4
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+FEWER_KV = {"num_key_value_heads": 2}
+
+PARENTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-gqa-3-layers": FEWER_KV | {"num_hidden_layers": 3},
+    "llama-llama3-rope": FEWER_KV | {"rope_parameters": LLAMA3_ROPE},
+    "llama-linear-rope": FEWER_KV | {"rope_parameters": LINEAR_ROPE},
+    "llama-yarn-rope": FEWER_KV | {"rope_parameters": YARN_ROPE},
+    "llama-biases": FEWER_KV | {"attention_bias": True, "mlp_bias": True},
+    "llama-tied": {"tie_word_embeddings": True},
+    "mistral": FEWER_KV | {"model_type": "mistral", "head_dim": 32, "sliding_window": None},
+    "mistral-window": FEWER_KV | {"model_type": "mistral", "head_dim": 24, "sliding_window": 64},
+    "qwen2": FEWER_KV | {"model_type": "qwen2"},
+    "qwen3": FEWER_KV | {"model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": True},
+    "qwen3-biases": FEWER_KV | {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    reference: Any
+    decoder: HeterogeneousDecoder
+
+
+@pytest.fixture(scope="module", params=PARENTS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """One parent, as transformers runs it and as this package loads it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    reference = write_parent(folder, **PARENTS[request.param])
+    return Pair(reference=reference, decoder=load_decoder(folder))
+
+
+@torch.no_grad()
+def test_full_pass(pair: Pair) -> None:
+    ids = random_ids(2, 40)
+    expected = pair.reference(ids).logits
+    assert expected.std() > 0.5  # else a wrong model would pass too
+    torch.testing.assert_close(pair.decoder(ids), expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_two_chunks_then_token_by_token(pair: Pair) -> None:
+    ids = random_ids(2, 40, seed=1)
+    expected = pair.reference(ids).logits
+    cache = pair.decoder.new_cache(batch=2, max_length=40)
+    parts = [pair.decoder(ids[:, :17], cache), pair.decoder(ids[:, 17:30], cache)]
+    parts += [pair.decoder(ids[:, at : at + 1], cache) for at in range(30, 40)]
+    assert cache.length == 40
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_rewound_cache_is_as_new(pair: Pair) -> None:
+    ids = random_ids(1, 20, seed=2)
+    cache = pair.decoder.new_cache(batch=1, max_length=20)
+    pair.decoder(random_ids(1, 20, seed=3), cache)
+    cache.rewind(0)
+    first = pair.decoder(ids, cache)
+    cache.rewind(8)
+    again = pair.decoder(ids[:, 8:], cache)
+    expected = pair.reference(ids).logits
+    torch.testing.assert_close(first, expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(again, expected[:, 8:], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+def test_greedy_text(pair: Pair, stop: int | None) -> None:
+    ids = random_ids(3, 9, seed=4)
+    pair.reference.generation_config.eos_token_id = stop
+    settings = GenerationConfig(max_new_tokens=24, do_sample=False, pad_token_id=1)
+    expected = pair.reference.generate(
+        ids, attention_mask=torch.ones_like(ids), generation_config=settings
+    )[:, ids.shape[1] :]
+    assert stop is not None or expected.shape == (3, 24)
+    made = list(generate(pair.decoder, ids, max_new_tokens=24, stop_token=stop))
+    assert torch.stack(made, dim=1).tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_bf16_stays_near_fp32(tmp_path: Any) -> None:
+    write_parent(tmp_path, **FEWER_KV)
+    ids = random_ids(2, 30)
+    exact = load_decoder(tmp_path)(ids)
+    rounded = load_decoder(tmp_path, dtype=torch.bfloat16)(ids)
+    assert rounded.dtype == torch.bfloat16
+    error = (rounded.float() - exact).square().mean() / exact.square().mean()
+    assert error < 1e-3
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "long_factor": [1.0] * 8, "short_factor": [1.0] * 8},
+        {"rope_type": "unheard_of"},
+        {"rope_type": "llama3", "factor": 8.0},  # the rest is missing
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_rope_settings_that_cannot_be_computed_are_refused(rope: dict[str, Any]) -> None:
+    config = ParentConfig.from_dict(LLAMA | {"rope_scaling": rope}, name="pico")
+    with pytest.raises(InputError, match=rope["rope_type"]):
+        Rotary(config)
+
+
+def test_table_made_while_generating_serves_training_too(tmp_path: Any) -> None:
+    write_parent(tmp_path)
+    decoder = load_decoder(tmp_path)
+    ids = random_ids(1, 5)
+    list(generate(decoder, ids, max_new_tokens=2))
+    decoder.requires_grad_(True)
+    decoder(ids).sum().backward()
+    assert decoder.blocks[0].attention.k_proj.weight.grad is not None
+
+
+@torch.no_grad()
+def test_full_pass_beyond_the_window_is_refused(tmp_path: Any) -> None:
+    write_parent(tmp_path, model_type="mistral", sliding_window=16)
+    decoder = load_decoder(tmp_path)
+    decoder(random_ids(1, 16))
+    with pytest.raises(InputError, match="16"):
+        decoder(random_ids(1, 17))

@@ -1,0 +1,184 @@
+"""From recipe to measured child, run again, changed, and killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from puzzle_search.checkpoint import load_decoder
+from puzzle_search.errors import InfeasibleError, InputError
+from puzzle_search.pipeline.recipe import Recipe, read_recipe
+from puzzle_search.pipeline.run import run_recipe
+from puzzle_search.pipeline.run_directory import RunDirectory
+from tests.pico import Pico, kill_after, run_command
+
+STAGES = [
+    "profile", "baseline", "library", "score", "solve", "build", "evaluate", "bench", "generate"
+]  # fmt: skip
+
+
+def write_recipe(pico: Pico, folder: Path, **changes: dict[str, Any]) -> Path:
+    recipe: dict[str, Any] = {
+        "format": "puzzle-search.recipe/1",
+        "name": "pico",
+        "parent": str(pico.parent),
+        "space": str(pico.space_file),
+        "scenario": "16/16",
+        "data": {"source": str(pico.corpus), "length": 32},
+        "profile": {"batches": [1, 4], "point_seconds": 0.02},
+        "library": {"tokens": 2048, "calibration_tokens": 1024, "held_out_tokens": 512},
+        "score": {"tokens": 2048, "composed": False},
+        "solve": {"target_speedup": 1.1, "margin": 0.0},
+        "bench": {"iterations": 2},
+        "evaluate": {"tokens": 2048},
+        "generate": {"prompts": ["abc"], "max_new_tokens": 4},
+    }
+    for section, values in changes.items():
+        recipe[section] |= values
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def recipe(pico: Pico, folder: Path, **changes: dict[str, Any]) -> Recipe:
+    return read_recipe(write_recipe(pico, folder, **changes))
+
+
+@pytest.fixture(scope="module")
+def finished(pico: Pico, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, in ``run`` beside its recipe."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run_recipe(recipe(pico, folder), folder / "run")
+    assert result.skipped == []
+    return folder
+
+
+def done(run: Path) -> dict[str, str]:
+    return {name: (run / name / "done.json").read_text() for name in STAGES}
+
+
+def test_every_stage_is_done_and_reported(pico: Pico, finished: Path) -> None:
+    run = finished / "run"
+    assert done(run).keys() == set(STAGES)
+    journal = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert [(entry["stage"], entry["event"]) for entry in journal] == [
+        (stage, event) for stage in STAGES for event in ("begun", "done")
+    ]
+    report = json.loads((run / "report.json").read_text())
+    rows = {row["what"]: row for row in report["rows"]}
+    bench = json.loads((run / "bench" / "bench.json").read_text())
+    speedup = bench["child"]["tokens_per_second"] / bench["parent"]["tokens_per_second"]
+    assert rows["speed-up"]["measured"] == pytest.approx(speedup)
+    assert rows["speed-up"]["predicted"] >= 1.1 * (1 - 1e-6)
+    quality = json.loads((run / "evaluate" / "quality.json").read_text())
+    assert rows["damage (KL to parent)"]["measured"] == quality["kl"] > 0
+    markdown = (run / "report.md").read_text()
+    assert all(f"| {what} |" in markdown for what in rows)
+
+
+def test_the_child_loads_and_is_smaller(pico: Pico, finished: Path) -> None:
+    child = load_decoder(finished / "run" / "build" / "child")
+    with torch.no_grad():
+        logits = child(torch.arange(8)[None])
+    assert logits.shape == (1, 8, 300)
+    assert logits.isfinite().all()
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (child, pico.decoder())]
+    assert sizes[0] < sizes[1]
+
+
+def test_a_second_run_does_nothing_again_and_says_the_same(pico: Pico, finished: Path) -> None:
+    run = finished / "run"
+    before, report = done(run), (run / "report.json").read_text()
+    result = run_recipe(recipe(pico, finished), run)
+    assert result.skipped == STAGES
+    assert done(run) == before
+    assert (run / "report.json").read_text() == report
+
+
+def test_only_what_depends_on_a_change_is_done_again(pico: Pico, finished: Path) -> None:
+    changed = recipe(pico, finished / "changed", evaluate={"tokens": 1024})
+    result = run_recipe(changed, finished / "run")
+    assert result.skipped == [name for name in STAGES if name != "evaluate"]
+    prompts = recipe(
+        pico,
+        finished / "prompts",
+        evaluate={"tokens": 1024},
+        generate={"prompts": ["b"]},
+    )
+    result = run_recipe(prompts, finished / "run")
+    assert result.skipped == [name for name in STAGES if name != "generate"]
+    # Back to the first recipe for the tests that follow.
+    result = run_recipe(recipe(pico, finished), finished / "run")
+    assert result.skipped == [name for name in STAGES if name not in {"evaluate", "generate"}]
+
+
+def test_an_unreachable_speedup_says_what_is_reachable(pico: Pico, finished: Path) -> None:
+    asked = recipe(pico, finished / "asked", solve={"target_speedup": 100.0})
+    with pytest.raises(InfeasibleError, match=r"reach at most [\d.e+]+ tok/s"):
+        run_recipe(asked, finished / "run")
+    solve = finished / "run" / "solve"
+    assert [file.name for file in solve.iterdir()] == ["begun.json"]
+    # The run is not spoilt: with the first ask it ends well.
+    result = run_recipe(recipe(pico, finished), finished / "run")
+    assert "library" in result.skipped
+    assert "solve" not in result.skipped
+
+
+def test_an_unreachable_speedup_exits_with_2(pico: Pico, finished: Path) -> None:
+    file = write_recipe(pico, finished / "exits", solve={"target_speedup": 100.0})
+    ended = run_command("run", file, "--run-dir", finished / "run")
+    assert ended.returncode == 2
+    assert ended.stderr.count("error: ") == 1
+    assert "reach at most" in ended.stderr
+    assert "remedy: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (finished / "run" / "solve" / "done.json").exists()
+
+
+def test_a_run_killed_in_the_library_ends_well(pico: Pico, tmp_path: Path) -> None:
+    file, run = write_recipe(pico, tmp_path, library={"tokens": 16384}), tmp_path / "run"
+    journal = run / "library" / "journal.jsonl"
+    before = kill_after(journal, 3, "run", file, "--run-dir", run)
+    assert not (run / "library" / "done.json").exists()
+    result = run_recipe(read_recipe(file), run)
+    assert result.skipped[:2] == ["profile", "baseline"] or result.skipped == []
+    assert done(run).keys() == set(STAGES)
+    content = journal.read_bytes()
+    assert content.startswith(before[: before.rfind(b"\n") + 1])
+    assert content.count(b"\n") == 1 + 9
+    assert result.child.is_dir()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(pico: Pico, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="not a run directory"):
+        run_recipe(recipe(pico, tmp_path / "recipe"), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "x"
+
+
+def test_a_stage_begun_with_another_key_is_begun_anew(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    def check(folder: Path) -> None:
+        seen.append(sorted(file.name for file in folder.iterdir()))
+
+    seen: list[list[str]] = []
+    for settings in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory(tmp_path).stage("library", settings, [], fail)
+        assert not (tmp_path / "library" / "done.json").exists()
+    RunDirectory(tmp_path).stage("library", 2, [], check)  # continued
+    RunDirectory(tmp_path).stage("library", 1, [], check)  # anew
+    assert seen == [["begun.json", "half"], ["begun.json"]]
+    again = RunDirectory(tmp_path)
+    again.stage("library", 1, [], check)
+    assert again.skipped == ["library"]
+    assert len(seen) == 2

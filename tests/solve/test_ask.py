@@ -1,0 +1,219 @@
+"""The whole question, by name: a published model, the shipped scores and an H100."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.errors import InfeasibleError, InputError
+from puzzle_search.solve import Limits, solve
+from puzzle_search.solve.ask import Answer, ask
+
+HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
+
+
+@pytest.fixture(scope="module")
+def headline() -> Answer:
+    return ask(limits=Limits(tokens_per_second_per_gpu=6000))
+
+
+@pytest.fixture(scope="module")
+def printed(headline: Answer) -> dict[str, Any]:
+    return json.loads(json.dumps(headline.solution.as_dict(), allow_nan=False))
+
+
+def test_the_answer_is_proven_and_keeps_its_limits(printed: dict[str, Any]) -> None:
+    assert printed["status"] == "optimal"
+    assert printed["gap"] == 0
+    assert printed["bound"] == printed["score"] > 0
+    (scenario,) = printed["scenarios"]
+    assert scenario["tokens_per_second_per_gpu"] >= 6000
+    assert scenario["memory_bytes"] <= scenario["memory_limit_bytes"] <= 80e9
+
+
+def test_the_keys_of_the_answer(printed: dict[str, Any]) -> None:
+    assert list(printed) == [
+        "status", "score", "bound", "gap", "seconds", "architecture", "params",
+        "kv_bytes_per_token", "scenarios", "evidence",
+    ]  # fmt: skip
+    assert list(printed["architecture"]) == ["parent", "blocks"]
+    assert len(printed["architecture"]["blocks"]) == 80
+    assert all(list(b) == ["attention", "ffn"] for b in printed["architecture"]["blocks"])
+    assert list(printed["scenarios"][0]) == [
+        "input_len", "output_len", "gpu", "tp", "batch", "tokens_per_second_per_gpu",
+        "ttft_ms", "tpot_ms", "memory_bytes", "memory_limit_bytes",
+    ]  # fmt: skip
+    assert list(printed["evidence"]) == ["scores", "cost"]
+    assert (printed["scenarios"][0]["input_len"], printed["scenarios"][0]["output_len"]) == (
+        128,
+        1024,
+    )
+
+
+def test_parameters_and_kv_cache_by_hand(printed: dict[str, Any]) -> None:
+    params = 2 * VOCABULARY * HIDDEN + HIDDEN
+    kv_heads = 0
+    for block in printed["architecture"]["blocks"]:
+        if match := re.fullmatch(r"gqa_(\d+)", block["attention"]):
+            own = int(match[1])
+            kv_heads += own
+            params += 2 * HIDDEN * HEADS * HEAD_DIM + 2 * HIDDEN * own * HEAD_DIM + HIDDEN
+        elif block["attention"] == "linear":
+            params += HIDDEN * HIDDEN + HIDDEN
+        if match := re.fullmatch(r"mlp_(\d+)", block["ffn"]):
+            params += 3 * HIDDEN * int(match[1]) + HIDDEN
+        elif block["ffn"] == "linear":
+            params += HIDDEN * HIDDEN + HIDDEN
+    assert printed["params"] == params
+    assert printed["kv_bytes_per_token"] == kv_heads * 2 * HEAD_DIM  # fp8
+
+
+def test_throughput_by_a_sum_over_every_step(headline: Answer) -> None:
+    solution, cost = headline.solution, headline.solution.cost
+    latency, batch, tp = solution.problem.cost.target.latency, cost.point.batch, cost.point.tp
+    prefill = float(latency.outside_us("prefill", batch=batch, tokens=128, tp=tp))
+    decode = 1023 * float(latency.outside_us("decode", batch=batch, tokens=1, tp=tp))
+    names = [("attention", b.attention) for b in solution.spec.blocks]
+    names += [("ffn", b.ffn) for b in solution.spec.blocks]
+    for key in set(names):
+        times = names.count(key)
+        subblock, variant = key
+        common = {"batch": batch, "tp": tp}
+        prefill += times * float(
+            latency.subblock_us(
+                subblock,
+                variant,
+                "prefill",
+                tokens=128,
+                context=128,
+                **common,  # type: ignore[arg-type]
+            )
+        )
+        for context in range(129, 128 + 1024):
+            decode += times * float(
+                latency.subblock_us(
+                    subblock,
+                    variant,
+                    "decode",
+                    tokens=1,
+                    context=context,
+                    **common,  # type: ignore[arg-type]
+                )
+            )
+    assert cost.ttft_ms == pytest.approx(prefill / 1e3, rel=1e-9)
+    assert cost.tokens_per_second_per_gpu == pytest.approx(
+        batch * 1024 / (prefill + decode) * 1e6 / tp, rel=0.005
+    )
+
+
+def test_the_spec_reads_back(headline: Answer, tmp_path: Path) -> None:
+    file = tmp_path / "child.yaml"
+    headline.spec.write(file)
+    read = ArchitectureSpec.from_file(file)
+    assert read.blocks == headline.spec.blocks
+    assert read.parent == "llama-3.1-70b"
+    assert read.solution == headline.spec.solution
+    assert read.solution["status"] == "optimal"
+    assert read.solution["limits"] == {"tokens_per_second_per_gpu": 6000}
+    read.check_fits(headline.inputs.config)
+
+
+def test_a_higher_target_never_scores_lower(headline: Answer) -> None:
+    problem, scores = headline.solution.problem, []
+    for target in (1000, 6000, 9000):
+        limits = Limits(tokens_per_second_per_gpu=target)
+        answer = solve(dataclasses.replace(problem, limits=limits))
+        assert answer.cost.tokens_per_second_per_gpu >= target
+        scores.append((answer.bound, answer.score))
+    for (_, low), (_, high) in itertools.pairwise(scores):
+        assert low <= high * (1 + 1e-9)
+    assert scores[0][1] < scores[1][1] < scores[2][1]
+
+
+def test_every_tp_degree_is_tried() -> None:
+    # The parent's KV cache has no room beside its weights on one device.
+    one = ask(limits=Limits(tokens_per_second_per_gpu=2000), max_seconds=20)
+    answer = ask(limits=Limits(tokens_per_second_per_gpu=2000), tp="any", max_seconds=20)
+    assert answer.solution.score <= one.solution.score * (1 + 1e-9)
+    assert answer.solution.cost.point.tp in (1, 2, 4, 8)
+    assert answer.solution.cost.tokens_per_second_per_gpu >= 2000
+    assert {p.tp for p in answer.solution.problem.cost.points} == {1, 2, 4, 8}
+
+
+def test_the_impossible_says_what_is_reachable() -> None:
+    with pytest.raises(InfeasibleError, match="at most") as caught:
+        ask(limits=Limits(tokens_per_second_per_gpu=1e9))
+    reachable = float(re.search(r"at most ([\d.e+]+) tok/s/GPU", caught.value.message)[1])  # type: ignore[index]
+    assert 10_000 < reachable < 1e9
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"model": "gpt-5"}, "gpt-5"),
+        ({"gpu": "abacus"}, "abacus"),
+        ({"engine": "steam"}, "steam"),
+        ({"dtype": "int3"}, "int3"),
+        ({"tp": "3"}, "3"),
+        ({"tp": ""}, "tp"),
+        ({"tp": "1,,2"}, "1,,2"),
+        ({"tp": "all"}, "all"),
+        ({"scenario": "128"}, "128"),
+        ({"scenario": "0/10"}, "0/10"),
+        ({"scenario": "128/-1"}, "128/-1"),
+        ({"metric": "joy"}, "joy"),
+        ({"scores": "absent.csv"}, "absent.csv"),
+    ],
+)
+def test_what_is_not_known_is_named_with_a_remedy(wrong: dict[str, str], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ask(limits=Limits(tokens_per_second_per_gpu=6000), **wrong)  # type: ignore[arg-type]
+    assert named in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Limits)])
+def test_a_limit_is_above_zero(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=name):
+        Limits(**{name: value})  # type: ignore[arg-type]
+
+
+def test_nemotron_51b_is_no_better_than_the_answer(headline: Answer, shared_data: Path) -> None:
+    file = shared_data / "nemotron" / "Llama-3_1-Nemotron-51B-Instruct.json"
+    if not file.exists():
+        pytest.skip("no published architecture beside this checkout")
+    pairs = [
+        (
+            f"gqa_{layer['num_kv_heads']}" if layer["attn"] == "gqa" else layer["attn"],
+            f"mlp_{layer['intermediate_size']}",
+        )
+        for layer in json.loads(file.read_text())["layers"]
+    ]
+    problem = headline.solution.problem
+    published = ArchitectureSpec.of("llama-3.1-70b", pairs)
+    own = problem.cost.best_cost(published)
+    assert own is not None
+    target = dataclasses.replace(problem.cost.target, memory_limit_bytes=own.memory_bytes)
+    answer = solve(
+        dataclasses.replace(
+            problem,
+            limits=Limits(tokens_per_second_per_gpu=own.tokens_per_second_per_gpu),
+            cost=dataclasses.replace(problem.cost, target=target),
+        )
+    )
+    damage = sum(
+        problem.damage[layer, problem.pairs.index(pair)] for layer, pair in enumerate(pairs)
+    )
+    assert answer.score <= damage * (1 + 1e-12)
+    assert answer.bound <= damage
+    assert answer.cost.memory_bytes <= own.memory_bytes
+    assert answer.cost.tokens_per_second_per_gpu >= own.tokens_per_second_per_gpu

@@ -2,7 +2,9 @@
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``, so widths must be multiples of
-256. The parent's config is kept verbatim under ``puzzle_search.parent_config``.
+256. The parent's config is kept verbatim under ``puzzle_search.parent_config``. Where that format
+cannot say what the child computes, the type is ``puzzle-search``, so that a stock engine refuses
+the child instead of computing it wrongly.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from puzzle_search.arch import (
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
 
-MODEL_TYPE = "nemotron-nas"
+STOCK_TYPE = "nemotron-nas"
+OWN_TYPE = "puzzle-search"
 _WIDTH_MULTIPLE = 256
 _KEPT = (
     "bos_token_id",
@@ -50,9 +53,10 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     """
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
+    stock = fits_stock_format(config)
     return {
-        "architectures": ["DeciLMForCausalLM"],
-        "model_type": MODEL_TYPE,
+        "architectures": ["DeciLMForCausalLM" if stock else "PuzzleSearchForCausalLM"],
+        "model_type": STOCK_TYPE if stock else OWN_TYPE,
         "torch_dtype": dtype,
         **kept,
         **_both_rope_forms(raw),
@@ -71,6 +75,18 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
         ],
         "puzzle_search": {"parent": spec.parent, "parent_config": dict(raw)},
     }
+
+
+def fits_stock_format(config: ParentConfig) -> bool:
+    """Whether DeciLM's code computes children of this parent as this package does.
+
+    It has no q/k norms and no sliding window, and one switch for the biases of q, k, v and o.
+    """
+    return (
+        not config.qk_norm
+        and config.sliding_window is None
+        and config.qkv_bias == config.output_bias
+    )
 
 
 def _both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +144,7 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     """
     file = Path(folder) / "config.json"
     raw = read_json(file, remedy="name a checkpoint folder")
-    if raw.get("model_type") != MODEL_TYPE:
+    if raw.get("model_type") not in (STOCK_TYPE, OWN_TYPE):
         config = ParentConfig.from_file(file)
         return config, ArchitectureSpec.identity(config)
     blocks = raw.get("block_configs")

@@ -264,14 +264,19 @@ class Run:
         spec = ArchitectureSpec.from_file(self.spec)
         baseline, bench = self._read(self.baseline), self._read(self.bench)
         parent_index = self.profile.batches.index(bench["parent"]["batch"])
-        table = self._cost_table(baseline["engine_scalar"])
+        identity = ArchitectureSpec.identity(self.config)
+        # The parent, run in turn with the child, tells how fast the machine was meanwhile.
+        uncalibrated = self._cost_table(1.0).cost(identity, parent_index)
+        scalar = uncalibrated.tokens_per_second_per_gpu / bench["parent"]["tokens_per_second"]
+        table = self._cost_table(scalar)
         return Comparison(
             spec=spec,
             device=self.device.name,
             date=str(self.profile.sidecar["date"]),
             scenario=self.scenario,
-            engine_scalar=baseline["engine_scalar"],
-            predicted_parent=table.cost(ArchitectureSpec.identity(self.config), parent_index),
+            engine_scalar=scalar,
+            solving_scalar=baseline["engine_scalar"],
+            predicted_parent=table.cost(identity, parent_index),
             predicted_child=table.cost(spec, self.profile.batches.index(bench["child"]["batch"])),
             measured_parent=bench["parent"],
             measured_child=bench["child"],

@@ -34,6 +34,9 @@ class Comparison:
     """Predictions made before the child existed, and what was measured on it afterwards.
 
     ``measured_*`` are the figures of ``Throughput.as_dict``, ``quality`` those of ``Quality``.
+    ``engine_scalar`` makes the parent's predicted throughput equal to the one measured in turn
+    with the child; ``solving_scalar`` is the one that stood when the child was chosen, and their
+    ratio is how much the machine's own speed changed in between.
     """
 
     spec: ArchitectureSpec
@@ -41,6 +44,7 @@ class Comparison:
     date: str
     scenario: Scenario
     engine_scalar: float
+    solving_scalar: float
     predicted_parent: ScenarioCost
     predicted_child: ScenarioCost
     measured_parent: dict[str, Any]
@@ -56,7 +60,8 @@ class Comparison:
         )
         for who, predicted, measured in sides:
             rows += [
-                _row(f"{who} throughput", predicted.tokens_per_second_per_gpu,
+                _row(f"{who} throughput",
+                     None if who == "parent" else predicted.tokens_per_second_per_gpu,
                      measured["tokens_per_second"], "tok/s"),
                 _row(f"{who} TTFT", predicted.ttft_ms, measured["ttft_ms"], "ms"),
                 _row(f"{who} TPOT", predicted.tpot_ms, measured["tpot_ms"], "ms"),
@@ -89,6 +94,11 @@ class Comparison:
         )
         return ratio
 
+    @property
+    def _chosen_at(self) -> float:
+        """Throughput of the child as predicted by the solver."""
+        return float(self.spec.solution["scenarios"][0]["tokens_per_second_per_gpu"])
+
     def notes(self) -> list[str]:
         """Where the figures come from."""
         quality, bench = self.quality, self.measured_child
@@ -96,8 +106,11 @@ class Comparison:
             f"{self.device}; scenario {self.scenario}; batch parent "
             f"{self.measured_parent['batch']}, child {bench['batch']}; {self.date}",
             f"predicted: profile of subblocks (measured) x one engine scalar "
-            f"{self.engine_scalar:.3f} taken from the parent alone; damage is the sum of "
-            f"replace-1-block scores (measured)",
+            f"{self.engine_scalar:.3f}, which fits the parent's throughput and knows nothing of "
+            f"the child; damage is the sum of replace-1-block scores (measured)",
+            f"when the child was chosen it was predicted at {self._chosen_at:,.0f} tok/s; by the "
+            f"parent's throughput the machine's own speed has changed by "
+            f"{self.solving_scalar / self.engine_scalar - 1:+.1%} since",
             f"measured: medians of {bench['iterations']} runs, parent and child in turn; "
             f"quality on {quality['tokens']} held-out tokens",
         ]

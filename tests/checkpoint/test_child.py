@@ -142,6 +142,24 @@ def test_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert spec == MIXED
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "nemotron-nas"),
+        ({"attention_bias": True}, "nemotron-nas"),
+        ({"model_type": "mistral", "sliding_window": None}, "nemotron-nas"),
+        ({"model_type": "mistral", "sliding_window": 64}, "puzzle-search"),
+        ({"model_type": "qwen2"}, "puzzle-search"),
+        ({"model_type": "qwen3", "head_dim": 32}, "puzzle-search"),
+    ],
+)
+def test_a_stock_type_is_claimed_only_where_the_format_can_say_it_all(
+    changes: dict[str, Any], expected: str
+) -> None:
+    written = child_config(parent_config(**changes), MIXED, dtype="bfloat16")
+    assert written["model_type"] == expected
+
+
 def test_a_parent_is_its_own_identity(tmp_path: Path) -> None:
     write(tmp_path, LLAMA)
     config, spec = read_model_config(tmp_path)

@@ -53,7 +53,7 @@ def solve(
     if math.isfinite(core.cutoff):
         model.add_linear_constraint(objective <= _STAKE * core.cutoff)
     model.minimize(objective)
-    result = mathopt.solve(model, _SOLVERS[backend], params=_parameters(seconds))
+    result = mathopt.solve(model, _SOLVERS[backend], params=_parameters(seconds, backend))
     reason = result.termination.reason
     # Unbounded it cannot be: every variable has bounds.
     if reason in (
@@ -69,12 +69,16 @@ def solve(
     return choice, dual / _STAKE if math.isfinite(dual) else -math.inf
 
 
-def _parameters(seconds: float) -> mathopt.SolveParameters:
+def _parameters(seconds: float, backend: str) -> mathopt.SolveParameters:
     parameters = mathopt.SolveParameters(
         time_limit=datetime.timedelta(seconds=max(seconds, 0.01)),
         relative_gap_tolerance=_GAP,
         absolute_gap_tolerance=_GAP * _STAKE,
     )
+    if backend == "scip":
+        # The incumbent is good, the program small and tight: on the shipped example plain
+        # branching is two to seven times faster than with cuts, presolve and heuristics.
+        parameters.cuts = parameters.heuristics = parameters.presolve = mathopt.Emphasis.OFF
     for name in ("feastol", "dualfeastol"):
         parameters.gscip.real_params[f"numerics/{name}"] = _TOLERANCE
     for name in ("primal", "dual", "mip"):

@@ -36,7 +36,7 @@ Status = Literal["optimal", "feasible"]
 _RELATIVE_GAP = 1e-9
 # The exact step first looks among choices within this share of the distance between bound and
 # answer: few, and mostly enough to find the best answer, which then rules out most of the rest.
-_CORE_SHARE = 0.25
+_CORE_SHARE = 0.15
 # By how much the limits are tightened, in turn, where an answer passes one by a tolerance.
 _MARGINS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 

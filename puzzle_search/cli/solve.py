@@ -39,6 +39,7 @@ def solve(
     ] = None,
     metric: Annotated[str, typer.Option(help="Metric of the score table.")] = "kl",
     max_seconds: Annotated[float, typer.Option(help="Time limit of the search.")] = 60.0,
+    backend: Annotated[str, typer.Option(help="Exact step: scip, highs or cp-sat.")] = "scip",
     out: Annotated[Path | None, typer.Option(help="Write the architecture spec here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,6 +47,7 @@ def solve(
     from puzzle_search.errors import InputError
     from puzzle_search.solve import Limits
     from puzzle_search.solve.ask import ask
+    from puzzle_search.solve.exact import parse_backend
 
     if max_params is not None and not math.isfinite(max_params):
         raise InputError(f"max-params is {max_params}", remedy="give a number of billions")
@@ -66,6 +68,7 @@ def solve(
         scores=str(scores) if scores else None,
         metric=metric,
         max_seconds=max_seconds,
+        backend=parse_backend(backend),
     )
     if out is not None:
         answer.spec.write(out)

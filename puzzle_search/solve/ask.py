@@ -23,9 +23,10 @@ from puzzle_search.cost.hardware import CostModel, find_cost_model
 from puzzle_search.errors import InputError
 from puzzle_search.files import file_hash
 from puzzle_search.resources import resource
+from puzzle_search.solve.exact import Backend
 from puzzle_search.solve.problem import Limits, Problem
 from puzzle_search.solve.score_table import ScoreTable
-from puzzle_search.solve.search import Solution, solve
+from puzzle_search.solve.search import DEFAULT_BACKEND, Solution, solve
 
 _ALL_TP = (1, 2, 4, 8)
 _LARGEST_BATCH = 1024
@@ -129,6 +130,7 @@ def solve_for_target(
     tp: tuple[int, ...] = (1,),
     metric: str = "kl",
     max_seconds: float = 60.0,
+    backend: Backend = DEFAULT_BACKEND,
 ) -> Solution:
     """Find the child of least damage on a target, over all its batch sizes and these TP degrees.
 
@@ -138,7 +140,7 @@ def solve_for_target(
     """
     table = cost_table(config, space, target, scenario, tp)
     problem = Problem.build(config, space, scores, table, limits, metric=metric)
-    return solve(problem, max_seconds=max_seconds)
+    return solve(problem, max_seconds=max_seconds, backend=backend)
 
 
 def cost_table(
@@ -195,6 +197,7 @@ def ask(
     scores: str | None = None,
     metric: str = "kl",
     max_seconds: float = 60.0,
+    backend: Backend = DEFAULT_BACKEND,
 ) -> Answer:
     """Find the best child of a model for a GPU and workload.
 
@@ -209,6 +212,7 @@ def ask(
         scores: another score table than the model's own.
         metric: metric of the score table.
         max_seconds: time limit of the search.
+        backend: solver of the exact step; all give the same answer.
 
     Raises:
         InputError: something named is not there or not valid.
@@ -226,6 +230,7 @@ def ask(
         tp=parse_tp(tp),
         metric=metric,
         max_seconds=max_seconds,
+        backend=backend,
     )
     parent = solution.problem.cost.best_cost(ArchitectureSpec.identity(inputs.config))
     return Answer(solution=solution, parent_cost=parent, inputs=inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,19 @@ class CoreResult:
     bound: float
 
 
+def parse_backend(name: str) -> Backend:
+    """The back end of that name.
+
+    Raises:
+        InputError: it is not known.
+    """
+    if name not in get_args(Backend):
+        raise InputError(
+            f"back end {name!r} is not known", remedy=f"use one of {', '.join(get_args(Backend))}"
+        )
+    return cast(Backend, name)
+
+
 def solve_core(
     point: PointProblem,
     kept: NDArray[np.bool_],
@@ -74,11 +87,7 @@ def solve_core(
     Raises:
         InputError: the back end is not known.
     """
-    if backend not in get_args(Backend):
-        raise InputError(
-            f"back end {backend!r} is not known",
-            remedy=f"use one of {', '.join(get_args(Backend))}",
-        )
+    parse_backend(backend)
     base = np.where(kept, point.damage, np.inf).min(axis=1)
     floor = float(base.sum())
     if floor >= incumbent:  # also a layer with nothing left

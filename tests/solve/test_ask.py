@@ -15,6 +15,7 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import Limits, solve
 from puzzle_search.solve.ask import Answer, ask
+from puzzle_search.solve.exact import parse_backend
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
 
@@ -217,3 +218,15 @@ def test_nemotron_51b_is_no_better_than_the_answer(headline: Answer, shared_data
     assert answer.bound <= damage
     assert answer.cost.memory_bytes <= own.memory_bytes
     assert answer.cost.tokens_per_second_per_gpu >= own.tokens_per_second_per_gpu
+
+
+def test_another_back_end_gives_the_same_answer() -> None:
+    limits = Limits(tokens_per_second_per_gpu=6000.0)
+    scip, highs = (ask(limits=limits, backend=name).solution for name in ("scip", "highs"))
+    assert highs.status == scip.status == "optimal"
+    assert highs.score == pytest.approx(scip.score, rel=1e-9)
+
+
+def test_an_unknown_back_end_is_refused() -> None:
+    with pytest.raises(InputError, match="cplex"):
+        parse_backend("cplex")

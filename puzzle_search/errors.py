@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class PuzzleSearchError(Exception):
     """Base of every error that the command line reports as one message with exit code 2.
@@ -15,6 +17,10 @@ class PuzzleSearchError(Exception):
         super().__init__(f"{message}\n  remedy: {remedy}")
         self.message = message
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[partial[PuzzleSearchError], tuple[()]]:
+        """Errors cross process boundaries whole."""
+        return partial(type(self), self.message, remedy=self.remedy), ()
 
 
 class InputError(PuzzleSearchError):

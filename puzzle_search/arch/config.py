@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,6 +64,10 @@ class ParentConfig:
     def rope_settings(self) -> dict[str, Any]:
         """The rope keys of the config, verbatim."""
         return {key: self.raw[key] for key in _ROPE_KEYS if key in self.raw}
+
+    def __reduce__(self) -> tuple[partial[ParentConfig], tuple[()]]:
+        """Configurations cross process boundaries as they were read."""
+        return partial(type(self).from_dict, dict(self.raw), name=self.name), ()
 
     @classmethod
     def from_file(cls, path: str | Path, *, name: str | None = None) -> ParentConfig:

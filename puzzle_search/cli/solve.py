@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from puzzle_search.cli.options import JsonOption
 
-if TYPE_CHECKING:
-    from puzzle_search.solve.ask import Answer
+_SERVING, _CHILD, _SEARCH = "Limits of serving", "Limits of the child", "Search"
 
 
 def solve(
@@ -23,104 +20,172 @@ def solve(
     model: Annotated[
         str, typer.Option(help="Shipped example, or a folder: config.json, space.yaml, scores.csv.")
     ] = "llama-3.1-70b",
-    gpu: Annotated[str, typer.Option(help="GPU with a cost model, or a profile folder.")] = "h100",
-    scenario: Annotated[str, typer.Option(help="Input/output tokens.")] = "128/1024",
+    gpu: Annotated[
+        str,
+        typer.Option(
+            help="GPU with a cost model, or a profile folder. Several, cheapest first "
+            "(l40s,h100) or priced (l40s=0.9,h100=2.5): the cheapest that will do."
+        ),
+    ] = "h100",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Input/output tokens; again for more, with limits of its own: "
+            "2048/128:tps=900,ttft=500 (keys: tps, user-tps, ttft, tpot, latency). "
+            "[default: 128/1024]",
+            show_default=False,
+        ),
+    ] = None,
     engine: Annotated[str, typer.Option(help="Serving engine of the cost model.")] = "trtllm",
     dtype: Annotated[str, typer.Option(help="Serving precision.")] = "fp8",
     tp: Annotated[str, typer.Option(help="TP degrees: 1, or 1,2,4, or any.")] = "1",
-    max_ttft: Annotated[float | None, typer.Option(help="Prefill of a batch, ms at most.")] = None,
-    max_tpot: Annotated[float | None, typer.Option(help="Decode step, ms at most.")] = None,
-    max_latency: Annotated[float | None, typer.Option(help="Whole batch, ms at most.")] = None,
+    margin: Annotated[
+        str, typer.Option(help="Keep predictions this far from their limits, e.g. 5%.")
+    ] = "0%",
+    target_user_tps: Annotated[
+        float | None,
+        typer.Option(help="Tokens/s of one user, at least.", rich_help_panel=_SERVING),
+    ] = None,
+    max_ttft: Annotated[
+        float | None, typer.Option(help="Prefill of a batch, ms.", rich_help_panel=_SERVING)
+    ] = None,
+    max_tpot: Annotated[
+        float | None, typer.Option(help="Decode step, ms.", rich_help_panel=_SERVING)
+    ] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(help="Whole batch, ms.", rich_help_panel=_SERVING)
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Of each device, e.g. 60GB.", rich_help_panel=_SERVING),
+    ] = None,
     max_params: Annotated[
-        float | None, typer.Option(help="Billions of parameters, at most.")
+        float | None, typer.Option(help="Billions of parameters.", rich_help_panel=_CHILD)
     ] = None,
+    max_kv_bytes: Annotated[
+        float | None, typer.Option(help="KV cache of one token.", rich_help_panel=_CHILD)
+    ] = None,
+    max_score: Annotated[
+        float | None, typer.Option(help="Summed damage.", rich_help_panel=_CHILD)
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="""Linear: 'sum(attention == "no_op") <= 20'; again for more.""",
+            rich_help_panel=_CHILD,
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(help="Layers that stay the parent's: 0,1,76-79.", rich_help_panel=_CHILD),
+    ] = None,
+    portable: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine that must load the child: trtllm, vllm, sglang, llama.cpp, mlx-lm.",
+            rich_help_panel=_CHILD,
+        ),
+    ] = None,
+    goal: Annotated[
+        str,
+        typer.Option(
+            help="Best of what: score, throughput, memory, latency, ttft, tpot, parameters, kv.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "score",
     scores: Annotated[
-        Path | None, typer.Option(help="Score table instead of the model's own.")
+        Path | None,
+        typer.Option(help="Score table instead of the model's own.", rich_help_panel=_SEARCH),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Metric of the score table.")] = "kl",
-    max_seconds: Annotated[float, typer.Option(help="Time limit of the search.")] = 60.0,
-    backend: Annotated[str, typer.Option(help="Exact step: scip, highs or cp-sat.")] = "scip",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="Metric of the score table, or a mix: kl + 0.1*lm_loss.", rich_help_panel=_SEARCH
+        ),
+    ] = "kl",
+    solutions: Annotated[
+        int, typer.Option(help="How many answers.", min=1, rich_help_panel=_SEARCH)
+    ] = 1,
+    min_distance: Annotated[
+        int,
+        typer.Option(help="Layers in which answers differ.", min=1, rich_help_panel=_SEARCH),
+    ] = 1,
+    max_seconds: Annotated[
+        float, typer.Option(help="Time limit of the search.", rich_help_panel=_SEARCH)
+    ] = 60.0,
+    backend: Annotated[
+        str, typer.Option(help="Exact step: scip, highs or cp-sat.", rich_help_panel=_SEARCH)
+    ] = "scip",
     out: Annotated[Path | None, typer.Option(help="Write the architecture spec here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the architecture that keeps the most quality within the limits, proven optimal."""
-    from puzzle_search.errors import InputError
-    from puzzle_search.solve import Limits
-    from puzzle_search.solve.ask import ask
+    from puzzle_search.solve import ChildLimits, Limits
+    from puzzle_search.solve.ask import Question, ask_for_several
     from puzzle_search.solve.exact import parse_backend
+    from puzzle_search.solve.fleet import ask_fleet, cheapest, parse_offers
+    from puzzle_search.solve.formulate import parse_goal
+    from puzzle_search.solve.parse import (
+        parse_bytes,
+        parse_fraction,
+        parse_layers,
+        parse_scenario,
+    )
 
-    if max_params is not None and not math.isfinite(max_params):
-        raise InputError(f"max-params is {max_params}", remedy="give a number of billions")
-    answer = ask(
+    limits = Limits(
+        tokens_per_second_per_gpu=target_tps,
+        tokens_per_second_per_user=target_user_tps,
+        ttft_ms=max_ttft,
+        tpot_ms=max_tpot,
+        latency_ms=max_latency,
+        memory_bytes=None if memory is None else parse_bytes(memory),
+    )
+    question = Question(
         model=model,
         gpu=gpu,
-        limits=Limits(
-            tokens_per_second_per_gpu=target_tps,
-            ttft_ms=max_ttft,
-            tpot_ms=max_tpot,
-            latency_ms=max_latency,
-            parameters=int(max_params * 1e9) if max_params is not None else None,
+        scenarios=[parse_scenario(text, limits) for text in scenario or ["128/1024"]],
+        child=ChildLimits(
+            score=max_score,
+            parameters=None if max_params is None else max_params * 1e9,
+            kv_bytes_per_token=max_kv_bytes,
+            linear=tuple(limit or ()),
+            frozen=frozenset() if freeze is None else parse_layers(freeze),
+            portable_to=portable,
         ),
-        scenario=scenario,
         engine=engine,
         dtype=dtype,
         tp=tp,
         scores=str(scores) if scores else None,
         metric=metric,
-        max_seconds=max_seconds,
-        backend=parse_backend(backend),
+        goal=parse_goal(goal),
+        margin=parse_fraction(margin),
     )
+    solver, offers = parse_backend(backend), parse_offers(gpu)
+    if len(offers) > 1:
+        quotes = ask_fleet(question, offers, max_seconds=max_seconds, backend=solver)
+        chosen = cheapest(quotes)
+        assert chosen.answer is not None
+        answers = [chosen.answer]
+        shown = {"cheapest": chosen.offer.gpu, "gpus": [quote.as_dict() for quote in quotes]}
+    else:
+        quotes = []
+        answers = ask_for_several(
+            question, solutions, min_distance, max_seconds=max_seconds, backend=solver
+        )
+        shown = answers[0].as_dict()
+        if solutions > 1:
+            shown["solutions"] = [answer.as_dict() for answer in answers]
     if out is not None:
-        answer.spec.write(out)
+        answers[0].spec.write(out)
     if as_json:
-        print(json.dumps(answer.solution.as_dict()))
+        print(json.dumps(shown))
         return
-    _print(answer)
+    from puzzle_search.cli.print_answer import print_answer, print_pool, print_quotes
+
+    if quotes:
+        print_quotes(quotes, chosen)
+    print_answer(answers[0])
+    if len(answers) > 1:
+        print_pool(answers)
     if out is not None:
         print(f"written to {out}")
-
-
-def _print(answer: Answer) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    solution, parent = answer.solution, answer.parent_cost
-    cost, target = solution.cost, solution.problem.cost.target
-    console = Console()
-    console.print(
-        f"[bold]{solution.status}[/bold]: {answer.inputs.config.name} on {cost.gpu}, "
-        f"{cost.scenario}, {target.dtype.name}; score {solution.score:.5g}, "
-        f"gap {solution.gap:.2g}, {solution.seconds:.2f} s"
-    )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "parent", "child"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    config = answer.inputs.config
-    from puzzle_search.arch import ArchitectureSpec, architecture_parameters
-
-    whole = architecture_parameters(ArchitectureSpec.identity(config), config)
-    shown = [
-        ("parameters, B", f"{whole / 1e9:.2f}", f"{solution.parameters / 1e9:.2f}"),
-        *(
-            (label, f"{getattr(parent, field):{form}}" if parent else "does not fit",
-             f"{getattr(cost, field):{form}}")
-            for label, field, form in (
-                ("tok/s/GPU", "tokens_per_second_per_gpu", ",.0f"),
-                ("TTFT, ms", "ttft_ms", ",.1f"),
-                ("TPOT, ms", "tpot_ms", ".2f"),
-            )
-        ),
-        ("batch x TP", f"{parent.point.batch} x {parent.point.tp}" if parent else "",
-         f"{cost.point.batch} x {cost.point.tp}"),
-        ("memory, GB", f"{parent.memory_bytes / 1e9:.1f}" if parent else "",
-         f"{cost.memory_bytes / 1e9:.1f} of {cost.memory_limit_bytes / 1e9:.1f}"),
-    ]  # fmt: skip
-    for row in shown:
-        table.add_row(*row)
-    console.print(table)
-    for subblock in ("attention", "ffn"):
-        counts = Counter(getattr(block, subblock) for block in solution.spec.blocks)
-        chosen = ", ".join(f"{count} x {name}" for name, count in counts.most_common())
-        console.print(f"{subblock}: {chosen}")
-    evidence = solution.as_dict()["evidence"]
-    console.print(f"evidence: scores {evidence['scores']}, cost {evidence['cost']}")

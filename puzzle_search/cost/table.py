@@ -6,6 +6,7 @@ Time and memory of an architecture are sums over its subblocks plus a part outsi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,11 @@ class ScenarioCost:
         """Prefill and all decode steps of a batch."""
         return self.ttft_ms + self.tpot_ms * self.scenario.decode_steps
 
+    @property
+    def tokens_per_second_per_user(self) -> float:
+        """Output tokens of one sequence while it decodes."""
+        return 1e3 / self.tpot_ms if self.tpot_ms else math.inf
+
     def as_dict(self) -> dict[str, Any]:
         """The cost as it is written in results."""
         return {
@@ -73,6 +79,7 @@ class ScenarioCost:
             "tp": self.point.tp,
             "batch": self.point.batch,
             "tokens_per_second_per_gpu": round(self.tokens_per_second_per_gpu, 3),
+            "tokens_per_second_per_user": round(1e3 / self.tpot_ms, 3) if self.tpot_ms else None,
             "ttft_ms": round(self.ttft_ms, 4),
             "tpot_ms": round(self.tpot_ms, 5),
             "memory_bytes": self.memory_bytes,

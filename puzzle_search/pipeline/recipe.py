@@ -52,10 +52,14 @@ class ScoreSection(_Section):
 
 
 class SolveSection(_Section):
-    """Throughput asked as a multiple of the parent's measured one, plus a safety margin."""
+    """Throughput asked as a multiple of the parent's measured one, plus a safety margin.
+
+    ``limits`` are linear, such as ``sum(attention == "no_op") <= 4``.
+    """
 
     target_speedup: float = Field(gt=0)
     margin: float = Field(default=0.05, ge=0)
+    limits: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
     max_seconds: float = Field(default=60.0, gt=0)
 
 

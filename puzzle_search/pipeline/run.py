@@ -31,8 +31,17 @@ from puzzle_search.profile.measure import torch_dtype
 from puzzle_search.progress import Progress
 from puzzle_search.report import Comparison, write_comparison
 from puzzle_search.score import score_replacements
-from puzzle_search.solve import Limits, Problem, ScoreTable, solve
-from puzzle_search.solve.ask import cost_table, profile_target
+from puzzle_search.solve import (
+    ChildLimits,
+    Limits,
+    Problem,
+    ScoreTable,
+    Workload,
+    formulate,
+    solve,
+)
+from puzzle_search.solve.answer import Answer
+from puzzle_search.solve.targets import cost_table, profile_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +160,13 @@ class Run:
         section, baseline = self.recipe.solve, self._read(self.baseline)
         speedup = section.target_speedup * (1 + section.margin)
         asked = baseline["measured"]["tokens_per_second"] * speedup
-        return Problem.build(
+        table = self._cost_table(baseline["engine_scalar"])
+        return formulate(
             self.config,
             self.space,
             ScoreTable.from_file(self.scores),
-            self._cost_table(baseline["engine_scalar"]),
-            Limits(tokens_per_second_per_gpu=asked),
+            [Workload.on_device(table, Limits(tokens_per_second_per_gpu=asked))],
+            ChildLimits(linear=section.limits),
         )
 
     def _baseline(self, folder: Path) -> None:
@@ -217,11 +227,16 @@ class Run:
 
     def _solve(self, folder: Path) -> None:
         solution = solve(self.problem(), max_seconds=self.recipe.solve.max_seconds)
-        spec = solution.spec_with_solution(
-            scores=file_hash(self.scores), profile=str(self.profile.sidecar["latency_sha256"])
+        inputs = {
+            "scores": file_hash(self.scores),
+            "profile": str(self.profile.sidecar["latency_sha256"]),
+        }
+        asked = {"solve": self.recipe.solve.model_dump(mode="json")}
+        answer = Answer(
+            solution=solution, config=self.config, origins={"asked": asked, "inputs": inputs}
         )
-        spec.write(folder / "architecture.yaml")
-        write_text(folder / "solution.json", json.dumps(solution.as_dict(), indent=1))
+        answer.spec.write(folder / "architecture.yaml")
+        write_text(folder / "solution.json", json.dumps(answer.as_dict(), indent=1))
 
     def _build(self, folder: Path) -> None:
         spec = ArchitectureSpec.from_file(self.spec)

@@ -1,7 +1,20 @@
 """Pick a variant per layer: least damage within the limits, proven. No torch."""
 
-from puzzle_search.solve.problem import Limits, Problem
+from puzzle_search.solve.diagnosis import solve
+from puzzle_search.solve.formulate import formulate
+from puzzle_search.solve.limits import ChildLimits, Limits
+from puzzle_search.solve.problem import Problem, Workload
 from puzzle_search.solve.score_table import ScoreRow, ScoreTable
-from puzzle_search.solve.search import Solution, solve
+from puzzle_search.solve.solution import Solution
 
-__all__ = ["Limits", "Problem", "ScoreRow", "ScoreTable", "Solution", "solve"]
+__all__ = [
+    "ChildLimits",
+    "Limits",
+    "Problem",
+    "ScoreRow",
+    "ScoreTable",
+    "Solution",
+    "Workload",
+    "formulate",
+    "solve",
+]

@@ -1,44 +1,206 @@
-"""What to tell someone who asks for the impossible."""
+"""What to tell of limits: what is reachable where they are impossible, else what each costs."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 from puzzle_search.errors import InfeasibleError
+from puzzle_search.solve.exact import Backend
+from puzzle_search.solve.measures import Bound
 from puzzle_search.solve.problem import Problem
+from puzzle_search.solve.relaxation import relax
+from puzzle_search.solve.search import DEFAULT_BACKEND, search
+from puzzle_search.solve.solution import Solution
+
+_SECONDS_PER_LIMIT = 5.0
+# The common factor by which all limits would have to be looser is sought up to this, to so much.
+_LARGEST_FACTOR = 64.0
+_FACTOR_PRECISION = 1e-3
+
+# How limits are shown: what people ask for, from the measure that is bounded, and its unit.
+_RATES = {"tokens_per_second_per_gpu": 1e6, "tokens_per_second_per_user": 1e3}
+_UNITS = {
+    "tokens_per_second_per_gpu": (1.0, "tok/s/GPU"),
+    "tokens_per_second_per_user": (1.0, "tok/s/user"),
+    "memory_bytes": (1e-9, "GB"),
+    "runtime_us": (1e-3, "ms"),
+    "ttft_ms": (1.0, "ms TTFT"),
+    "tpot_ms": (1.0, "ms TPOT"),
+    "latency_ms": (1.0, "ms latency"),
+    "parameters": (1e-9, "B parameters"),
+    "kv_bytes_per_token": (1.0, "bytes of KV cache per token"),
+    "score": (1.0, "score"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extreme:
+    """How far one limit can be taken while all others hold.
+
+    Attributes:
+        bound: the limit.
+        reached: its measure at the extreme; None where the others alone are impossible.
+        where: operating points at the extreme.
+    """
+
+    bound: Bound
+    reached: float | None
+    where: str
+
+    @property
+    def looser_by(self) -> float:
+        """The part by which this limit alone would have to be looser; infinite if in vain."""
+        if self.reached is None:
+            return float("inf")
+        return (self.reached - self.bound.at_most) / (abs(self.bound.at_most) or 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What a limit costs: the goal's gain if it were looser by a small step."""
+
+    bound: Bound
+    step: str
+    gain: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The price as results show it."""
+        return {
+            "limit": self.bound.limit,
+            "scenario": self.bound.measure.scenario,
+            "step": self.step,
+            "gain": self.gain,
+        }
+
+
+def solve(
+    problem: Problem, *, max_seconds: float = 60.0, backend: Backend = DEFAULT_BACKEND
+) -> Solution:
+    """Find the best architecture within the limits, or say what is reachable.
+
+    Args:
+        problem: damages, costs and limits.
+        max_seconds: time limit; when it ends the search the status is ``feasible``.
+        backend: solver of the exact step; all give the same answer.
+
+    Raises:
+        InfeasibleError: no architecture keeps the limits, or none was found in time.
+    """
+    solution = search(problem, max_seconds=max_seconds, backend=backend)
+    if solution is None:
+        raise explain_infeasible(problem)
+    return solution
+
+
+def prices(solution: Solution) -> list[Price]:
+    """What each limit that binds costs, by the relaxation's multipliers: good for small steps."""
+    found = []
+    for bound, price in zip(solution.problem.all_bounds, solution.prices, strict=False):
+        step, looser = "1%", 0.01 * abs(bound.at_most)
+        if bound.limit in _RATES:
+            looser = bound.at_most * (1 / 0.99 - 1)
+        elif bound.limit == "memory_bytes":
+            step, looser = "1 GB", 1e9
+        elif bound.limit not in _UNITS:
+            step, looser = "1", 1.0
+        if price > 0:
+            found.append(Price(bound=bound, step=step, gain=price * looser))
+    return found
+
+
+def extremes(problem: Problem) -> list[Extreme]:
+    """How far each limit can be taken while all others hold."""
+    found = []
+    for bound in problem.all_bounds:
+        others = replace(problem.without(bound), goal=bound.measure)
+        try:
+            solution = search(others, max_seconds=_SECONDS_PER_LIMIT)
+        except InfeasibleError:  # not within that time
+            solution = None
+        found.append(
+            Extreme(
+                bound=bound,
+                reached=None if solution is None else solution.objective,
+                where="" if solution is None else _where(solution),
+            )
+        )
+    return found
 
 
 def explain_infeasible(problem: Problem) -> InfeasibleError:
-    """An error that says what is reachable on this target with this search space."""
-    table, pairs, allowed = problem.cost, problem.pairs, np.isfinite(problem.damage)
-    asked = ", ".join(f"{name} {value:g}" for name, value in problem.limits.asked().items())
-    message = f"no architecture of the search space keeps the limits ({asked or 'memory only'})"
-    attention = table.attention.columns([pair[0] for pair in pairs])
-    ffn = table.ffn.columns([pair[1] for pair in pairs])
-    time_us = table.attention.total_us[:, attention] + table.ffn.total_us[:, ffn]
-    memory = table.attention.memory_bytes[:, attention] + table.ffn.memory_bytes[:, ffn]
+    """An error that says how far each limit can be taken, and what would make it possible."""
+    found = extremes(problem)
+    lines = [f"no architecture of the search space keeps the limits ({_asked(problem)})"]
+    for extreme in found:
+        if extreme.reached is not None:
+            side = "at most" if extreme.bound.limit in _RATES else "at least"
+            lines.append(
+                f"with all others kept: {side} "
+                f"{show(extreme.bound, extreme.reached, reachable=True)}{extreme.where}"
+            )
+    nearest = min(found, key=lambda extreme: extreme.looser_by, default=None)
+    if nearest is not None and nearest.reached is not None:
+        reachable = show(nearest.bound, nearest.reached, reachable=True)
+        remedy = f"ask for {reachable}, the smallest change of one limit"
+    elif (factor := _common_factor(problem)) is not None:
+        lines.append("no limit alone is to blame")
+        remedy = f"loosen all limits by {factor - 1:.1%}"
+    else:
+        remedy = "allow more batch sizes or TP degrees, or widen the search space"
+    return InfeasibleError("\n  ".join(lines), remedy=remedy)
 
-    def least(values: np.ndarray) -> np.ndarray:
-        per_layer = np.where(allowed[None], values[:, None, :], np.inf).min(axis=2)
-        total: np.ndarray = per_layer.sum(axis=1)
-        return total
 
-    least_memory = least(memory) + table.outside_memory_bytes
-    fits = least_memory <= table.target.memory_limit_bytes
-    if not fits.any():
-        return InfeasibleError(
-            f"{message}: the smallest child needs {least_memory.min() / 1e9:.3g} GB, "
-            f"{table.target.gpu} allows {table.target.memory_limit_bytes / 1e9:.3g} GB",
-            remedy="use more devices (--tp), a smaller dtype, or allow more variants",
+def show(bound: Bound, value: float, *, reachable: bool = False) -> str:
+    """A value of a bound's measure as people say it.
+
+    A reachable one is rounded to the side that can be kept.
+    """
+    if bound.limit in _RATES:
+        value = _RATES[bound.limit] / value
+    scale, unit = _UNITS.get(bound.limit, (1.0, f"of {bound.limit}"))
+    shown = value * scale
+    if reachable and shown:
+        step = 10.0 ** (math.floor(math.log10(abs(shown))) - 4)
+        steps = shown / step
+        shown = step * (
+            math.floor(steps + 1e-6) if bound.limit in _RATES else math.ceil(steps - 1e-6)
         )
-    batch_us = least(time_us) + table.outside_us
-    tokens = np.array([p.batch / p.tp for p in table.points]) * table.scenario.output_len
-    throughput = np.where(fits, tokens * 1e6 / batch_us, 0.0)
-    fastest = int(throughput.argmax())
-    point = table.points[fastest]
-    return InfeasibleError(
-        f"{message}: the cheapest variants everywhere reach at most {throughput[fastest]:.4g} "
-        f"tok/s/GPU on {table.target.gpu} in {table.scenario} "
-        f"(batch {point.batch}, tp {point.tp})",
-        remedy="ask for less, allow more batch sizes or TP degrees, or widen the search space",
-    )
+    where = f" in scenario {bound.measure.scenario + 1}" if bound.measure.scenario else ""
+    return f"{shown:.5g} {unit}{where}"
+
+
+def _asked(problem: Problem) -> str:
+    return "; ".join(show(bound, bound.at_most) for bound in problem.all_bounds) or "none"
+
+
+def _where(solution: Solution) -> str:
+    shown = [
+        f"batch {cost.point.batch}, tp {cost.point.tp} in {cost.scenario}"
+        for cost in solution.costs
+    ]
+    return f" ({'; '.join(shown)})" if shown else ""
+
+
+def _common_factor(problem: Problem) -> float | None:
+    """By how much all limits together would have to be looser, by the relaxation."""
+
+    def possible(factor: float) -> bool:
+        looser = problem.looser(factor)
+        regions = looser.regions()
+        while regions:
+            region = regions.pop()
+            if relax(looser.at(region)).bound < float("inf"):
+                if region.is_single:
+                    return True
+                regions += region.halves()
+        return False
+
+    low, high = 1.0, _LARGEST_FACTOR
+    if not possible(high):
+        return None
+    while high / low > 1 + _FACTOR_PRECISION:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if possible(middle) else (middle, high)
+    return high

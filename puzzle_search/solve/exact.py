@@ -1,4 +1,4 @@
-"""The exact step: settle the choices that the relaxation could not rule out."""
+"""The exact step: settle the items that the relaxation could not rule out."""
 
 from __future__ import annotations
 
@@ -9,34 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puzzle_search.errors import InputError
-from puzzle_search.solve.problem import Choice, Floats, PointProblem
+from puzzle_search.solve.formulations import formulate_core
+from puzzle_search.solve.items import Selection
+from puzzle_search.solve.point import PointProblem
+from puzzle_search.solve.program import STAKE, ProgramSolver
 
-Backend = Literal["highs", "scip", "cp-sat"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Core:
-    """What is left to choose from; an item is one choice of one layer.
-
-    Damage is told above the least of its layer and in units of what is at stake, so that the
-    solvers' tolerances mean the same for scores of any size and sign.
-
-    Attributes:
-        layers: (items,), ascending.
-        columns: (items,), the choice's column in the point problem.
-        weights: (items,), damage. Items that are out of the question stand at 2.
-        cutoff: weight that an answer must stay below, 1 or less; infinite without an incumbent.
-    """
-
-    layers: NDArray[np.intp]
-    columns: Choice
-    weights: Floats
-    cutoff: float
-
-    @property
-    def num_layers(self) -> int:
-        """Layers to choose for."""
-        return int(self.layers[-1]) + 1
+Backend = Literal["scip", "highs", "cp-sat"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +22,12 @@ class CoreResult:
     """Outcome of the exact search at one operating point.
 
     Attributes:
-        choice: the best choice found, within the limits up to the solver's tolerance, if any.
-        bound: no kept choice has less damage; the incumbent's damage if it cannot be beaten.
+        selection: the best one found, within the limits up to the solver's tolerance, if any.
+        bound: no selection of the kept items has a smaller objective; the incumbent's if it
+            cannot be beaten.
     """
 
-    choice: Choice | None
+    selection: Selection | None
     bound: float
 
 
@@ -74,13 +53,13 @@ def solve_core(
     seconds: float,
     backend: Backend,
 ) -> CoreResult:
-    """Search the kept choices for less damage than ``incumbent``.
+    """Search the kept items for an objective below ``incumbent``.
 
     Args:
         point: the problem.
-        kept: (layers, choices), true for choices that may be in a better answer.
+        kept: (items,), true for items that may be in a better answer.
         lower: a valid lower bound.
-        incumbent: damage to beat; infinite if no answer is known.
+        incumbent: objective to beat; infinite if no answer is known.
         seconds: time limit.
         backend: which solver.
 
@@ -88,26 +67,30 @@ def solve_core(
         InputError: the back end is not known.
     """
     parse_backend(backend)
-    base = np.where(kept, point.damage, np.inf).min(axis=1)
-    floor = float(base.sum())
-    if floor >= incumbent:  # also a layer with nothing left
-        return CoreResult(choice=None, bound=incumbent)
-    above = np.where(kept, point.damage - base[:, None], 0.0)
-    unit = min(incumbent - floor, float(above.max(axis=1).sum())) or 1.0
-    layers, columns = np.nonzero(kept)
-    core = Core(
-        layers=layers,
-        columns=columns,
-        weights=np.minimum(above[layers, columns] / unit, 2.0),
-        cutoff=(incumbent - floor) / unit,
-    )
-    # Each back end takes a good part of a second to import, and easy problems need none.
-    if backend == "cp-sat":
-        from puzzle_search.solve import cpsat
+    (columns,) = np.nonzero(kept)
+    items, objective = point.items.kept(kept), point.objective[columns]
+    potentials = items.potentials(objective)
+    floor = float(potentials[-1]) + point.offset
+    if floor >= incumbent:  # also where a layer has nothing left
+        return CoreResult(selection=None, bound=incumbent)
+    solve_program = _solver(backend)
+    with np.errstate(invalid="ignore"):  # of boundaries that no kept items meet at
+        spans = potentials[point.items.last + 1] - potentials[point.items.first]
+    weights = point.objective - spans
+    unit = min(incumbent - floor, float(weights[columns].sum())) or 1.0
+    formulation = formulate_core(point, columns, weights / unit, (incumbent - floor) / unit)
+    values, proven = solve_program(formulation.program, max(seconds, 0.01))
+    selection = None if values is None else formulation.selection(values, solve_program)
+    bound = min(max(lower, floor + unit * proven / STAKE), incumbent)
+    return CoreResult(selection=selection, bound=bound)
 
-        choice, proven = cpsat.solve(point, core, seconds=seconds)
+
+def _solver(backend: Backend) -> ProgramSolver:
+    """Imported when needed: each takes a good part of a second, and easy problems need none."""
+    if backend == "highs":
+        from puzzle_search.solve.highs import solve_program
+    elif backend == "cp-sat":
+        from puzzle_search.solve.cpsat import solve_program
     else:
-        from puzzle_search.solve import mip
-
-        choice, proven = mip.solve(point, core, seconds=seconds, backend=backend)
-    return CoreResult(choice=choice, bound=min(max(lower, floor + unit * proven), incumbent))
+        from puzzle_search.solve.scip import solve_program
+    return solve_program

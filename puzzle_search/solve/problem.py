@@ -1,230 +1,341 @@
-"""The search problem: damage of every choice, what it uses, and what may be used."""
+"""The search problem: damage of every replacement, what it costs, and what may be used."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.arch import (
-    ArchitectureSpec,
-    ParentConfig,
-    SearchSpace,
-    Subblock,
-    architecture_parameters,
-    embedding_parameters,
-    parse_variant,
-    subblock_parameters,
-)
+from puzzle_search.arch import ArchitectureSpec, BlockChoice
 from puzzle_search.cost import CostTable
-from puzzle_search.errors import InputError
-from puzzle_search.solve.score_table import ScoreTable
-
-Floats = NDArray[np.float64]
-Choice = NDArray[np.intp]
+from puzzle_search.solve.items import Floats, Items, Selection
+from puzzle_search.solve.limits import Limits
+from puzzle_search.solve.measures import Bound, Measure, scenario_measures
+from puzzle_search.solve.point import PointProblem, Trait
 
 # Limits of a point problem are wider by this part, so that rounding excludes nothing that keeps
 # the real ones; answers are checked against these (`Problem.holds`).
 _ROUNDING = 1e-12
-# A choice that alone exceeds a limit is impossible, however far it goes beyond.
+# An item that alone exceeds a limit is impossible, however far it goes beyond.
 _IMPOSSIBLE = 2.0
+# Who passes a limit by more than rounding is not priced to the last digit.
+_NEARLY = 1e-9
+_SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the child must keep to; None is no limit. Memory is always limited by the device.
+class Workload:
+    """A scenario priced at every operating point, with the limits in it on this device."""
 
-    Attributes:
-        tokens_per_second_per_gpu: output tokens, at least.
-        ttft_ms: prefill of a whole batch, at most.
-        tpot_ms: mean decode step, at most.
-        latency_ms: prefill and all decode steps of a batch, at most.
-        parameters: of the whole child, at most.
-    """
+    table: CostTable
+    limits: Limits
 
-    tokens_per_second_per_gpu: float | None = None
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
-    latency_ms: float | None = None
-    parameters: int | None = None
+    def bounds(self, scenario: int) -> list[Bound]:
+        """The limits as bounds on sums."""
+        limits, measures = self.limits, scenario_measures(self.table, scenario)
+        found = []
+        if limits.tokens_per_second_per_gpu is not None:
+            longest = 1e6 / limits.tokens_per_second_per_gpu
+            found.append(("tokens_per_second_per_gpu", "us_per_token", longest))
+        if limits.tokens_per_second_per_user is not None:
+            slowest = 1e3 / limits.tokens_per_second_per_user
+            found.append(("tokens_per_second_per_user", "tpot_ms", slowest))
+        for name in ("memory_bytes", "ttft_ms", "tpot_ms", "latency_ms"):
+            if (at_most := getattr(limits, name)) is not None:
+                found.append((name, name, at_most))
+        return [
+            Bound(limit=limit, measure=measures[name], at_most=at_most)
+            for limit, name, at_most in found
+        ]
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not value > 0:
-                raise InputError(
-                    f"{name} is {value}, not above zero", remedy="give a positive limit"
-                )
-
-    def asked(self) -> dict[str, float]:
-        """The limits that are set."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+    @classmethod
+    def on_device(cls, table: CostTable, limits: Limits, *, margin: float = 0.0) -> Workload:
+        """Within the device's memory too, predictions kept away from all limits by ``margin``."""
+        on_device = limits.on_device(table.target.memory_limit_bytes)
+        return cls(table=table, limits=on_device.looser(1 / (1 + margin)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointProblem:
-    """The problem at one operating point: a multiple-choice knapsack.
+class Region:
+    """Operating points that are looked at together: for each scenario, indices into its table."""
 
-    A choice is a pair of variants; what it uses does not depend on the layer.
-
-    Attributes:
-        damage: (layers, choices); infinite where a layer does not allow the choice.
-        attention_of: (choices,), index of the choice's attention variant.
-        ffn_of: (choices,), index of its FFN variant.
-        attention_usage: (resources, attention variants), in units of the resource's limit.
-        ffn_usage: (resources, FFN variants), likewise.
-        limits: (resources,); 1, 0 or -1 up to rounding: what the part outside the blocks leaves,
-            less than nothing where it alone exceeds the limit.
-    """
-
-    damage: Floats
-    attention_of: Choice
-    ffn_of: Choice
-    attention_usage: Floats
-    ffn_usage: Floats
-    limits: Floats
+    points: tuple[tuple[int, ...], ...]
 
     @property
-    def usage(self) -> Floats:
-        """What each choice uses, (resources, choices)."""
-        total: Floats = self.attention_usage[:, self.attention_of] + self.ffn_usage[:, self.ffn_of]
-        return total
+    def is_single(self) -> bool:
+        """Whether one operating point is left in every scenario."""
+        return all(len(points) == 1 for points in self.points)
 
-    def used(self, choice: Choice) -> Floats:
-        """What a choice per layer uses of each resource."""
-        total: Floats = self.usage[:, choice].sum(axis=1)
-        return total
-
-    def tightened(self, margin: float) -> PointProblem:
-        """The same problem with less of each resource, as a part of its limit."""
-        return replace(self, limits=self.limits - margin)
-
-    def normalised(self) -> tuple[PointProblem, float, float]:
-        """Damage above the least of each layer, in units of the most that it can sum to.
-
-        With it, the sum of the least and the unit. Tolerances then mean the same for scores of
-        any size and sign.
-        """
-        least = self.damage.min(axis=1, keepdims=True)
-        above = self.damage - least
-        spread = float(np.where(np.isfinite(above), above, 0.0).max(axis=1).sum()) or 1.0
-        return replace(self, damage=above / spread), float(least.sum()), spread
+    def halves(self) -> tuple[Region, Region]:
+        """Two regions, from halving the scenario with the most points."""
+        widest = max(range(len(self.points)), key=lambda i: len(self.points[i]))
+        points = self.points[widest]
+        middle = len(points) // 2
+        low, high = (
+            (*self.points[:widest], half, *self.points[widest + 1 :])
+            for half in (points[:middle], points[middle:])
+        )
+        return Region(points=low), Region(points=high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Damage and cost of every (attention, FFN) pair in every layer, with limits."""
+    """Choose replacements that cover every layer once, for the least of one measure.
 
-    config: ParentConfig
-    pairs: tuple[tuple[str, str], ...]
+    Attributes:
+        parent: name of the model.
+        items: the replacements to choose from.
+        attention: names of the attention variants that ``items`` index.
+        ffn: names of the FFN variants.
+        damage: (items,).
+        goal: what to minimise.
+        workloads: scenarios with their limits; all at one TP degree, each at its own batch size.
+        bounds: limits of the child itself.
+        score_evidence: where the damages come from.
+    """
+
+    parent: str
+    items: Items
+    attention: tuple[str, ...]
+    ffn: tuple[str, ...]
     damage: Floats
-    cost: CostTable
-    limits: Limits
+    goal: Measure
+    workloads: tuple[Workload, ...]
+    bounds: tuple[Bound, ...]
     score_evidence: str
 
-    @classmethod
-    def build(
-        cls,
-        config: ParentConfig,
-        space: SearchSpace,
-        scores: ScoreTable,
-        cost: CostTable,
-        limits: Limits,
-        *,
-        metric: str = "kl",
-    ) -> Problem:
-        """Join scores and costs.
+    @cached_property
+    def all_bounds(self) -> tuple[Bound, ...]:
+        """Limits in every scenario, then of the child itself."""
+        scenarios = (w.bounds(number) for number, w in enumerate(self.workloads))
+        return (*(bound for found in scenarios for bound in found), *self.bounds)
+
+    @cached_property
+    def _rows(self) -> tuple[_Row, ...]:
+        return tuple(_Row.of(bound, self.items) for bound in self.all_bounds)
+
+    def regions(self) -> list[Region]:
+        """All operating points whose limits leave room for the blocks, one region a TP degree."""
+        if not self.workloads:
+            return [Region(points=())]
+        by_tp: list[dict[int, list[int]]] = []
+        for scenario, workload in enumerate(self.workloads):
+            possible = np.ones(len(workload.table.points), dtype=bool)
+            for bound in self.all_bounds:
+                if bound.measure.scenario == scenario:
+                    possible &= bound.measure.outside <= bound.at_most
+            degrees: dict[int, list[int]] = {}
+            for index in np.flatnonzero(possible):
+                degrees.setdefault(workload.table.points[index].tp, []).append(int(index))
+            by_tp.append(degrees)
+        shared = set.intersection(*(set(degrees) for degrees in by_tp))
+        return [
+            Region(points=tuple(tuple(degrees[tp]) for degrees in by_tp)) for tp in sorted(shared)
+        ]
+
+    def at(self, region: Region) -> PointProblem:
+        """The problem at an operating point; for several, one that allows no less than any."""
+        items, goal = self.items, self.goal
+        points = _points(region, goal.scenario)
+        objective = goal.attention[points].min(axis=0)[items.attention]
+        objective = objective + goal.ffn[points].min(axis=0)[items.ffn]
+        if goal.items is not None:
+            objective = objective + goal.items
+        at = [(row, _points(region, row.scenario)) for row in self._rows]
+        attention = [row.attention[indices].min(axis=0) for row, indices in at]
+        ffn = [row.ffn[indices].min(axis=0) for row, indices in at]
+        return PointProblem(
+            items=items,
+            objective=objective,
+            offset=float(goal.outside[points].min()),
+            attention_usage=np.array(attention).reshape(len(at), len(self.attention)),
+            ffn_usage=np.array(ffn).reshape(len(at), len(self.ffn)),
+            own_usage=self._own_usage,
+            limits=np.array([row.limit for row in self._rows]),
+        )
+
+    @cached_property
+    def _own_usage(self) -> Trait | None:
+        """What items use beyond their variants; equal uses are one value of the trait."""
+        if all(row.items is None for row in self._rows):
+            return None
+        usage = np.stack(
+            [np.zeros(len(self.items)) if r.items is None else r.items for r in self._rows]
+        )
+        values, of = np.unique(usage, axis=1, return_inverse=True)
+        return Trait(of=of.ravel(), usage=values)
+
+    def score(self, selection: Selection) -> float:
+        """Summed damage."""
+        return float(self.damage[selection].sum())
+
+    def spec(self, selection: Selection) -> ArchitectureSpec:
+        """The architecture of a selection."""
+        items = self.items
+        return ArchitectureSpec(
+            parent=self.parent,
+            blocks=tuple(
+                BlockChoice(
+                    attention=self.attention[items.attention[item]],
+                    ffn=self.ffn[items.ffn[item]],
+                    layers=tuple(range(items.first[item], items.last[item] + 1)),
+                )
+                for item in selection
+            ),
+        )
+
+    def selection(self, spec: ArchitectureSpec) -> Selection:
+        """The items of an architecture.
 
         Raises:
-            InputError: the score table lacks a replacement that the space allows.
+            ValueError: the problem does not offer one of its blocks.
         """
-        pairs = [
-            (attention, ffn)
-            for attention in space.all_variants("attention")
-            for ffn in space.all_variants("ffn")
-        ]
+        items = self.items
+        found = {
+            (int(f), int(n), self.attention[a], self.ffn[v]): item
+            for item, (f, n, a, v) in enumerate(
+                zip(items.first, items.last, items.attention, items.ffn, strict=True)
+            )
+        }
+        try:
+            return np.array(
+                [found[b.layers[0], b.layers[-1], b.attention, b.ffn] for b in spec.blocks]
+            )
+        except KeyError as error:
+            raise ValueError(f"block {error} is not in the problem") from error
+
+    def holds(self, selection: Selection, points: Sequence[int]) -> bool:
+        """Whether a selection keeps every limit at one point of each scenario, as reported."""
+        spec = self.spec(selection)
+        return self._child_holds(selection) and all(
+            workload.limits.kept_by(workload.table.cost(spec, index))
+            for workload, index in zip(self.workloads, points, strict=True)
+        )
+
+    def operating_points(self, selection: Selection) -> tuple[int, ...] | None:
+        """The point of each scenario at which to run a selection; None if it keeps no limits.
+
+        All have one TP degree. Among those that keep the limits, the goal decides where it depends
+        on the point, else throughput (its geometric mean over the scenarios).
+        """
+        if not self._child_holds(selection):
+            return None
+        kept = [self._kept_points(number, selection) for number in range(len(self.workloads))]
+        best, best_value = None, np.inf
+        for region in self.regions():
+            chosen, total = [], 0.0
+            for scenario, (values, keeps) in enumerate(kept):
+                possible = [i for i in region.points[scenario] if keeps[i]]
+                if not possible:
+                    break
+                chosen.append(min(possible, key=lambda index: float(values[index])))
+                total += float(np.log(values[chosen[-1]]))
+            else:
+                if best is None or total < best_value:
+                    best, best_value = tuple(chosen), total
+        return best
+
+    def _kept_points(self, scenario: int, selection: Selection) -> tuple[Floats, NDArray[np.bool_]]:
+        """What decides between the points of a scenario, and which keep its limits."""
+        workload = self.workloads[scenario]
+        keeps = np.ones(len(workload.table.points), dtype=bool)
+        for bound in self.all_bounds:
+            if bound.measure.scenario == scenario:
+                near = bound.at_most * (1 + _NEARLY)
+                keeps &= bound.measure.of(self.items, selection) <= near
+        spec = self.spec(selection)
+        for index in np.flatnonzero(keeps):
+            keeps[index] = workload.limits.kept_by(workload.table.cost(spec, int(index)))
+        per_token = scenario_measures(workload.table, scenario)["us_per_token"]
+        deciding = self.goal if self.goal.scenario == scenario else per_token
+        return deciding.of(self.items, selection), keeps
+
+    def without(self, bound: Bound) -> Problem:
+        """The problem without one of its bounds."""
+        scenario = bound.measure.scenario
+        if scenario is None:
+            return replace(self, bounds=tuple(b for b in self.bounds if b is not bound))
+        workload = self.workloads[scenario]
+        free = replace(workload, limits=replace(workload.limits, **{bound.limit: None}))
+        workloads = (*self.workloads[:scenario], free, *self.workloads[scenario + 1 :])
+        return replace(self, workloads=workloads)
+
+    def looser(self, factor: float) -> Problem:
+        """The problem with every limit further away by a factor."""
+        return replace(
+            self,
+            workloads=tuple(replace(w, limits=w.limits.looser(factor)) for w in self.workloads),
+            bounds=tuple(
+                replace(b, at_most=b.at_most + (factor - 1) * abs(b.at_most)) for b in self.bounds
+            ),
+        )
+
+    def per_unit(self, prices: Floats, points: Sequence[int]) -> tuple[float, ...]:
+        """Prices of a point problem's limits as objective per unit of each bound's measure."""
+        return tuple(
+            float(price / row.unit[0 if row.scenario is None else points[row.scenario]])
+            for price, row in zip(prices, self._rows, strict=True)
+        )
+
+    def _child_holds(self, selection: Selection) -> bool:
+        for bound in self.bounds:
+            value = bound.measure.of(self.items, selection)[0]
+            if value > bound.at_most + _ROUNDING * max(1.0, abs(bound.at_most)):
+                return False
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A bound in units of what it leaves the blocks (points,); other arrays as in `Measure`."""
+
+    scenario: int | None
+    unit: Floats
+    attention: Floats
+    ffn: Floats
+    items: Floats | None
+    limit: float
+
+    @classmethod
+    def of(cls, bound: Bound, items: Items) -> _Row:
+        measure = bound.measure
+        left = bound.at_most - measure.outside
+        smallest = min(
+            float(part.min(initial=0.0))
+            for part in (measure.attention, measure.ffn, measure.items)
+            if part is not None
+        )
+        if smallest >= 0 and (measure.scenario is not None or left[0] > 0):
+            unit = np.maximum(left, _SMALLEST)
+            with np.errstate(over="ignore"):
+                return cls(
+                    scenario=measure.scenario,
+                    unit=unit,
+                    attention=np.minimum(measure.attention / unit[:, None], _IMPOSSIBLE),
+                    ffn=np.minimum(measure.ffn / unit[:, None], _IMPOSSIBLE),
+                    items=None
+                    if measure.items is None
+                    else np.minimum(measure.items / unit[0], _IMPOSSIBLE),
+                    limit=1 + _ROUNDING,
+                )
+        largest = sum(
+            float(np.abs(part).max(initial=0.0))
+            for part in (measure.attention, measure.ffn, measure.items)
+            if part is not None
+        )
+        whole = items.num_layers * largest or abs(float(left[0])) or 1.0
         return cls(
-            config=config,
-            pairs=tuple(pairs),
-            damage=scores.damage_matrix(space, pairs, config, metric),
-            cost=cost,
-            limits=limits,
-            score_evidence=scores.evidence,
+            scenario=None,
+            unit=np.array([whole]),
+            attention=measure.attention / whole,
+            ffn=measure.ffn / whole,
+            items=None if measure.items is None else measure.items / whole,
+            limit=float(left[0]) / whole + _ROUNDING,
         )
 
-    @property
-    def num_layers(self) -> int:
-        """Layers to choose for."""
-        return len(self.damage)
 
-    def spec(self, choice: Choice) -> ArchitectureSpec:
-        """The architecture of a column per layer."""
-        return ArchitectureSpec.of(self.config.name, [self.pairs[column] for column in choice])
-
-    def score(self, choice: Choice) -> float:
-        """Summed damage of a column per layer."""
-        return float(self.damage[np.arange(self.num_layers), choice].sum())
-
-    def at(self, index: int) -> PointProblem:
-        """The problem at operating point ``index``."""
-        cost, limits = self.cost, self.limits
-        attention, ffn = cost.attention, cost.ffn
-        steps_us = cost.scenario.decode_steps * 1e3
-        # One row a limit: attention costs, FFN costs, and what is left beside the outside part.
-        time = (attention.total_us[index], ffn.total_us[index])
-        rows: list[tuple[Floats, Floats, float]] = [
-            (
-                attention.memory_bytes[index],
-                ffn.memory_bytes[index],
-                cost.target.memory_limit_bytes - cost.outside_memory_bytes[index],
-            )
-        ]
-        if limits.tokens_per_second_per_gpu is not None:
-            longest = cost.time_limit_us(limits.tokens_per_second_per_gpu)[index]
-            rows.append((*time, longest - cost.outside_us[index]))
-        if limits.latency_ms is not None:
-            rows.append((*time, limits.latency_ms * 1e3 - cost.outside_us[index]))
-        if limits.ttft_ms is not None:
-            left = limits.ttft_ms * 1e3 - cost.outside_prefill_us[index]
-            rows.append((attention.prefill_us[index], ffn.prefill_us[index], left))
-        if limits.tpot_ms is not None:
-            left = limits.tpot_ms * steps_us - cost.outside_decode_us[index]
-            rows.append((attention.decode_us[index], ffn.decode_us[index], left))
-        if limits.parameters is not None:
-            left = limits.parameters - float(embedding_parameters(self.config))
-            rows.append((self._parameters("attention"), self._parameters("ffn"), left))
-        return PointProblem(
-            damage=self.damage,
-            attention_of=attention.columns([pair[0] for pair in self.pairs]),
-            ffn_of=ffn.columns([pair[1] for pair in self.pairs]),
-            attention_usage=np.stack([_parts(row, left) for row, _, left in rows]),
-            ffn_usage=np.stack([_parts(row, left) for _, row, left in rows]),
-            limits=np.array([np.sign(left) + _ROUNDING for _, _, left in rows]),
-        )
-
-    def holds(self, spec: ArchitectureSpec, index: int) -> bool:
-        """Whether an architecture keeps every limit at operating point ``index``, as reported."""
-        cost, limits = self.cost.cost(spec, index), self.limits
-        return (
-            cost.memory_bytes <= cost.memory_limit_bytes
-            and cost.tokens_per_second_per_gpu >= (limits.tokens_per_second_per_gpu or 0.0)
-            and cost.ttft_ms <= (limits.ttft_ms or np.inf)
-            and cost.tpot_ms <= (limits.tpot_ms or np.inf)
-            and cost.latency_ms <= (limits.latency_ms or np.inf)
-            and (
-                limits.parameters is None
-                or architecture_parameters(spec, self.config) <= limits.parameters
-            )
-        )
-
-    def _parameters(self, subblock: Subblock) -> Floats:
-        costs = self.cost.attention if subblock == "attention" else self.cost.ffn
-        variants = [parse_variant(subblock, name) for name in costs.variants]
-        return np.array([float(subblock_parameters(v, self.config)) for v in variants])
-
-
-def _parts(amounts: Floats, left: float) -> Floats:
-    """Amounts as parts of what is left of a resource."""
-    with np.errstate(over="ignore"):
-        parts: Floats = np.minimum(amounts / (abs(left) or 1.0), _IMPOSSIBLE)
-    return parts
+def _points(region: Region, scenario: int | None) -> NDArray[np.intp]:
+    return np.array([0] if scenario is None else region.points[scenario], dtype=np.intp)

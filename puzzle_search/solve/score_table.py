@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from puzzle_search.arch import ParentConfig, SearchSpace, Subblock, parse_variant
+from puzzle_search.arch import ParentConfig, Subblock, parse_variant
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_text, read_yaml, write_text
 
@@ -36,7 +36,7 @@ class ScoreRow:
 
 
 _COLUMNS = [f.name for f in fields(ScoreRow)]
-_Key = tuple[int, str, str]
+_Key = tuple[int, int, str, str]
 
 
 class ScoreTable:
@@ -52,10 +52,10 @@ class ScoreTable:
         self._values: dict[str, dict[_Key, float]] = {}
         for number, row in enumerate(self.rows, start=2):
             metric = self._values.setdefault(row.metric, {})
-            key = (row.first_layer, row.attention, row.ffn)
+            key = (row.first_layer, row.last_layer, row.attention, row.ffn)
             if key in metric:
                 raise InputError(
-                    f"score table, row {number}: layer {row.first_layer}, "
+                    f"score table, row {number}: {_layers(*key[:2])}, "
                     f"attention {row.attention!r}, ffn {row.ffn!r}, {row.metric} stands twice",
                     remedy="drop one of the rows",
                 )
@@ -100,55 +100,112 @@ class ScoreTable:
         write_text(file, out.getvalue())
         write_text(file.with_suffix(".yaml"), yaml.safe_dump(self.sidecar, sort_keys=False))
 
+    def runs(self) -> list[tuple[int, int, str, str]]:
+        """Replacements of several layers by one block: first and last layer, attention, FFN.
+
+        An empty ``attention`` or ``ffn`` means the parent's own.
+        """
+        return sorted(
+            {key for values in self._values.values() for key in values if key[0] < key[1]}
+        )
+
+    def last_layer(self) -> int:
+        """The last layer that a row speaks of; -1 without rows."""
+        return max((row.last_layer for row in self.rows), default=-1)
+
+    def run_damage(self, run: tuple[int, int, str, str], weights: Mapping[str, float]) -> float:
+        """Damage of one block in place of several layers, in a weighted sum of metrics.
+
+        Raises:
+            InputError: the table lacks it in one of the metrics.
+        """
+        total = 0.0
+        for metric, weight in weights.items():
+            value = self._metric(metric).get(run)
+            if value is None:
+                raise _lacks(f"{_layers(*run[:2])}, {run[2:]}, {metric}")
+            total += weight * value
+        return total
+
     def block_damage(
-        self, layer: int, attention: str, ffn: str, config: ParentConfig, metric: str
+        self,
+        layer: int,
+        attention: str,
+        ffn: str,
+        config: ParentConfig,
+        weights: Mapping[str, float],
     ) -> float:
         """Damage of one block: its composed row where there is one, else the sum of the singles.
 
+        Args:
+            layer: that it replaces.
+            attention: variant.
+            ffn: variant.
+            config: the parent, whose own block does no damage.
+            weights: of the metrics that are added up (`parse_metric`).
+
         Raises:
-            InputError: the table lacks the rows.
+            InputError: the table lacks the rows or a metric.
         """
         attention = "" if attention == config.attention else attention
         ffn = "" if ffn == config.ffn else ffn
         if not attention and not ffn:
             return 0.0
-        values = self._values.get(metric)
-        if values is None:
-            raise InputError(
-                f"the score table has no metric {metric!r}",
-                remedy=f"use one of {', '.join(self._values)}",
-            )
-        composed = values.get((layer, attention, ffn))
-        if composed is not None:
-            return composed
         total = 0.0
-        for key in ((layer, attention, ""), (layer, "", ffn)):
-            if not key[1] and not key[2]:
+        for metric, weight in weights.items():
+            values = self._metric(metric)
+            composed = values.get((layer, layer, attention, ffn))
+            if composed is not None:
+                total += weight * composed
                 continue
-            if key not in values:
-                raise InputError(
-                    f"the score table lacks layer {layer}, {key[1] or key[2]}",
-                    remedy="score this variant, or drop it from the search space",
-                )
-            total += values[key]
+            for key in ((layer, layer, attention, ""), (layer, layer, "", ffn)):
+                if not key[2] and not key[3]:
+                    continue
+                if key not in values:
+                    raise _lacks(f"layer {layer}, {key[2] or key[3]}")
+                total += weight * values[key]
         return total
 
-    def damage_matrix(
-        self,
-        space: SearchSpace,
-        pairs: list[tuple[str, str]],
-        config: ParentConfig,
-        metric: str,
-    ) -> np.ndarray:
-        """Damage of each pair in each layer, (layers, pairs); infinite where not allowed."""
-        matrix = np.full((space.num_layers, len(pairs)), np.inf)
-        for layer in range(space.num_layers):
-            allowed_attention = set(space.attention[layer])
-            allowed_ffn = set(space.ffn[layer])
-            for column, (attention, ffn) in enumerate(pairs):
-                if attention in allowed_attention and ffn in allowed_ffn:
-                    matrix[layer, column] = self.block_damage(layer, attention, ffn, config, metric)
-        return matrix
+    def _metric(self, name: str) -> dict[_Key, float]:
+        if name not in self._values:
+            raise InputError(
+                f"the score table has no metric {name!r}",
+                remedy=f"use {', '.join(self._values)}, or a sum such as kl + 0.1*lm_loss",
+            )
+        return self._values[name]
+
+
+def parse_metric(text: str) -> dict[str, float]:
+    """Weights by metric, from ``kl`` or a sum such as ``kl + 0.1*lm_loss``.
+
+    Raises:
+        InputError: the text has another form, or names a metric twice.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        match = re.fullmatch(r"\s*(?:([0-9.]+(?:[eE]-?[0-9]+)?)\s*\*\s*)?([A-Za-z_]\w*)\s*", term)
+        try:
+            weight = float(match[1] or 1) if match else math.nan
+        except ValueError:
+            weight = math.nan
+        if match is None or not math.isfinite(weight) or match[2] in weights:
+            raise InputError(
+                f"metric {text!r} is neither a metric nor a weighted sum of metrics",
+                remedy="write kl, or a sum such as kl + 0.1*lm_loss",
+            )
+        weights[match[2]] = weight
+    return weights
+
+
+def _lacks(what: str) -> InputError:
+    return InputError(
+        f"the score table lacks {what}",
+        remedy="score this variant, or drop it from the search space",
+    )
+
+
+def _layers(first: int, last: int) -> str:
+    return f"layer {first}" if first == last else f"layers {first}-{last}"
 
 
 def _row(row: dict[str, str], where: str) -> ScoreRow:
@@ -168,10 +225,9 @@ def _row(row: dict[str, str], where: str) -> ScoreRow:
                 f"{where}: {key} is {row[key]!r}, not a {'whole ' if whole else ''}number",
                 remedy="score this replacement again, or correct the row",
             )
-    if numbers["first_layer"] != numbers["last_layer"]:
+    if numbers["first_layer"] > numbers["last_layer"]:
         raise InputError(
-            f"{where}: rows over several layers are not supported by this version",
-            remedy="keep rows of one layer each",
+            f"{where}: first_layer is after last_layer", remedy="swap them, or correct the row"
         )
     try:
         subblocks: tuple[Subblock, Subblock] = ("attention", "ffn")

@@ -1,40 +1,40 @@
 """The best architecture over all operating points, with its proof.
 
-For each operating point the relaxation gives a lower bound and prices. Points are then closed in
-order of their bounds, until one's bound reaches the best answer so far, since no later one can
-hold a better answer. A point's selections are repaired into an answer; choices whose reduced cost
-exceeds the distance between bound and best answer cannot be part of a better one and are fixed
-away (Ingargiola and Korsh 1975), dominated choices too, and an exact solver settles what is left,
-the most promising part of it first (a core, as in Pisinger 1995).
+Branch and bound over operating points: a region of batch sizes (of every scenario, at one TP
+degree) allows no more than each of its points does, if every variant is charged the least part of
+each limit that it takes at any of them. The relaxation of such a region gives a lower bound.
+Regions are halved in order of their bounds until one's bound reaches the best answer so far; no
+later one can hold a better answer, so most batch sizes are never looked at by themselves.
+
+At a single operating point the relaxation's selections are repaired into an answer; items that
+force more than the distance between bound and best answer cannot be part of a better one and are
+fixed away (Ingargiola and Korsh 1975), dominated items too, and an exact solver settles what is
+left, the most promising part of it first (a core, as in Pisinger 1995).
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.arch import (
-    ArchitectureSpec,
-    architecture_parameters,
-    kv_values_per_token,
-)
-from puzzle_search.cost import ScenarioCost
 from puzzle_search.errors import InfeasibleError
-from puzzle_search.solve.diagnosis import explain_infeasible
 from puzzle_search.solve.exact import Backend, CoreResult, solve_core
+from puzzle_search.solve.items import Selection
 from puzzle_search.solve.local_search import feasible_answer
-from puzzle_search.solve.problem import Choice, PointProblem, Problem
+from puzzle_search.solve.point import PointProblem
+from puzzle_search.solve.problem import Problem, Region
 from puzzle_search.solve.relaxation import Relaxation, relax
+from puzzle_search.solve.solution import Solution
 
-Status = Literal["optimal", "feasible"]
-
-# Scores closer than this fraction are equal: their own standard errors are far larger.
+# Objectives closer than this fraction are equal: scores' own standard errors are far larger.
 _RELATIVE_GAP = 1e-9
-# The exact step first looks among choices within this share of the distance between bound and
+# The exact step first looks among items within this share of the distance between bound and
 # answer: few, and mostly enough to find the best answer, which then rules out most of the rest.
 _CORE_SHARE = 0.15
 # By how much the limits are tightened, in turn, where an answer passes one by a tolerance.
@@ -43,218 +43,190 @@ _MARGINS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 DEFAULT_BACKEND: Backend = "scip"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """The answer and its proof.
+def search(
+    problem: Problem,
+    *,
+    max_seconds: float = 60.0,
+    backend: Backend = DEFAULT_BACKEND,
+    start: Sequence[Selection] = (),
+) -> Solution | None:
+    """Find the architecture with the least of the goal's measure, over all operating points.
 
-    Attributes:
-        status: ``optimal`` if proven over all operating points, else ``feasible``.
-        score: summed damage of the architecture.
-        bound: no architecture that keeps the limits has less damage.
-        gap: (score - bound) / score, 0 when proven (to 1e-9); where damages are negative, in
-            units of the larger magnitude.
-        seconds: time the search took.
-    """
-
-    status: Status
-    score: float
-    bound: float
-    gap: float
-    seconds: float
-    spec: ArchitectureSpec
-    cost: ScenarioCost
-    problem: Problem
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the child."""
-        return architecture_parameters(self.spec, self.problem.config)
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """KV cache of one token over all devices, at the target's precision."""
-        values = sum(
-            kv_values_per_token(block.attention_variant, self.problem.config)
-            for block in self.spec.blocks
-        )
-        return values * self.problem.cost.target.dtype.kv_bytes
-
-    def as_dict(self) -> dict[str, Any]:
-        """The answer as ``solve --json`` prints it."""
-        return {
-            "status": self.status,
-            "score": self.score,
-            "bound": self.bound,
-            "gap": self.gap,
-            "seconds": round(self.seconds, 4),
-            "architecture": {
-                "parent": self.spec.parent,
-                "blocks": [block.as_dict() for block in self.spec.blocks],
-            },
-            "params": self.parameters,
-            "kv_bytes_per_token": self.kv_bytes_per_token,
-            "scenarios": [self.cost.as_dict()],
-            "evidence": {
-                "scores": self.problem.score_evidence,
-                "cost": self.problem.cost.target.latency.evidence,
-            },
-        }
-
-    def spec_with_solution(self, **inputs: str) -> ArchitectureSpec:
-        """The spec, carrying how it was found; ``inputs`` are hashes of what it was found from."""
-        found = {key: value for key, value in self.as_dict().items() if key != "architecture"}
-        found["limits"] = self.problem.limits.asked()
-        return ArchitectureSpec(
-            parent=self.spec.parent, blocks=self.spec.blocks, solution=found | {"inputs": inputs}
-        )
-
-
-def solve(
-    problem: Problem, *, max_seconds: float = 60.0, backend: Backend = DEFAULT_BACKEND
-) -> Solution:
-    """Find the architecture of least damage within the limits, over all operating points.
+    None if no architecture keeps the limits.
 
     Args:
         problem: damages, costs and limits.
         max_seconds: time limit; when it ends the search the status is ``feasible``.
         backend: solver of the exact step; all give the same answer.
+        start: selections that may keep the limits; a good one shortens the search.
 
     Raises:
-        InfeasibleError: no architecture keeps the limits; says what is reachable.
+        InfeasibleError: none was found in time, but none ruled out either.
     """
     begun = time.perf_counter()
-    deadline = begun + max_seconds
-    best: Choice | None = None
-    best_score = np.inf
-    open_points: list[tuple[Relaxation, PointProblem, int]] = []
-    for index in range(len(problem.cost.points)):
-        point = problem.at(index)
-        relaxation = relax(point)
-        if np.isfinite(relaxation.bound):
-            open_points.append((relaxation, point, index))
-
-    proven_bound = np.inf
-    for relaxation, point, index in sorted(open_points, key=lambda entry: entry[0].bound):
-        late = time.perf_counter() > deadline
-        if best is not None and (
-            late or relaxation.bound >= best_score - _RELATIVE_GAP * abs(best_score)
-        ):
-            # No later point has a lower bound.
-            proven_bound = min(proven_bound, relaxation.bound)
-            break
-        answer = _first_answer(problem, index, point, relaxation)
-        if answer is not None and problem.score(answer) < best_score:
-            best, best_score = answer, problem.score(answer)
-        if late:
-            proven_bound = min(proven_bound, relaxation.bound)
-            continue
-        undominated, bound = _undominated(point), relaxation.bound
-        for share in (_CORE_SHARE, 1.0):
-            kept = undominated & (relaxation.reduced <= share * (best_score - bound))
-            if share < 1 and kept.sum() == undominated.sum():
-                continue
-            result = _settle(
-                problem,
-                index,
-                point,
-                kept,
-                lower=bound,
-                incumbent=best_score,
-                deadline=deadline,
-                backend=backend,
-            )
-            if result.choice is not None and problem.score(result.choice) < best_score:
-                best, best_score = result.choice, problem.score(result.choice)
-        proven_bound = min(proven_bound, result.bound)
+    searching = _Search(problem, backend=backend, deadline=begun + max_seconds)
+    for selection in start:
+        searching.offer(selection)
+    proven = searching.run()
+    best = searching.best
     if best is None:
-        if np.isfinite(proven_bound):
-            raise InfeasibleError(
-                f"no architecture was found within {max_seconds:g} s, and none ruled out",
-                remedy="allow more time, or loosen the limits",
-            )
-        raise explain_infeasible(problem)
-    spec = problem.spec(best)
-    optimal = proven_bound >= best_score - _RELATIVE_GAP * abs(best_score)
-    bound = best_score if optimal else proven_bound
+        if not np.isfinite(proven):
+            return None
+        raise InfeasibleError(
+            f"no architecture was found within {max_seconds:g} s, and none ruled out",
+            remedy="allow more time, or loosen the limits",
+        )
+    optimal = proven >= best.objective - _RELATIVE_GAP * abs(best.objective)
+    bound = best.objective if optimal else proven
     return Solution(
-        status="optimal" if optimal else "feasible",
-        score=best_score,
-        bound=bound,
-        gap=0.0 if optimal else (best_score - bound) / max(abs(best_score), abs(bound)),
-        seconds=time.perf_counter() - begun,
-        spec=spec,
-        cost=best_operating_point(problem, spec),
         problem=problem,
+        selection=best.selection,
+        points=best.points,
+        status="optimal" if optimal else "feasible",
+        objective=best.objective,
+        bound=bound,
+        gap=0.0 if optimal else (best.objective - bound) / max(abs(best.objective), abs(bound)),
+        prices=best.prices,
+        seconds=time.perf_counter() - begun,
     )
 
 
-def best_operating_point(problem: Problem, spec: ArchitectureSpec) -> ScenarioCost:
-    """The point of highest throughput at which the architecture keeps every limit."""
-    fitting = [
-        problem.cost.cost(spec, index)
-        for index in range(len(problem.cost.points))
-        if problem.holds(spec, index)
-    ]
-    return max(fitting, key=lambda cost: cost.tokens_per_second_per_gpu)
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    selection: Selection
+    points: tuple[int, ...]
+    objective: float
+    prices: tuple[float, ...]
 
 
-def _first_answer(
-    problem: Problem, index: int, point: PointProblem, relaxation: Relaxation
-) -> Choice | None:
-    """A good answer without the exact step, if one is found that keeps the limits."""
-    for margin in (0.0, _MARGINS[0]):
-        answer = feasible_answer(point.tightened(margin), relaxation)
-        if answer is None or problem.holds(problem.spec(answer), index):
-            return answer
-    return None
+class _Search:
+    """The best answer so far, and how to better it."""
+
+    def __init__(self, problem: Problem, *, backend: Backend, deadline: float) -> None:
+        self.problem = problem
+        self.best: _Answer | None = None
+        self._backend: Backend = backend
+        self._deadline = deadline
+
+    @property
+    def objective(self) -> float:
+        """Of the best answer; infinite without one."""
+        return np.inf if self.best is None else self.best.objective
+
+    def offer(self, selection: Selection, prices: tuple[float, ...] = ()) -> None:
+        """Take a selection if it keeps the limits somewhere and is the best so far."""
+        points = self.problem.operating_points(selection)
+        if points is None:
+            return
+        goal = self.problem.goal
+        at = 0 if goal.scenario is None else points[goal.scenario]
+        objective = float(goal.of(self.problem.items, selection)[at])
+        if objective < self.objective:
+            self.best = _Answer(
+                selection=selection,
+                points=points,
+                objective=objective,
+                prices=prices,
+            )
+
+    def run(self) -> float:
+        """Search until nothing better is left or time is over; returns a lower bound."""
+        number = itertools.count()
+        heap: list[tuple[float, int, Region, PointProblem, Relaxation]] = []
+
+        def push(region: Region, start: Sequence[Selection] = ()) -> None:
+            point = self.problem.at(region)
+            relaxation = relax(point, start)
+            if relaxation.bound < self.objective:
+                heapq.heappush(heap, (relaxation.bound, next(number), region, point, relaxation))
+
+        for region in self.problem.regions():
+            push(region)
+        proven = np.inf
+        while heap:
+            bound, _, region, point, relaxation = heapq.heappop(heap)
+            late = time.perf_counter() > self._deadline
+            if self.best is not None and (
+                late or bound >= self.objective - _RELATIVE_GAP * abs(self.objective)
+            ):
+                # No later region has a lower bound.
+                return min(proven, bound)
+            if not region.is_single:
+                for half in region.halves():
+                    push(half, relaxation.selections)
+                continue
+            points = tuple(indices[0] for indices in region.points)
+            answer = self._first_answer(points, point, relaxation)
+            if answer is not None:
+                self.offer(answer, self.problem.per_unit(relaxation.prices, points))
+            proven = min(proven, bound if late else self._settle(points, point, relaxation))
+        return min(proven, self.objective)
+
+    def _first_answer(
+        self, points: tuple[int, ...], point: PointProblem, relaxation: Relaxation
+    ) -> Selection | None:
+        """A good answer without the exact step, if one is found that keeps the limits."""
+        for margin in (0.0, _MARGINS[0]):
+            answer = feasible_answer(point.tightened(margin), relaxation)
+            if answer is None or self.problem.holds(answer, points):
+                return answer
+        return None
+
+    def _settle(
+        self, points: tuple[int, ...], point: PointProblem, relaxation: Relaxation
+    ) -> float:
+        """Find the best answer of an operating point; returns a lower bound of it."""
+        bound = relaxation.bound
+        for share in (_CORE_SHARE, 1.0):
+            possible = relaxation.above <= self.objective - bound
+            kept = relaxation.above <= share * (self.objective - bound)
+            if share < 1 and kept.sum() == possible.sum():
+                continue
+            result = self._exact(points, point, _undominated(point, kept), bound)
+            if result.selection is not None:
+                prices = self.problem.per_unit(relaxation.prices, points)
+                self.offer(result.selection, prices)
+        return result.bound
+
+    def _exact(
+        self, points: tuple[int, ...], point: PointProblem, kept: NDArray[np.bool_], lower: float
+    ) -> CoreResult:
+        """The exact step, until its answer keeps the limits in floating point too.
+
+        Solvers let limits pass by a tolerance. Where an answer does, the limits are tightened and
+        the step is taken again; the bound stays that of the first, wider limits.
+        """
+        bound: float | None = None
+        for margin in (0.0, *_MARGINS):
+            result = solve_core(
+                point.tightened(margin),
+                kept,
+                lower=lower,
+                incumbent=self.objective,
+                seconds=self._deadline - time.perf_counter(),
+                backend=self._backend,
+            )
+            bound = result.bound if bound is None else bound
+            if result.selection is None or self.problem.holds(result.selection, points):
+                return CoreResult(selection=result.selection, bound=bound)
+        assert bound is not None
+        return CoreResult(selection=None, bound=bound)
 
 
-def _settle(
-    problem: Problem,
-    index: int,
-    point: PointProblem,
-    kept: NDArray[np.bool_],
-    *,
-    lower: float,
-    incumbent: float,
-    deadline: float,
-    backend: Backend,
-) -> CoreResult:
-    """The exact step, until its answer keeps the limits in floating point too.
+def _undominated(point: PointProblem, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Kept items that no other kept item for the same layers beats in everything.
 
-    Solvers let limits pass by a tolerance. Where an answer does, the limits are tightened and the
-    step is taken again; the bound stays that of the first, wider limits.
+    Of equal items the first is kept.
     """
-    bound: float | None = None
-    for margin in (0.0, *_MARGINS):
-        result = solve_core(
-            point.tightened(margin),
-            kept,
-            lower=lower,
-            incumbent=incumbent,
-            seconds=deadline - time.perf_counter(),
-            backend=backend,
-        )
-        bound = result.bound if bound is None else bound
-        if result.choice is None or problem.holds(problem.spec(result.choice), index):
-            return CoreResult(choice=result.choice, bound=bound)
-    assert bound is not None
-    return CoreResult(choice=None, bound=bound)
-
-
-def _undominated(point: PointProblem) -> np.ndarray:
-    """Choices that no other choice of the layer beats in damage and in every resource.
-
-    Of equal choices the first is kept.
-    """
-    damage = point.damage
-    # [layer, j, k]: k is no worse than j everywhere.
-    no_worse = damage[:, None, :] <= damage[:, :, None]
-    same = damage[:, None, :] == damage[:, :, None]
-    for resource in point.usage:
-        no_worse &= (resource[None, :] <= resource[:, None])[None]
-        same &= (resource[None, :] == resource[:, None])[None]
-    earlier = np.tri(damage.shape[1], k=-1, dtype=bool)
-    beaten = no_worse & (~same | earlier)
-    kept: np.ndarray = ~beaten.any(axis=2) & np.isfinite(damage)
-    return kept
+    amounts = np.vstack([point.objective, point.usage])
+    (candidates,) = np.nonzero(kept)
+    runs = point.items.run_of[candidates]
+    undominated = np.zeros(len(kept), dtype=bool)
+    for group in np.split(candidates, np.flatnonzero(np.diff(runs)) + 1):
+        mine = amounts[:, group]
+        # [j, k]: k is no worse than j everywhere.
+        no_worse = (mine[:, None, :] <= mine[:, :, None]).all(axis=0)
+        same = no_worse & no_worse.T
+        beaten = (no_worse & (~same | np.tri(len(group), k=-1, dtype=bool))).any(axis=1)
+        undominated[group[~beaten]] = True
+    return undominated

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
 from puzzle_search.cost.memory import parse_dtype
-from puzzle_search.solve import Limits, ScoreRow, ScoreTable
+from puzzle_search.solve import ChildLimits, Limits, ScoreRow, ScoreTable
 
 SIDECAR = {
     "format": "puzzle-search.scores/1",
@@ -172,9 +172,12 @@ class Priced:
     tpot_ms: np.ndarray
     throughput: np.ndarray
 
-    def allowed(self, limits: Limits, memory_limit_bytes: int) -> np.ndarray:
+    def allowed(
+        self, limits: Limits, memory_limit_bytes: int, child: ChildLimits | None = None
+    ) -> np.ndarray:
         """Which (point, architecture) keep the limits."""
         keep = self.memory_bytes <= memory_limit_bytes
+        parameters = None if child is None else child.parameters
         if limits.tokens_per_second_per_gpu is not None:
             keep &= self.throughput >= limits.tokens_per_second_per_gpu
         if limits.ttft_ms is not None:
@@ -183,8 +186,10 @@ class Priced:
             keep &= self.tpot_ms <= limits.tpot_ms
         if limits.latency_ms is not None:
             keep &= self.latency_ms <= limits.latency_ms
-        if limits.parameters is not None:
-            keep &= (self.parameters <= limits.parameters)[None]
+        if limits.tokens_per_second_per_user is not None:
+            keep &= 1e3 / self.tpot_ms >= limits.tokens_per_second_per_user
+        if parameters is not None:
+            keep &= (self.parameters <= parameters)[None]
         return keep
 
     @property

@@ -13,21 +13,27 @@ import pytest
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InfeasibleError, InputError
-from puzzle_search.solve import Limits, solve
-from puzzle_search.solve.ask import Answer, ask
+from puzzle_search.solve import Limits, Workload, solve
+from puzzle_search.solve.answer import Answer
+from puzzle_search.solve.ask import Question, ask
 from puzzle_search.solve.exact import parse_backend
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
 
 
+def question(target: float, **changes: Any) -> Question:
+    scenarios = [(changes.pop("scenario", "128/1024"), Limits(tokens_per_second_per_gpu=target))]
+    return Question(scenarios=scenarios, **changes)
+
+
 @pytest.fixture(scope="module")
 def headline() -> Answer:
-    return ask(limits=Limits(tokens_per_second_per_gpu=6000))
+    return ask(question(6000))
 
 
 @pytest.fixture(scope="module")
 def printed(headline: Answer) -> dict[str, Any]:
-    return json.loads(json.dumps(headline.solution.as_dict(), allow_nan=False))
+    return json.loads(json.dumps(headline.as_dict(), allow_nan=False))
 
 
 def test_the_answer_is_proven_and_keeps_its_limits(printed: dict[str, Any]) -> None:
@@ -42,14 +48,14 @@ def test_the_answer_is_proven_and_keeps_its_limits(printed: dict[str, Any]) -> N
 def test_the_keys_of_the_answer(printed: dict[str, Any]) -> None:
     assert list(printed) == [
         "status", "score", "bound", "gap", "seconds", "architecture", "params",
-        "kv_bytes_per_token", "scenarios", "evidence",
+        "kv_bytes_per_token", "scenarios", "prices", "evidence",
     ]  # fmt: skip
     assert list(printed["architecture"]) == ["parent", "blocks"]
     assert len(printed["architecture"]["blocks"]) == 80
     assert all(list(b) == ["attention", "ffn"] for b in printed["architecture"]["blocks"])
     assert list(printed["scenarios"][0]) == [
         "input_len", "output_len", "gpu", "tp", "batch", "tokens_per_second_per_gpu",
-        "ttft_ms", "tpot_ms", "memory_bytes", "memory_limit_bytes",
+        "tokens_per_second_per_user", "ttft_ms", "tpot_ms", "memory_bytes", "memory_limit_bytes",
     ]  # fmt: skip
     assert list(printed["evidence"]) == ["scores", "cost"]
     assert (printed["scenarios"][0]["input_len"], printed["scenarios"][0]["output_len"]) == (
@@ -78,7 +84,8 @@ def test_parameters_and_kv_cache_by_hand(printed: dict[str, Any]) -> None:
 
 def test_throughput_by_a_sum_over_every_step(headline: Answer) -> None:
     solution, cost = headline.solution, headline.solution.cost
-    latency, batch, tp = solution.problem.cost.target.latency, cost.point.batch, cost.point.tp
+    latency = solution.problem.workloads[0].table.target.latency
+    batch, tp = cost.point.batch, cost.point.tp
     prefill = float(latency.outside_us("prefill", batch=batch, tokens=128, tp=tp))
     decode = 1023 * float(latency.outside_us("decode", batch=batch, tokens=1, tp=tp))
     names = [("attention", b.attention) for b in solution.spec.blocks]
@@ -122,15 +129,19 @@ def test_the_spec_reads_back(headline: Answer, tmp_path: Path) -> None:
     assert read.parent == "llama-3.1-70b"
     assert read.solution == headline.spec.solution
     assert read.solution["status"] == "optimal"
-    assert read.solution["limits"] == {"tokens_per_second_per_gpu": 6000}
-    read.check_fits(headline.inputs.config)
+    assert read.solution["asked"]["scenarios"] == [
+        {"scenario": "128/1024", "limits": {"tokens_per_second_per_gpu": 6000}}
+    ]
+    read.check_fits(headline.config)
 
 
 def test_a_higher_target_never_scores_lower(headline: Answer) -> None:
     problem, scores = headline.solution.problem, []
     for target in (1000, 6000, 9000):
-        limits = Limits(tokens_per_second_per_gpu=target)
-        answer = solve(dataclasses.replace(problem, limits=limits))
+        workload = Workload.on_device(
+            problem.workloads[0].table, Limits(tokens_per_second_per_gpu=target)
+        )
+        answer = solve(dataclasses.replace(problem, workloads=(workload,)))
         assert answer.cost.tokens_per_second_per_gpu >= target
         scores.append((answer.bound, answer.score))
     for (_, low), (_, high) in itertools.pairwise(scores):
@@ -140,17 +151,17 @@ def test_a_higher_target_never_scores_lower(headline: Answer) -> None:
 
 def test_every_tp_degree_is_tried() -> None:
     # The parent's KV cache has no room beside its weights on one device.
-    one = ask(limits=Limits(tokens_per_second_per_gpu=2000), max_seconds=20)
-    answer = ask(limits=Limits(tokens_per_second_per_gpu=2000), tp="any", max_seconds=20)
+    one = ask(question(2000), max_seconds=20)
+    answer = ask(question(2000, tp="any"), max_seconds=20)
     assert answer.solution.score <= one.solution.score * (1 + 1e-9)
     assert answer.solution.cost.point.tp in (1, 2, 4, 8)
     assert answer.solution.cost.tokens_per_second_per_gpu >= 2000
-    assert {p.tp for p in answer.solution.problem.cost.points} == {1, 2, 4, 8}
+    assert {p.tp for p in answer.solution.problem.workloads[0].table.points} == {1, 2, 4, 8}
 
 
 def test_the_impossible_says_what_is_reachable() -> None:
     with pytest.raises(InfeasibleError, match="at most") as caught:
-        ask(limits=Limits(tokens_per_second_per_gpu=1e9))
+        ask(question(1e9))
     reachable = float(re.search(r"at most ([\d.e+]+) tok/s/GPU", caught.value.message)[1])  # type: ignore[index]
     assert 10_000 < reachable < 1e9
     assert caught.value.remedy
@@ -176,7 +187,7 @@ def test_the_impossible_says_what_is_reachable() -> None:
 )
 def test_what_is_not_known_is_named_with_a_remedy(wrong: dict[str, str], named: str) -> None:
     with pytest.raises(InputError) as caught:
-        ask(limits=Limits(tokens_per_second_per_gpu=6000), **wrong)  # type: ignore[arg-type]
+        ask(question(6000, **wrong))
     assert named in caught.value.message
     assert caught.value.remedy
 
@@ -200,20 +211,16 @@ def test_nemotron_51b_is_no_better_than_the_answer(headline: Answer, shared_data
         for layer in json.loads(file.read_text())["layers"]
     ]
     problem = headline.solution.problem
+    table = problem.workloads[0].table
     published = ArchitectureSpec.of("llama-3.1-70b", pairs)
-    own = problem.cost.best_cost(published)
+    own = table.best_cost(published)
     assert own is not None
-    target = dataclasses.replace(problem.cost.target, memory_limit_bytes=own.memory_bytes)
-    answer = solve(
-        dataclasses.replace(
-            problem,
-            limits=Limits(tokens_per_second_per_gpu=own.tokens_per_second_per_gpu),
-            cost=dataclasses.replace(problem.cost, target=target),
-        )
+    limits = Limits(
+        tokens_per_second_per_gpu=own.tokens_per_second_per_gpu, memory_bytes=own.memory_bytes
     )
-    damage = sum(
-        problem.damage[layer, problem.pairs.index(pair)] for layer, pair in enumerate(pairs)
-    )
+    workload = Workload.on_device(table, limits)
+    answer = solve(dataclasses.replace(problem, workloads=(workload,)))
+    damage = problem.score(problem.selection(published))
     assert answer.score <= damage * (1 + 1e-12)
     assert answer.bound <= damage
     assert answer.cost.memory_bytes <= own.memory_bytes
@@ -221,8 +228,7 @@ def test_nemotron_51b_is_no_better_than_the_answer(headline: Answer, shared_data
 
 
 def test_another_back_end_gives_the_same_answer() -> None:
-    limits = Limits(tokens_per_second_per_gpu=6000.0)
-    scip, highs = (ask(limits=limits, backend=name).solution for name in ("scip", "highs"))
+    scip, highs = (ask(question(6000), backend=name).solution for name in ("scip", "highs"))
     assert highs.status == scip.status == "optimal"
     assert highs.score == pytest.approx(scip.score, rel=1e-9)
 

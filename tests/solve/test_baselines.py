@@ -9,7 +9,7 @@ import pytest
 
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.cost import OperatingPoint
-from puzzle_search.solve import Limits, Problem, solve
+from puzzle_search.solve import Limits, Problem, Workload, formulate, solve
 from puzzle_search.solve.baselines import greedy, random_specs, uniform
 from tests.solve.helpers import random_scores, table_of, tiny_config
 
@@ -24,21 +24,17 @@ def problem_of(seed: int, *, faster: float = 1.3) -> Problem:
     parent = table.best_cost(ArchitectureSpec.identity(config))
     assert parent is not None
     limits = Limits(tokens_per_second_per_gpu=faster * parent.tokens_per_second_per_gpu)
-    return Problem.build(config, space, scores, table, limits)
+    return formulate(config, space, scores, [Workload.on_device(table, limits)])
 
 
 def damage(problem: Problem, spec: ArchitectureSpec) -> float:
-    return float(
-        sum(
-            problem.damage[layer, problem.pairs.index((block.attention, block.ffn))]
-            for layer, block in enumerate(spec.blocks)
-        )
-    )
+    return problem.score(problem.selection(spec))
 
 
 def keeps(problem: Problem, spec: ArchitectureSpec) -> bool:
-    cost = problem.cost.best_cost(spec)
-    wanted = problem.limits.tokens_per_second_per_gpu
+    (workload,) = problem.workloads
+    cost = workload.table.best_cost(spec)
+    wanted = workload.limits.tokens_per_second_per_gpu
     return cost is not None and cost.tokens_per_second_per_gpu >= (wanted or 0)
 
 
@@ -76,5 +72,7 @@ def test_the_impossible_gives_nothing() -> None:
 
 def test_loose_limits_give_fewer_random_specs_than_asked() -> None:
     # Nothing comes near the limits, so that no architecture uses 98% of them.
-    problem = dataclasses.replace(problem_of(0), limits=Limits())
+    problem = problem_of(0)
+    free = dataclasses.replace(problem.workloads[0], limits=Limits(memory_bytes=1e12))
+    problem = dataclasses.replace(problem, workloads=(free,))
     assert random_specs(problem, 1) == []

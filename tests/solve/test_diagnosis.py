@@ -1,4 +1,4 @@
-"""What is said of the impossible."""
+"""What is said of the impossible, and what limits cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from puzzle_search.arch import SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError
-from puzzle_search.solve import Limits, Problem, solve
+from puzzle_search.solve import Limits, Problem, Workload, formulate, solve
+from puzzle_search.solve.diagnosis import explain_infeasible, extremes, prices
 from tests.solve.helpers import price_all, random_scores, table_of, tiny_config
 
 CONFIG = tiny_config(3)
@@ -21,32 +22,92 @@ TABLE = table_of(CONFIG, SPACE, [OperatingPoint(batch=b, tp=1) for b in (2, 16)]
 PRICED = price_all(CONFIG, SPACE, SCORES, TABLE)
 
 
-def refusal(limits: Limits, memory_limit_bytes: int = 10**12) -> InfeasibleError:
-    target = dataclasses.replace(TABLE.target, memory_limit_bytes=memory_limit_bytes)
-    table = dataclasses.replace(TABLE, target=target)
+def problem(limits: Limits) -> Problem:
+    return formulate(CONFIG, SPACE, SCORES, [Workload.on_device(TABLE, limits)])
+
+
+def refusal(limits: Limits) -> InfeasibleError:
     with pytest.raises(InfeasibleError) as caught:
-        solve(Problem.build(CONFIG, SPACE, SCORES, table, limits))
+        solve(problem(limits))
     assert caught.value.remedy
     return caught.value
 
 
 def test_too_fast_says_how_fast() -> None:
     error = refusal(Limits(tokens_per_second_per_gpu=1e12))
-    assert "tokens_per_second_per_gpu 1e+12" in error.message
-    match = re.search(r"at most (\S+) tok/s/GPU on test in 16/9 \(batch 16, tp 1\)", error.message)
+    assert "1e+12 tok/s/GPU" in error.message
+    match = re.search(r"at most (\S+) tok/s/GPU \(batch 16, tp 1 in 16/9\)", error.message)
     assert match is not None
-    assert float(match[1]) == pytest.approx(PRICED.throughput.max(), rel=1e-3)
+    assert float(match[1]) == pytest.approx(PRICED.throughput.max(), rel=1e-4)
+    assert float(match[1]) <= PRICED.throughput.max()
+    assert match[1] in error.remedy
 
 
 def test_too_large_says_how_large() -> None:
-    least = PRICED.memory_bytes.min()
-    error = refusal(Limits(), memory_limit_bytes=int(least) - 1)
-    assert f"needs {least / 1e9:.3g} GB" in error.message
+    least = float(PRICED.memory_bytes.min())
+    error = refusal(Limits(memory_bytes=least - 1))
+    match = re.search(r"at least (\S+) GB", error.message)
+    assert match is not None
+    assert least <= float(match[1]) * 1e9 <= least * 1.0001
 
 
-def test_what_can_be_reached_is_not_refused() -> None:
-    solve(Problem.build(CONFIG, SPACE, SCORES, TABLE, Limits(tokens_per_second_per_gpu=1)))
+def test_what_is_said_to_be_reachable_is() -> None:
+    limits = Limits(tokens_per_second_per_gpu=1e12, memory_bytes=float(PRICED.memory_bytes.max()))
+    reachable = float(re.search(r"ask for (\S+) tok/s", refusal(limits).remedy)[1])  # type: ignore[index]
+    answer = solve(problem(dataclasses.replace(limits, tokens_per_second_per_gpu=reachable)))
+    assert answer.cost.tokens_per_second_per_gpu >= reachable
+
+
+def test_each_limit_has_its_extreme_beside_the_others() -> None:
+    memory = float(np.quantile(PRICED.memory_bytes, 0.4))
+    fits = PRICED.memory_bytes <= memory
+    limits = Limits(tokens_per_second_per_gpu=1e12, memory_bytes=memory)
+    found = {e.bound.limit: e.reached for e in extremes(problem(limits))}
+    assert 1e6 / found["tokens_per_second_per_gpu"] == pytest.approx(PRICED.throughput[fits].max())
+    assert found["memory_bytes"] is None  # no memory makes it that fast
+
+
+def test_where_no_limit_alone_is_to_blame_all_must_be_looser() -> None:
+    # Each is out of reach even by itself.
+    fastest, soonest = float(PRICED.throughput.max()), float(PRICED.ttft_ms.min())
+    limits = Limits(tokens_per_second_per_gpu=2 * fastest, ttft_ms=soonest / 3)
+    error = refusal(limits)
+    assert "no limit alone" in error.message
+    factor = 1 + float(re.search(r"all limits by ([\d.]+)%", error.remedy)[1]) / 100  # type: ignore[index]
+    solve(problem(limits).looser(factor * 1.001))
+    keep = (PRICED.throughput >= 2 * fastest / factor * 1.01) & (
+        PRICED.ttft_ms <= soonest / 3 * factor / 1.01
+    )
+    assert not keep.any()  # much less would not do
+
+
+def test_a_question_that_can_be_met_is_not_refused() -> None:
     fastest = float(PRICED.throughput.max()) * (1 - 1e-12)
-    limits = Limits(tokens_per_second_per_gpu=fastest)
-    answer = solve(Problem.build(CONFIG, SPACE, SCORES, TABLE, limits))
+    answer = solve(problem(Limits(tokens_per_second_per_gpu=fastest)))
     assert answer.cost.tokens_per_second_per_gpu >= fastest
+
+
+def test_prices_are_of_limits_that_bind() -> None:
+    config = tiny_config(40)
+    space = SearchSpace.uniform(config, attention=["gqa_4", "gqa_1", "no_op"], ffn=["mlp_64"])
+    scores = random_scores(config, space, np.random.default_rng(1))
+    table = table_of(config, space, [OperatingPoint(batch=8, tp=1)])
+    limits = Limits(memory_bytes=float(table.outside_memory_bytes[0]) + 6e5, ttft_ms=1e9)
+
+    def score(limits: Limits) -> float:
+        return solve(formulate(config, space, scores, [Workload.on_device(table, limits)])).score
+
+    found = prices(solve(formulate(config, space, scores, [Workload.on_device(table, limits)])))
+    assert [price.bound.limit for price in found] == ["memory_bytes"]
+    # The multiplier is the slope of the relaxation: steps of a few items lie near it.
+    step = 3e4
+    more = dataclasses.replace(limits, memory_bytes=(limits.memory_bytes or 0) + step)
+    less = dataclasses.replace(limits, memory_bytes=(limits.memory_bytes or 0) - step)
+    slope = (score(less) - score(more)) / (2 * step)
+    assert found[0].gain / 1e9 == pytest.approx(slope, rel=0.25)
+
+
+def test_no_batch_size_is_possible_at_all() -> None:
+    outside = float(TABLE.outside_memory_bytes.min())
+    error = explain_infeasible(problem(Limits(memory_bytes=outside / 2)))
+    assert "GB" in error.message

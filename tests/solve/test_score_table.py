@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puzzle_search.arch import SearchSpace
 from puzzle_search.errors import InputError
 from puzzle_search.solve import ScoreRow, ScoreTable
+from puzzle_search.solve.score_table import parse_metric
 from tests.solve.helpers import SIDECAR, rows_of, tiny_config
 
 HEADER = "first_layer,last_layer,attention,ffn,metric,value,stderr,tokens"
@@ -28,28 +28,28 @@ SINGLES = {(0, "gqa_1", ""): 0.25, (0, "", "mlp_16"): 0.5}
 
 
 def test_the_parents_own_block_is_free() -> None:
-    assert table({}).block_damage(0, "gqa_4", "mlp_64", CONFIG, "kl") == 0
+    assert table({}).block_damage(0, "gqa_4", "mlp_64", CONFIG, {"kl": 1.0}) == 0
 
 
 def test_singles_add_up() -> None:
-    assert table(SINGLES).block_damage(0, "gqa_1", "mlp_16", CONFIG, "kl") == 0.75
+    assert table(SINGLES).block_damage(0, "gqa_1", "mlp_16", CONFIG, {"kl": 1.0}) == 0.75
 
 
 def test_a_single_stands_for_itself() -> None:
-    assert table(SINGLES).block_damage(0, "gqa_1", "mlp_64", CONFIG, "kl") == 0.25
-    assert table(SINGLES).block_damage(0, "gqa_4", "mlp_16", CONFIG, "kl") == 0.5
+    assert table(SINGLES).block_damage(0, "gqa_1", "mlp_64", CONFIG, {"kl": 1.0}) == 0.25
+    assert table(SINGLES).block_damage(0, "gqa_4", "mlp_16", CONFIG, {"kl": 1.0}) == 0.5
 
 
 @pytest.mark.parametrize("joint", [0.1, 0.0, 2.0, -0.3])
 def test_a_composed_row_wins_over_the_sum(joint: float) -> None:
     both = table(SINGLES | {(0, "gqa_1", "mlp_16"): joint})
-    assert both.block_damage(0, "gqa_1", "mlp_16", CONFIG, "kl") == joint
-    assert both.block_damage(0, "gqa_1", "mlp_64", CONFIG, "kl") == 0.25
+    assert both.block_damage(0, "gqa_1", "mlp_16", CONFIG, {"kl": 1.0}) == joint
+    assert both.block_damage(0, "gqa_1", "mlp_64", CONFIG, {"kl": 1.0}) == 0.25
 
 
 def test_a_composed_row_needs_no_singles() -> None:
     only = table({(0, "no_op", "no_op"): 0.9})
-    assert only.block_damage(0, "no_op", "no_op", CONFIG, "kl") == 0.9
+    assert only.block_damage(0, "no_op", "no_op", CONFIG, {"kl": 1.0}) == 0.9
 
 
 @pytest.mark.parametrize(
@@ -64,32 +64,47 @@ def test_a_missing_row_names_layer_and_variant(
     layer: int, attention: str, ffn: str, missing: str
 ) -> None:
     with pytest.raises(InputError, match=f"layer {layer}, {missing}"):
-        table(SINGLES).block_damage(layer, attention, ffn, CONFIG, "kl")
+        table(SINGLES).block_damage(layer, attention, ffn, CONFIG, {"kl": 1.0})
 
 
 def test_an_unknown_metric_names_those_there_are() -> None:
     with pytest.raises(InputError) as caught:
-        table(SINGLES).block_damage(0, "gqa_1", "mlp_16", CONFIG, "loss")
+        table(SINGLES).block_damage(0, "gqa_1", "mlp_16", CONFIG, {"loss": 1.0})
     assert "loss" in caught.value.message
     assert "kl" in caught.value.remedy
-
-
-def test_the_matrix_is_infinite_outside_the_space() -> None:
-    space = SearchSpace(
-        attention=(("gqa_4", "gqa_1"), ("gqa_4",)), ffn=(("mlp_64",), ("mlp_64", "mlp_16"))
-    )
-    values = {(0, "gqa_1", ""): 0.25, (1, "", "mlp_16"): 0.5}
-    pairs = [(a, f) for a in ("gqa_4", "gqa_1") for f in ("mlp_64", "mlp_16")]
-    matrix = table(values).damage_matrix(space, pairs, CONFIG, "kl")
-    inf = float("inf")
-    assert matrix.tolist() == [[0.0, inf, 0.25, inf], [0.0, 0.5, inf, inf]]
 
 
 def test_metrics_are_kept_apart() -> None:
     rows = rows_of(SINGLES) + rows_of({(0, "gqa_1", ""): 7.0}, metric="loss")
     both = ScoreTable(rows, SIDECAR)
-    assert both.block_damage(0, "gqa_1", "mlp_64", CONFIG, "loss") == 7.0
-    assert both.block_damage(0, "gqa_1", "mlp_64", CONFIG, "kl") == 0.25
+    assert both.block_damage(0, "gqa_1", "mlp_64", CONFIG, {"loss": 1.0}) == 7.0
+    assert both.block_damage(0, "gqa_1", "mlp_64", CONFIG, {"kl": 1.0}) == 0.25
+
+
+def test_a_mix_of_metrics_is_their_weighted_sum() -> None:
+    rows = rows_of(SINGLES) + rows_of({k: 10 * v for k, v in SINGLES.items()}, metric="loss")
+    both = ScoreTable(rows, SIDECAR)
+    assert both.block_damage(0, "gqa_1", "mlp_16", CONFIG, parse_metric("kl + 0.1*loss")) == (
+        pytest.approx(0.75 + 0.75)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("kl", {"kl": 1}),
+        ("0.7*kl + 0.3 * lm_loss", {"kl": 0.7, "lm_loss": 0.3}),
+        ("2e-1*kl", {"kl": 0.2}),
+    ],
+)
+def test_metrics_are_parsed(text: str, weights: dict[str, float]) -> None:
+    assert parse_metric(text) == weights
+
+
+@pytest.mark.parametrize("text", ["", "kl +", "-1*kl", "kl*2", "kl + kl", "1..2*kl", "k l", "2"])
+def test_what_is_no_metric_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_metric(text)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -140,7 +155,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         "1,1,mlp_16,,kl,0.5,0,1",
         "1,1,,gqa_1,kl,0.5,0,1",
         "1,1,,mlp,kl,0.5,0,1",
-        "1,2,gqa_1,,kl,0.5,0,1",
+        "2,1,gqa_1,,kl,0.5,0,1",
         "1,1,gqa_1,,kl,0.5,0",
         "1,1,gqa_1,,kl,0.5,0,1,2",
         GOOD,

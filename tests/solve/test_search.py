@@ -11,12 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from puzzle_search.arch import ArchitectureSpec, SearchSpace
-from puzzle_search.cost import OperatingPoint
+from puzzle_search.arch import ArchitectureSpec, SearchSpace, architecture_parameters
+from puzzle_search.cost import CostTable, OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
-from puzzle_search.solve import Limits, Problem, ScoreTable, Solution, search, solve
+from puzzle_search.solve import (
+    ChildLimits,
+    Limits,
+    Problem,
+    ScoreTable,
+    Solution,
+    Workload,
+    formulate,
+    solve,
+)
+from puzzle_search.solve import search as search_module
 from puzzle_search.solve.exact import CoreResult, solve_core
-from puzzle_search.solve.problem import PointProblem
+from puzzle_search.solve.point import PointProblem
+from puzzle_search.solve.problem import Region
 from puzzle_search.solve.relaxation import relax
 from tests.solve.helpers import (
     SIDECAR,
@@ -39,13 +50,19 @@ class Small:
 
     problem: Problem
     priced: Priced
+    limits: Limits
+    child: ChildLimits
+    memory_limit_bytes: int
+
+    @property
+    def keep(self) -> np.ndarray:
+        """Which (point, architecture) keep the limits."""
+        return self.priced.allowed(self.limits, self.memory_limit_bytes, self.child)
 
     @property
     def least(self) -> float:
         """Least damage by enumeration; infinite if nothing keeps the limits."""
-        keep = self.priced.allowed(
-            self.problem.limits, self.problem.cost.target.memory_limit_bytes
-        ).any(axis=0)
+        keep = self.keep.any(axis=0)
         return float(self.priced.damage[keep].min()) if keep.any() else np.inf
 
 
@@ -63,19 +80,33 @@ def small(seed: int, *, low: float = 0.0, high: float = 1.0, limited: bool = Tru
         return float(np.quantile(values, rng.uniform(0.02, 0.9))) * (1 + 1e-6)
 
     limits: dict[str, float] = {}
+    child = ChildLimits()
+    memory = 10**12
     if limited:
         if rng.random() < 0.6:
             limits["tokens_per_second_per_gpu"] = quantile(priced.throughput)
+        if rng.random() < 0.2:
+            limits["tokens_per_second_per_user"] = quantile(1e3 / priced.tpot_ms)
         for name in ("ttft_ms", "tpot_ms", "latency_ms"):
             if rng.random() < 0.3:
                 limits[name] = quantile(getattr(priced, name))
         if rng.random() < 0.3:
-            limits["parameters"] = int(quantile(priced.parameters))
+            child = ChildLimits(parameters=int(quantile(priced.parameters)))
         memory = int(quantile(priced.memory_bytes))
         target = dataclasses.replace(table.target, memory_limit_bytes=memory)
         table = dataclasses.replace(table, target=target)
-    problem = Problem.build(config, space, scores, table, Limits(**limits))  # type: ignore[arg-type]
-    return Small(problem, priced)
+    workload = Workload.on_device(table, Limits(**limits))
+    problem = formulate(config, space, scores, [workload], child)
+    return Small(problem, priced, Limits(**limits), child, memory)
+
+
+def the_table(problem: Problem) -> CostTable:
+    (workload,) = problem.workloads
+    return workload.table
+
+
+def single(problem: Problem, index: int) -> PointProblem:
+    return problem.at(Region(points=((index,),)))
 
 
 def pairs_of(spec: ArchitectureSpec) -> list[tuple[str, str]]:
@@ -84,20 +115,19 @@ def pairs_of(spec: ArchitectureSpec) -> list[tuple[str, str]]:
 
 def check(case: Small, answer: Solution) -> None:
     """The answer is the least by enumeration, adds up, and keeps every limit as reported."""
-    problem, limits, cost = case.problem, case.problem.limits, answer.cost
+    problem, limits, cost = case.problem, case.limits, answer.cost
     assert answer.status == "optimal"
     assert answer.gap == 0
     assert answer.score == pytest.approx(case.least, rel=1e-9, abs=1e-12)
-    columns = [problem.pairs.index(pair) for pair in pairs_of(answer.spec)]
-    assert answer.score == pytest.approx(
-        sum(problem.damage[layer, column] for layer, column in enumerate(columns)), abs=1e-12
-    )
+    assert answer.score == pytest.approx(problem.score(problem.selection(answer.spec)), abs=1e-12)
     assert cost.memory_bytes <= cost.memory_limit_bytes
     assert cost.tokens_per_second_per_gpu >= (limits.tokens_per_second_per_gpu or 0)
     assert cost.ttft_ms <= (limits.ttft_ms or np.inf)
     assert cost.tpot_ms <= (limits.tpot_ms or np.inf)
     assert cost.latency_ms <= (limits.latency_ms or np.inf)
-    assert answer.parameters <= (limits.parameters or np.inf)
+    assert cost.tokens_per_second_per_user >= (limits.tokens_per_second_per_user or 0)
+    parameters = architecture_parameters(answer.spec, tiny_config(problem.items.num_layers))
+    assert parameters <= (case.child.parameters or np.inf)
 
 
 @given(seed=st.integers(0, 10**6), backend=st.sampled_from(["scip", "highs"]))
@@ -145,25 +175,20 @@ def test_equal_damages(seed: int, value: float) -> None:
 def test_a_limit_at_an_architectures_own_cost_keeps_it(seed: int, backend: str) -> None:
     # The hardest case for tolerances: the limit is met with nothing to spare.
     case = small(seed, limited=False)
-    rng, problem = np.random.default_rng(seed), case.problem
-    allowed = [
-        [pair for pair, damage in zip(problem.pairs, row, strict=True) if np.isfinite(damage)]
-        for row in problem.damage
-    ]
-    spec = ArchitectureSpec.of("tiny", [row[rng.integers(len(row))] for row in allowed])
-    own = problem.cost.cost(spec, int(rng.integers(len(problem.cost.points))))
+    rng, problem, table = np.random.default_rng(seed), case.problem, the_table(case.problem)
+    layers = range(problem.items.num_layers)
+    chosen = np.array([rng.choice(np.flatnonzero(problem.items.first == n)) for n in layers])
+    own = table.cost(problem.spec(chosen), int(rng.integers(len(table.points))))
     limits = Limits(
         tokens_per_second_per_gpu=own.tokens_per_second_per_gpu,
         ttft_ms=own.ttft_ms,
         tpot_ms=own.tpot_ms,
         latency_ms=own.latency_ms,
+        memory_bytes=own.memory_bytes,
     )
-    target = dataclasses.replace(problem.cost.target, memory_limit_bytes=own.memory_bytes)
-    table = dataclasses.replace(problem.cost, target=target)
-    bound = dataclasses.replace(problem, limits=limits, cost=table)
+    bound = dataclasses.replace(problem, workloads=(Workload(table=table, limits=limits),))
     answer = solve(bound, backend=backend)  # type: ignore[arg-type]
-    columns = [problem.pairs.index(pair) for pair in pairs_of(spec)]
-    assert answer.score <= problem.score(np.array(columns)) + 1e-12
+    assert answer.score <= problem.score(chosen) + 1e-12
     assert answer.cost.tokens_per_second_per_gpu >= own.tokens_per_second_per_gpu
     assert answer.cost.ttft_ms <= own.ttft_ms
     assert answer.cost.tpot_ms <= own.tpot_ms
@@ -171,7 +196,8 @@ def test_a_limit_at_an_architectures_own_cost_keeps_it(seed: int, backend: str) 
 
 
 def scaled(problem: Problem, factor: float) -> Problem:
-    return dataclasses.replace(problem, damage=problem.damage * factor)
+    goal = dataclasses.replace(problem.goal, items=problem.damage * factor)
+    return dataclasses.replace(problem, damage=problem.damage * factor, goal=goal)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
@@ -189,7 +215,7 @@ def test_the_unit_of_the_scores_does_not_matter(seed: int, factor: float) -> Non
 @pytest.mark.parametrize("seed", range(8))
 def test_exceptions_of_the_search_space_are_kept(seed: int) -> None:
     case = small(seed, limited=False)
-    config = case.problem.config
+    config = tiny_config(case.problem.items.num_layers)
     attention, ffn = ["gqa_4", "gqa_1", "no_op"], ["mlp_64", "mlp_16", "no_op"]
     free = SearchSpace.uniform(config, attention=attention, ffn=ffn)
     frozen = SearchSpace(
@@ -200,13 +226,12 @@ def test_exceptions_of_the_search_space_are_kept(seed: int) -> None:
     table = table_of(config, free, POINTS[:2], seed=seed)
     fastest = price_all(config, frozen, scores, table).throughput.max()
     limits = Limits(tokens_per_second_per_gpu=float(fastest) * 0.8)
-    answer = solve(Problem.build(config, frozen, scores, table, limits))
+    problem = formulate(config, frozen, scores, [Workload.on_device(table, limits)])
+    answer = solve(problem)
     assert answer.spec.blocks[0].attention == "gqa_4"
     assert answer.spec.blocks[-1].ffn == "mlp_64"
-    check(
-        Small(answer.problem, price_all(config, frozen, scores, table)),
-        answer,
-    )
+    priced = price_all(config, frozen, scores, table)
+    check(Small(problem, priced, limits, ChildLimits(), 10**12), answer)
 
 
 def without_limits(seed: int) -> Problem:
@@ -220,8 +245,8 @@ def test_without_limits_the_parent_is_the_answer() -> None:
 
 
 def test_a_back_end_that_is_not_known() -> None:
-    point = without_limits(0).at(0)
-    kept = np.isfinite(point.damage)
+    point = single(without_limits(0), 0)
+    kept = np.ones(len(point.items), dtype=bool)
     with pytest.raises(InputError, match="cplex"):
         solve_core(
             point,
@@ -244,19 +269,21 @@ def test_an_answer_beyond_a_limit_by_a_tolerance_is_not_taken(
     def loose(point: PointProblem, kept: np.ndarray, **given: Any) -> CoreResult:
         calls[given["lower"]] = calls.get(given["lower"], 0) + 1
         if calls[given["lower"]] <= wide_rounds:
-            choice = np.where(kept, point.damage, np.inf).argmin(axis=1)
-            score = float(point.damage[np.arange(len(choice)), choice].sum())
-            return CoreResult(choice=choice, bound=max(given["lower"], score))
+            selection = point.items.cheapest(np.where(kept, point.objective, 1e9))
+            return CoreResult(
+                selection=selection, bound=max(given["lower"], point.value(selection))
+            )
         return solve_core(point, kept, **given)
 
     case = small(seed)
     if np.isinf(case.least):
         pytest.skip("infeasible")
-    monkeypatch.setattr(search, "solve_core", loose)
+    monkeypatch.setattr(search_module, "solve_core", loose)
     answer = solve(case.problem)
     assert answer.score >= case.least - 1e-12
     assert answer.bound <= case.least + 1e-12
-    assert any(case.problem.holds(answer.spec, i) for i in range(len(case.problem.cost.points)))
+    points = range(len(the_table(case.problem).points))
+    assert any(case.problem.holds(answer.selection, [i]) for i in points)
     if answer.status == "optimal":
         assert answer.score == pytest.approx(case.least, abs=1e-9)
     else:
@@ -272,11 +299,11 @@ def test_the_relaxation_is_a_bound_and_fixes_nothing_of_a_better_answer(
     seed: int, low: float
 ) -> None:
     case = small(seed, low=low, high=max(low, 1.0))
-    problem = case.problem
-    keep = case.priced.allowed(problem.limits, problem.cost.target.memory_limit_bytes)
-    columns = [np.flatnonzero(np.isfinite(row)) for row in problem.damage]
-    for index in range(len(problem.cost.points)):
-        relaxation = relax(problem.at(index))
+    problem, keep = case.problem, case.keep
+    items = problem.items
+    columns = [np.flatnonzero(items.first == layer) for layer in range(items.num_layers)]
+    for index in range(len(the_table(problem).points)):
+        relaxation = relax(single(problem, index))
         if not keep[index].any():
             continue
         damage = np.where(keep[index], case.priced.damage, np.inf)
@@ -284,7 +311,7 @@ def test_the_relaxation_is_a_bound_and_fixes_nothing_of_a_better_answer(
         # Enumeration runs through the allowed pairs of each layer, the last layer fastest.
         best = np.unravel_index(damage.argmin(), [len(c) for c in columns])
         for layer, position in enumerate(best):
-            forced = relaxation.reduced[layer, columns[layer][position]]
+            forced = relaxation.above[columns[layer][position]]
             assert relaxation.bound + forced <= damage.min() + 1e-9
 
 
@@ -312,20 +339,16 @@ def medium(seed: int, *, structured: bool = False) -> Problem:
     table = table_of(config, space, [OperatingPoint(batch=64, tp=1)], seed=seed)
     parent = table.cost(ArchitectureSpec.identity(config), 0)
     target = dataclasses.replace(table.target, memory_limit_bytes=int(0.7 * parent.memory_bytes))
-    return Problem.build(
-        config,
-        space,
-        ScoreTable(rows_of(values), SIDECAR),
-        dataclasses.replace(table, target=target),
-        Limits(tokens_per_second_per_gpu=1.4 * parent.tokens_per_second_per_gpu),
-    )
+    limits = Limits(tokens_per_second_per_gpu=1.4 * parent.tokens_per_second_per_gpu)
+    workload = Workload.on_device(dataclasses.replace(table, target=target), limits)
+    return formulate(config, space, ScoreTable(rows_of(values), SIDECAR), [workload])
 
 
 def milp_bounds(problem: Problem, *, identical: bool = False) -> tuple[float, float]:
     """Lower and upper bound of the plain x[layer, pair] program at the only point, by HiGHS."""
-    cost = problem.cost
-    a = [cost.attention.variants.index(pair[0]) for pair in problem.pairs]
-    f = [cost.ffn.variants.index(pair[1]) for pair in problem.pairs]
+    cost, items = the_table(problem), problem.items
+    pairs = len(items) // items.num_layers
+    a, f = items.attention[:pairs], items.ffn[:pairs]
     time_us = sum(
         getattr(part, name)[0, chosen]
         for part, chosen in ((cost.attention, a), (cost.ffn, f))
@@ -333,14 +356,14 @@ def milp_bounds(problem: Problem, *, identical: bool = False) -> tuple[float, fl
     )
     memory = cost.attention.memory_bytes[0, a] + cost.ffn.memory_bytes[0, f]
     outside_us = cost.outside_prefill_us[0] + cost.outside_decode_us[0]
-    wanted = problem.limits.tokens_per_second_per_gpu
+    wanted = problem.workloads[0].limits.tokens_per_second_per_gpu
     assert wanted is not None
     tokens = cost.points[0].batch * cost.scenario.output_len / cost.points[0].tp
     room = cost.target.memory_limit_bytes - (
         cost.outside_weight_bytes[0] + cost.activation_bytes[0]
     )
-    layers, pairs = problem.damage.shape
-    damage, uses = problem.damage.ravel(), np.stack(
+    layers = items.num_layers
+    damage, uses = problem.damage, np.stack(
         [np.tile(time_us, layers) / (tokens * 1e6 / wanted - outside_us),
          np.tile(memory, layers) / room]
     )  # fmt: skip
@@ -393,14 +416,14 @@ def test_a_timeout_is_never_called_optimal_without_proof(max_seconds: float) -> 
     else:
         assert answer.gap == pytest.approx((answer.score - answer.bound) / answer.score)
         assert answer.gap > 0
-    assert problem.holds(answer.spec, 0)
+    assert problem.holds(answer.selection, answer.points)
 
 
 def test_a_timeout_at_score_zero_is_not_called_optimal(monkeypatch: pytest.MonkeyPatch) -> None:
     # The parent, of score 0, is all that is found, while others have negative damage.
     problem = small(1, low=-1.0, high=-0.5, limited=False).problem
-    parent = np.zeros(problem.num_layers, dtype=np.intp)
-    monkeypatch.setattr(search, "feasible_answer", lambda point, relaxation: parent)
+    parent = problem.selection(ArchitectureSpec.identity(tiny_config(problem.items.num_layers)))
+    monkeypatch.setattr(search_module, "feasible_answer", lambda point, relaxation: parent)
     answer = solve(problem, max_seconds=0.0)
     assert (answer.status, answer.score) == ("feasible", 0)
     assert answer.bound < 0 < answer.gap < np.inf

@@ -12,6 +12,7 @@ from puzzle_search.cli.bench import bench
 from puzzle_search.cli.build import build
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.generate import generate
+from puzzle_search.cli.import_ import import_app
 from puzzle_search.cli.library import library
 from puzzle_search.cli.profile import profile
 from puzzle_search.cli.run import run
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (solve, run, profile, library, score, build, evaluate, bench, generate):
     app.command()(command)
+app.add_typer(import_app, name="import")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from tests.pico import Pico, environment, run_command, run_here
 
 COMMANDS = [
     "solve", "run", "profile", "library", "score", "build", "evaluate", "bench", "generate",
-    "version",
+    "import", "version",
 ]  # fmt: skip
 _HELP = """\
 import sys

@@ -16,11 +16,18 @@ from puzzle_search.arch import (
     architecture_parameters,
     subblock_parameters,
 )
-from puzzle_search.cost import CostTable, ScenarioCost
+from puzzle_search.cost import CostTable, Scenario, ScenarioCost
 from puzzle_search.errors import InputError
 from puzzle_search.solve.setting import Setting
 
 Change = Literal["kept", "reduced", "linear", "dropped"]
+
+
+def size_of(variant: Variant) -> int:
+    """KV heads or FFN width; 0 for linear and no-op."""
+    if isinstance(variant, Gqa):
+        return variant.kv_heads
+    return variant.intermediate_size if isinstance(variant, Mlp) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +49,7 @@ class SubblockChange:
     @classmethod
     def of(cls, variant: Variant, parent_size: int) -> SubblockChange:
         """What a variant leaves of a parent subblock of that size."""
-        size = 0
-        if isinstance(variant, Gqa):
-            size = variant.kv_heads
-        elif isinstance(variant, Mlp):
-            size = variant.intermediate_size
+        size = size_of(variant)
         change: Change = "kept" if size == parent_size else "reduced"
         if isinstance(variant, Linear):
             change = "linear"
@@ -61,7 +64,7 @@ class BlockExplanation:
 
     Attributes:
         damage: from the score table; None where it does not say.
-        saved_us: time of a batch, prefill and all decode steps.
+        saved_us: time of a batch, prefill and all decode steps; None where times are not known.
         saved_bytes: weights and KV cache of a batch, on one device.
         saved_parameters: weights.
     """
@@ -70,7 +73,7 @@ class BlockExplanation:
     attention: SubblockChange
     ffn: SubblockChange
     damage: float | None
-    saved_us: float
+    saved_us: float | None
     saved_bytes: int
     saved_parameters: int
 
@@ -78,6 +81,18 @@ class BlockExplanation:
     def unchanged(self) -> bool:
         """Whether it is the parent's own block."""
         return len(self.layers) == 1 and self.attention.change == self.ffn.change == "kept"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The block as ``explain --json`` prints it."""
+        return {
+            "layers": list(self.layers),
+            "attention": vars(self.attention),
+            "ffn": vars(self.ffn),
+            "damage": self.damage,
+            "saved_us": self.saved_us,
+            "saved_bytes": self.saved_bytes,
+            "saved_parameters": self.saved_parameters,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +129,24 @@ class Explanation:
         of = self.setting.kv_bytes_per_token
         return of(identity), of(self.spec)
 
+    @property
+    def throughput_when_solved(self) -> tuple[float | None, ...]:
+        """Output tokens/s per GPU that the spec records, by scenario; None where it has none.
+
+        It differs from the child's of today where the costs have changed since, or where a run
+        solved with a scalar measured on its own machine.
+        """
+        if not self.setting.recorded:
+            return (None,) * len(self.child)
+        recorded = {
+            Scenario(input_len=entry["input_len"], output_len=entry["output_len"]): entry.get(
+                "tokens_per_second_per_gpu"
+            )
+            for entry in self.spec.solution["scenarios"]
+        }
+        values = [recorded.get(cost.scenario) for cost in self.child]
+        return tuple(value if isinstance(value, float) else None for value in values)
+
     def as_dict(self) -> dict[str, Any]:
         """The explanation as ``explain --json`` prints it."""
         return {
@@ -124,21 +157,16 @@ class Explanation:
             ),
             "score": self.setting.score(self.spec),
             "evidence": self.setting.evidence,
-            "blocks": [
-                {
-                    "layers": list(block.layers),
-                    "attention": vars(block.attention),
-                    "ffn": vars(block.ffn),
-                    "damage": block.damage,
-                    "saved_us": round(block.saved_us, 3),
-                    "saved_bytes": block.saved_bytes,
-                    "saved_parameters": block.saved_parameters,
-                }
-                for block in self.blocks
-            ],
+            "blocks": [block.as_dict() for block in self.blocks],
             "scenarios": [
-                {"child": child.as_dict(), "parent": parent.as_dict() if parent else None}
-                for child, parent in zip(self.child, self.parent, strict=True)
+                {
+                    "child": child.as_dict(),
+                    "parent": parent.as_dict() if parent else None,
+                    "child_tokens_per_second_per_gpu_when_solved": solved,
+                }
+                for child, parent, solved in zip(
+                    self.child, self.parent, self.throughput_when_solved, strict=True
+                )
             ],
         }
 

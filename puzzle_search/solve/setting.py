@@ -13,7 +13,7 @@ from puzzle_search.resources import resource
 from puzzle_search.solve.ask import find_target, parse_tp
 from puzzle_search.solve.score_table import ScoreTable
 
-_METRIC = "kl"
+_DEFAULT_METRIC = "kl"
 _DEFAULT_GPU, _DEFAULT_ENGINE, _DEFAULT_DTYPE = "h100", "trtllm", "fp8"
 _DEFAULT_SCENARIO = Scenario(input_len=128, output_len=1024)
 
@@ -25,6 +25,7 @@ class Setting:
     Attributes:
         config: the parent.
         scores: replace-1-block scores of the parent, if there are any.
+        metric: of the score table.
         target: device with engine and precision.
         scenarios: workloads.
         tp_degrees: tensor-parallel degrees to choose from.
@@ -34,6 +35,7 @@ class Setting:
 
     config: ParentConfig
     scores: ScoreTable | None
+    metric: str
     target: Target
     scenarios: tuple[Scenario, ...]
     tp_degrees: tuple[int, ...]
@@ -90,7 +92,7 @@ class Setting:
             return None
         try:
             return self.scores.block_damage(
-                block.layers[0], block.attention, block.ffn, self.config, _METRIC
+                block.layers[0], block.attention, block.ffn, self.config, self.metric
             )
         except InputError:  # a variant outside the search space that was scored
             return None
@@ -161,6 +163,7 @@ def find_setting(
     return Setting(
         config=config,
         scores=ScoreTable.from_file(score_file) if scores or score_file.exists() else None,
+        metric=str(asked.get("metric", _DEFAULT_METRIC)),
         target=target,
         scenarios=tuple(
             dict.fromkeys(parsed or [scenario for scenario, *_ in solved] or [_DEFAULT_SCENARIO])

@@ -70,6 +70,26 @@ def test_explain_at_other_widths_and_as_json(
     assert len(json.loads(out)["blocks"]) == 80
 
 
+def test_explain_says_when_the_costs_are_not_those_of_the_answer(
+    specs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    solved = {"input_len": 128, "output_len": 128, "gpu": "h100", "tp": 1, "batch": 8}
+    ArchitectureSpec.of(
+        "llama-3.1-70b", FIRST, scenarios=[solved | {"tokens_per_second_per_gpu": 12.5}]
+    ).write(specs[0])
+    run_here("explain", specs[0])
+    said = "128/128 was predicted at 12 tok/s/GPU when it was solved"
+    assert said in capsys.readouterr().out
+    run_here("explain", specs[0], "--json")
+    [scenario] = json.loads(capsys.readouterr().out)["scenarios"]
+    assert scenario["child_tokens_per_second_per_gpu_when_solved"] == 12.5
+    now = scenario["child"]["tokens_per_second_per_gpu"]
+    solution = [solved | {"tokens_per_second_per_gpu": now}]
+    ArchitectureSpec.of("llama-3.1-70b", FIRST, scenarios=solution).write(specs[0])
+    run_here("explain", specs[0])
+    assert "was predicted" not in capsys.readouterr().out
+
+
 def test_compare_shows_what_differs(
     specs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

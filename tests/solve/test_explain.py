@@ -50,6 +50,7 @@ def setting(memory_limit_bytes: int = 10**9, **changes: Any) -> Setting:
     given: dict[str, Any] = {
         "config": tiny_config(),
         "scores": ScoreTable(rows_of(values), SIDECAR),
+        "metric": "kl",
         "target": Target(
             gpu="abacus",
             latency=FlatLatency(),

@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers")
 
 # Down this list only. Verbs share a level and do not see each other; everyone may import HELPERS.
 HELPERS = {"errors", "files", "progress", "resources"}
-VERBS = {"build", "distill", "evaluate", "library", "profile", "report", "score"}
+VERBS = {"build", "distill", "evaluate", "imports", "library", "profile", "report", "score"}
 LEVELS: list[set[str]] = [
     {"cli", "__main__"},
     {"pipeline"},
@@ -52,7 +52,10 @@ def loaded_after(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["puzzle_search.arch, puzzle_search.cost, puzzle_search.solve", "puzzle_search.cli.main"],
+    [
+        "puzzle_search.arch, puzzle_search.cost, puzzle_search.solve, puzzle_search.imports",
+        "puzzle_search.cli.main",
+    ],
 )
 def test_light_packages_load_no_torch(module: str) -> None:
     loaded = loaded_after(f"import {module}")
@@ -112,7 +115,7 @@ def test_imports_go_down(file: Path) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("package", ["arch", "cost", "solve"])
+@pytest.mark.parametrize("package", ["arch", "cost", "solve", "imports"])
 def test_light_packages_name_no_torch_anywhere(package: str) -> None:
     files = sorted((ROOT / PACKAGE / package).rglob("*.py"))
     assert files
@@ -156,3 +159,11 @@ def test_the_reader_of_imports_sees_every_form(
         "build",
         None,
     ]
+
+
+def test_imports_uses_light_packages_only() -> None:
+    allowed = {"solve", "cost", "arch", "errors", "files", "imports", "__version__", "__init__"}
+    files = sorted((ROOT / PACKAGE / "imports").rglob("*.py"))
+    assert files
+    used = {room(module) for file in files for _, module in imported(file)} - {None}
+    assert used <= allowed

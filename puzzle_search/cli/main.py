@@ -10,8 +10,11 @@ import typer
 from puzzle_search import __version__
 from puzzle_search.cli.bench import bench
 from puzzle_search.cli.build import build
+from puzzle_search.cli.compare import compare
 from puzzle_search.cli.evaluate import evaluate
+from puzzle_search.cli.explain import explain
 from puzzle_search.cli.generate import generate
+from puzzle_search.cli.import_ import import_app
 from puzzle_search.cli.library import library
 from puzzle_search.cli.profile import profile
 from puzzle_search.cli.run import run
@@ -28,8 +31,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (solve, run, profile, library, score, build, evaluate, bench, generate):
+for command in (
+    solve, explain, compare, run, profile, library, score, build, evaluate, bench, generate
+):  # fmt: skip
     app.command()(command)
+app.add_typer(import_app, name="import")
 
 
 @app.command()

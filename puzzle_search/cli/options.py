@@ -16,3 +16,29 @@ LengthOption = Annotated[int, typer.Option("--length", min=2, help="Tokens in a 
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 TorchDtypeOption = Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+# What specs are held against; what is left out is what the spec was solved for.
+SettingModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Parent: shipped example or folder; the spec's own by default."),
+]
+SettingGpuOption = Annotated[
+    str | None,
+    typer.Option("--gpu", help="GPU with a cost model, or a profile folder; else the spec's own."),
+]
+SettingScenarioOption = Annotated[
+    list[str] | None,
+    typer.Option("--scenario", help="Input/output tokens, repeatable; else the spec's own."),
+]
+SettingEngineOption = Annotated[
+    str | None, typer.Option("--engine", help="Serving engine; else the spec's own, or trtllm.")
+]
+SettingDtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="Serving precision; else the spec's own, or fp8.")
+]
+SettingTpOption = Annotated[
+    str | None, typer.Option("--tp", help="TP degrees: 1, or 1,2,4, or any; else the spec's own.")
+]
+SettingScoresOption = Annotated[
+    Path | None, typer.Option("--scores", help="Score table instead of the model's own.")
+]

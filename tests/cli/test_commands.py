@@ -15,8 +15,8 @@ from puzzle_search.solve import ScoreTable
 from tests.pico import Pico, environment, run_command, run_here
 
 COMMANDS = [
-    "solve", "run", "profile", "library", "score", "build", "evaluate", "bench", "generate",
-    "version",
+    "solve", "explain", "compare", "run", "profile", "library", "score", "build", "evaluate",
+    "bench", "generate", "import", "version",
 ]  # fmt: skip
 _HELP = """\
 import sys

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from puzzle_search.cli.main import main
+from tests.imports.nvlabs import library, write_library
+from tests.imports.puzzletron import stats, write_puzzle
 from tests.pico import ROOT, Pico, run_command
 
 EXAMPLE = ROOT / "examples" / "llama-3.1-70b"
@@ -274,3 +276,20 @@ def test_models_that_cannot_be_compared(
     message = refuse(monkeypatch, capsys, *arguments)
     assert "300 tokens" in message
     assert "200" in message
+
+
+def test_tables_that_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = write_puzzle(tmp_path / "run", [stats(4), stats(8)])
+    message = refuse(monkeypatch, capsys, "import", "puzzletron", run, "--out", out)
+    assert "subblock_stats.json: 2 of 2 measurements fit" in message
+    wrong = ["import", "puzzletron", run, "--out", out, "--where", "gpu"]
+    assert "'gpu' is not NAME=VALUE" in refuse(monkeypatch, capsys, *wrong)
+    blocks = library()
+    del blocks["layer_2"]
+    folder = write_library(tmp_path / "toy", blocks | {"layer_3": blocks["layer_1"]})
+    message = refuse(monkeypatch, capsys, "import", "nvlabs", folder, "--out", out)
+    assert str(folder / "block_library.json") in message
+    assert not out.exists()

@@ -1,0 +1,60 @@
+"""The layers of an architecture in a few lines of terminal: a bar for what is left of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from puzzle_search.solve.explain import SubblockChange
+
+_BARS = "▁▂▃▄▅▆▇█"
+_LINEAR, _DROPPED = "~", "·"
+_STYLES = {"kept": "green", "reduced": "yellow", "linear": "magenta", "dropped": "red"}
+_LABEL = 12
+_GROUP = 10
+
+LEGEND = (
+    f"{_BARS[0]} to {_BARS[-1]}: KV heads or FFN width left of the parent's;  "
+    f"{_LINEAR} linear;  {_DROPPED} dropped"
+)
+
+
+def glyph(change: SubblockChange) -> str:
+    """One character for what is left of a subblock."""
+    if change.change == "linear":
+        return _LINEAR
+    if change.change == "dropped":
+        return _DROPPED
+    return _BARS[min(len(_BARS), max(1, math.ceil(change.fraction * len(_BARS)))) - 1]
+
+
+def layer_map(rows: Mapping[str, Sequence[SubblockChange]], width: int) -> list[Text]:
+    """Lines of the map: layer numbers, then the rows, wrapped where the width needs it.
+
+    Args:
+        rows: label of a row to what became of the subblock of each layer.
+        width: columns of the terminal.
+    """
+    from rich.text import Text
+
+    layers = len(next(iter(rows.values())))
+    groups_in_line = max(1, (width - _LABEL + 1) // (_GROUP + 1))
+    wraps = math.ceil(layers / (groups_in_line * _GROUP))
+    in_line = math.ceil(math.ceil(layers / _GROUP) / wraps) * _GROUP
+    lines = []
+    for begin in range(0, layers, in_line):
+        shown = range(begin, min(begin + in_line, layers))
+        tens = "".join(str(index).ljust(_GROUP + 1) for index in shown[::_GROUP])
+        lines.append(Text("layer".ljust(_LABEL) + tens.rstrip(), style="dim"))
+        for label, changes in rows.items():
+            line = Text(label.ljust(_LABEL))
+            for index in shown:
+                if index > begin and index % _GROUP == 0:
+                    line.append(" ")
+                line.append(glyph(changes[index]), style=_STYLES[changes[index].change])
+            lines.append(line)
+    return lines

@@ -1,0 +1,205 @@
+"""What specs are held against: parent, scores, device and workloads, as asked or as solved for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, kv_values_per_token
+from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
+from puzzle_search.errors import InputError
+from puzzle_search.resources import resource
+from puzzle_search.solve.ask import find_target, parse_tp
+from puzzle_search.solve.score_table import ScoreTable
+
+_DEFAULT_METRIC = "kl"
+_DEFAULT_GPU, _DEFAULT_ENGINE, _DEFAULT_DTYPE = "h100", "trtllm", "fp8"
+_DEFAULT_SCENARIO = Scenario(input_len=128, output_len=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What specs are held against.
+
+    Attributes:
+        config: the parent.
+        scores: replace-1-block scores of the parent, if there are any.
+        metric: of the score table.
+        target: device with engine and precision.
+        scenarios: workloads.
+        tp_degrees: tensor-parallel degrees to choose from.
+        recorded: by scenario, the operating point that the spec was solved for; empty where
+            anything was asked otherwise than the spec says.
+    """
+
+    config: ParentConfig
+    scores: ScoreTable | None
+    metric: str
+    target: Target
+    scenarios: tuple[Scenario, ...]
+    tp_degrees: tuple[int, ...]
+    recorded: dict[Scenario, OperatingPoint]
+
+    @property
+    def evidence(self) -> dict[str, str | None]:
+        """How scores and costs are known."""
+        return {
+            "scores": self.scores.evidence if self.scores else None,
+            "cost": self.target.latency.evidence,
+        }
+
+    def check_fits(self, spec: ArchitectureSpec) -> None:
+        """Check that a spec describes children of the parent.
+
+        Raises:
+            InputError: it does not.
+        """
+        try:
+            spec.check_fits(self.config)
+        except InputError as error:
+            raise InputError(
+                error.message, remedy=f"name the parent of the spec, {spec.parent!r}, with --model"
+            ) from error
+
+    def cost_table(self, scenario: Scenario, specs: Sequence[ArchitectureSpec]) -> CostTable:
+        """Prices of all variants of these specs, at every operating point.
+
+        Raises:
+            InputError: the target lacks a variant.
+        """
+        points = [
+            OperatingPoint(batch=batch, tp=tp)
+            for tp in self.tp_degrees
+            for batch in self.target.batches
+        ]
+        solved = self.recorded.get(scenario)
+        if solved and solved not in points:
+            points.append(solved)
+        blocks = [block for spec in specs for block in spec.blocks]
+        return build_cost_table(
+            self.config,
+            self.target,
+            scenario,
+            points,
+            attention=list(dict.fromkeys([self.config.attention, *(b.attention for b in blocks)])),
+            ffn=list(dict.fromkeys([self.config.ffn, *(b.ffn for b in blocks)])),
+        )
+
+    def damage(self, block: BlockChoice) -> float | None:
+        """Damage of a block in its layer; None where the score table does not say."""
+        if self.scores is None or len(block.layers) > 1:
+            return None
+        try:
+            return self.scores.block_damage(
+                block.layers[0], block.attention, block.ffn, self.config, self.metric
+            )
+        except InputError:  # a variant outside the search space that was scored
+            return None
+
+    def score(self, spec: ArchitectureSpec) -> float | None:
+        """Summed damage of a spec; None where that of a block is not known."""
+        damages = [self.damage(block) for block in spec.blocks]
+        known = [damage for damage in damages if damage is not None]
+        return sum(known) if len(known) == len(damages) else None
+
+    def kv_bytes_per_token(self, spec: ArchitectureSpec) -> int:
+        """KV cache of one token over all devices, at the target's precision."""
+        values = sum(
+            kv_values_per_token(block.attention_variant, self.config) for block in spec.blocks
+        )
+        return values * self.target.dtype.kv_bytes
+
+
+def find_setting(
+    specs: Sequence[ArchitectureSpec],
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    scenarios: Sequence[str] = (),
+    engine: str | None = None,
+    dtype: str | None = None,
+    tp: str | None = None,
+    scores: str | None = None,
+) -> Setting:
+    """The setting that was asked; what was not asked is what the specs were solved for.
+
+    Args:
+        specs: their ``solution`` says what they were solved for; the first one's model, GPU, engine
+            and precision count, and the scenarios and TP degrees of all.
+        model: shipped example, or a folder with ``config.json`` and, if any, ``scores.csv``.
+        gpu: a GPU with a cost model, or a profile folder; ``h100`` if the spec does not say.
+        scenarios: input and output lengths; 128/1024 if the spec does not say.
+        engine: serving engine of the cost model; ``trtllm`` if the spec does not say.
+        dtype: serving precision; ``fp8`` if the spec does not say.
+        tp: ``1``, ``1,2,4`` or ``any``; 1 if the spec does not say.
+        scores: another score table than the model's own.
+
+    Raises:
+        InputError: something named is not there.
+    """
+    solved = [entry for spec in specs for entry in _solved_for(spec)]
+    asked = specs[0].solution.get("asked", {})
+    if not isinstance(asked, dict):
+        raise InputError("the spec's solution.asked is not a mapping", remedy="solve again")
+    folder = _model_folder(model or str(asked.get("model", specs[0].parent)))
+    config = ParentConfig.from_file(folder / "config.json", name=folder.name)
+    score_file = Path(scores) if scores else folder / "scores.csv"
+    target = find_target(
+        gpu or str(asked.get("gpu") or next((where for *_, where in solved), _DEFAULT_GPU)),
+        config,
+        engine=engine or str(asked.get("engine", _DEFAULT_ENGINE)),
+        dtype=dtype or str(asked.get("dtype", _DEFAULT_DTYPE)),
+    )
+    degrees = parse_tp(tp) if tp else tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
+    known = tuple(degree for degree in degrees if degree in target.tp_degrees)
+    if not known:
+        raise InputError(
+            f"{target.gpu} has no costs for TP {', '.join(map(str, degrees))}",
+            remedy=f"use --tp {','.join(map(str, target.tp_degrees))}",
+        )
+    parsed = [Scenario.parse(text) for text in scenarios]
+    as_solved = not (gpu or scenarios or engine or dtype or tp)
+    return Setting(
+        config=config,
+        scores=ScoreTable.from_file(score_file) if scores or score_file.exists() else None,
+        metric=str(asked.get("metric", _DEFAULT_METRIC)),
+        target=target,
+        scenarios=tuple(
+            dict.fromkeys(parsed or [scenario for scenario, *_ in solved] or [_DEFAULT_SCENARIO])
+        ),
+        tp_degrees=known,
+        recorded={scenario: point for scenario, point, _ in solved} if as_solved else {},
+    )
+
+
+def _model_folder(model: str) -> Path:
+    folder = Path(model) if Path(model).is_dir() else resource("examples", model.lower())
+    if not (folder / "config.json").is_file():
+        known = sorted(path.parent.name for path in resource("examples").glob("*/config.json"))
+        raise InputError(
+            f"model {model!r} is neither a shipped example nor a folder with config.json",
+            remedy=f"give --model: {', '.join(known)}, or a folder that holds config.json",
+        )
+    return folder
+
+
+def _solved_for(spec: ArchitectureSpec) -> list[tuple[Scenario, OperatingPoint, str]]:
+    """Scenario, operating point and GPU of each predicted cost in the spec."""
+    found = []
+    entries = spec.solution.get("scenarios", [])
+    for entry in entries if isinstance(entries, list) else [entries]:
+        sizes = [
+            entry.get(key) if isinstance(entry, dict) else None
+            for key in ("input_len", "output_len", "batch", "tp")
+        ]
+        if any(type(size) is not int or size < 1 for size in sizes):
+            raise InputError(
+                f"the spec's solution.scenarios lacks lengths, batch or tp: {entry!r:.80}",
+                remedy="solve again, or remove the solution from the spec",
+            )
+        input_len, output_len, batch, tp = (int(size) for size in sizes if size is not None)
+        scenario = Scenario(input_len=input_len, output_len=output_len)
+        point = OperatingPoint(batch=batch, tp=tp)
+        found.append((scenario, point, str(entry.get("gpu", _DEFAULT_GPU))))
+    return found

@@ -13,6 +13,7 @@ from puzzle_search.cli.build import build
 from puzzle_search.cli.compare import compare
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.explain import explain
+from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
 from puzzle_search.cli.library import library
@@ -32,7 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, explain, compare, run, profile, library, score, build, evaluate, bench, generate
+    solve, frontier, explain, compare, run, profile, library, score, build, evaluate, bench,
+    generate,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(import_app, name="import")

@@ -57,7 +57,18 @@ def solve(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="Of each device, e.g. 60GB.", rich_help_panel=_SERVING),
+        typer.Option(help="Of each device, e.g. 60GB or 80000MiB.", rich_help_panel=_SERVING),
+    ] = None,
+    problem: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that 'import' wrote: search its tables, instead of model, GPU and "
+            "scenario, within --memory and --runtime."
+        ),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Of a --problem's batch, e.g. 51200ms.", rich_help_panel=_SERVING),
     ] = None,
     max_params: Annotated[
         float | None, typer.Option(help="Billions of parameters.", rich_help_panel=_CHILD)
@@ -120,25 +131,53 @@ def solve(
     as_json: JsonOption = False,
 ) -> None:
     """Find the architecture that keeps the most quality within the limits, proven optimal."""
+    from puzzle_search.cli.solve_tables import solve_tables
+    from puzzle_search.errors import InputError
     from puzzle_search.solve import ChildLimits, Limits
     from puzzle_search.solve.ask import Question, ask_for_several
     from puzzle_search.solve.exact import parse_backend
     from puzzle_search.solve.fleet import ask_fleet, cheapest, parse_offers
     from puzzle_search.solve.formulate import parse_goal
+    from puzzle_search.solve.imported import TableLimits, table_problem
     from puzzle_search.solve.parse import (
         parse_bytes,
         parse_fraction,
         parse_layers,
+        parse_microseconds,
         parse_scenario,
     )
 
+    solver = parse_backend(backend)
+    parameters = None if max_params is None else max_params * 1e9
+    memory_bytes = None if memory is None else parse_bytes(memory)
+    frozen = frozenset() if freeze is None else parse_layers(freeze)
+    if problem is not None:
+        untold = (target_tps, target_user_tps, max_ttft, max_tpot, max_latency, max_kv_bytes)
+        if any((*untold, scenario, portable, scores)) or solutions > 1:
+            raise InputError(
+                "--problem knows memory, runtime, parameters and damage only",
+                remedy="drop the limits, scenarios and options of other questions",
+            )
+        table_limits = TableLimits(
+            memory_bytes=memory_bytes,
+            runtime_us=None if runtime is None else parse_microseconds(runtime),
+            parameters=parameters,
+            score=max_score,
+            linear=tuple(limit or ()),
+            frozen=frozen,
+        )
+        asked = table_problem(problem, table_limits, metric=metric, goal=goal)
+        solve_tables(asked, max_seconds=max_seconds, backend=solver, out=out, as_json=as_json)
+        return
+    if runtime is not None:
+        raise InputError("--runtime is for --problem", remedy="use --max-latency")
     limits = Limits(
         tokens_per_second_per_gpu=target_tps,
         tokens_per_second_per_user=target_user_tps,
         ttft_ms=max_ttft,
         tpot_ms=max_tpot,
         latency_ms=max_latency,
-        memory_bytes=None if memory is None else parse_bytes(memory),
+        memory_bytes=memory_bytes,
     )
     question = Question(
         model=model,
@@ -146,10 +185,10 @@ def solve(
         scenarios=[parse_scenario(text, limits) for text in scenario or ["128/1024"]],
         child=ChildLimits(
             score=max_score,
-            parameters=None if max_params is None else max_params * 1e9,
+            parameters=parameters,
             kv_bytes_per_token=max_kv_bytes,
             linear=tuple(limit or ()),
-            frozen=frozenset() if freeze is None else parse_layers(freeze),
+            frozen=frozen,
             portable_to=portable,
         ),
         engine=engine,
@@ -160,7 +199,7 @@ def solve(
         goal=parse_goal(goal),
         margin=parse_fraction(margin),
     )
-    solver, offers = parse_backend(backend), parse_offers(gpu)
+    offers = parse_offers(gpu)
     if len(offers) > 1:
         quotes = ask_fleet(question, offers, max_seconds=max_seconds, backend=solver)
         chosen = cheapest(quotes)

@@ -68,7 +68,7 @@ def frontier(
     max_seconds_per_point: float = 10.0,
     backend: Backend = DEFAULT_BACKEND,
     workers: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[str], None] = lambda point: None,
 ) -> list[FrontierPoint]:
     """Solve for values of a limit of the first scenario, evenly from one end to the other.
 
@@ -82,7 +82,7 @@ def frontier(
         max_seconds_per_point: time limit; a point that reaches it is ``feasible`` with its gap.
         backend: solver of the exact step.
         workers: processes; by default one for each processor.
-        progress: told after each stretch how many points are done.
+        progress: told of each point that is done.
 
     Returns:
         Points by rising value of the limit.
@@ -116,7 +116,7 @@ def frontier(
             for value, solution in job.result():
                 whole = replace(solution, problem=_with_limit(free, axis, value))
                 found.append(FrontierPoint(limit=value, solution=whole))
-            progress(len(found))
+                progress(f"{value:.5g}")
     return sorted(found, key=lambda point: point.limit)
 
 

@@ -67,6 +67,24 @@ def parse_bytes(text: str) -> float:
     )
 
 
+_TIMES_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+
+def parse_microseconds(text: str) -> float:
+    """Read ``51200ms``, ``51.2s`` or ``900us``.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(us|ms|s)\s*", text)
+    try:
+        if match:
+            return float(match[1]) * _TIMES_US[match[2]]
+    except ValueError:
+        pass
+    raise InputError(f"{text!r} is no time", remedy="write for example 51200ms or 51.2s")
+
+
 def parse_layers(text: str) -> frozenset[int]:
     """Read layers and ranges such as ``0,1,76-79``.
 

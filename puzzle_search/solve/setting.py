@@ -10,8 +10,8 @@ from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, kv_v
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
 from puzzle_search.errors import InputError
 from puzzle_search.resources import resource
-from puzzle_search.solve.ask import find_target, parse_tp
-from puzzle_search.solve.score_table import ScoreTable
+from puzzle_search.solve.score_table import ScoreTable, parse_metric
+from puzzle_search.solve.targets import find_target, parse_tp
 
 _DEFAULT_METRIC = "kl"
 _DEFAULT_GPU, _DEFAULT_ENGINE, _DEFAULT_DTYPE = "h100", "trtllm", "fp8"
@@ -25,7 +25,7 @@ class Setting:
     Attributes:
         config: the parent.
         scores: replace-1-block scores of the parent, if there are any.
-        metric: of the score table.
+        metric: of the score table, or a weighted sum of metrics.
         target: device with engine and precision.
         scenarios: workloads.
         tp_degrees: tensor-parallel degrees to choose from.
@@ -92,7 +92,11 @@ class Setting:
             return None
         try:
             return self.scores.block_damage(
-                block.layers[0], block.attention, block.ffn, self.config, self.metric
+                block.layers[0],
+                block.attention,
+                block.ffn,
+                self.config,
+                parse_metric(self.metric),
             )
         except InputError:  # a variant outside the search space that was scored
             return None

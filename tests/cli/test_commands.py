@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from puzzle_search.solve import ScoreTable
 from tests.pico import Pico, environment, run_command, run_here
 
 COMMANDS = [
-    "solve", "explain", "compare", "run", "profile", "library", "score", "build", "evaluate",
-    "bench", "generate", "import", "version",
+    "solve", "frontier", "explain", "compare", "run", "profile", "library", "score", "build",
+    "evaluate", "bench", "generate", "import", "version",
 ]  # fmt: skip
 _HELP = """\
 import sys
@@ -156,3 +157,62 @@ def test_solve_takes_what_the_other_commands_wrote(
     answer = json.loads(capsys.readouterr().out)
     assert answer["status"] == "optimal"
     assert answer["score"] == 0  # nothing asked: the parent itself
+
+
+# --- solving ------------------------------------------------------------------------------------
+
+
+def test_solve_writes_a_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    run_here("solve", "--target-tps", "6000", "--solutions", "3", "--min-distance", "8", "--json")
+    shown = json.loads(capsys.readouterr().out)
+    blocks = [answer["architecture"]["blocks"] for answer in shown["solutions"]]
+    scores = [answer["score"] for answer in shown["solutions"]]
+    assert scores == sorted(scores)
+    for first, second in itertools.combinations(blocks, 2):
+        assert sum(a != b for a, b in zip(first, second, strict=True)) >= 8
+
+
+def test_solve_takes_several_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    run_here(
+        "solve", "--target-tps", "5000", "--scenario", "128/1024", "--scenario", "2048/128:tps=300",
+        "--margin", "2%", "--limit", 'sum(attention == "no_op") <= 5', "--freeze", "0,79",
+        "--portable", "trtllm", "--json",
+    )  # fmt: skip
+    shown = json.loads(capsys.readouterr().out)
+    first, second = shown["scenarios"]
+    assert first["tokens_per_second_per_gpu"] >= 5100
+    assert second["tokens_per_second_per_gpu"] >= 306
+    assert all(s["memory_bytes"] * 1.02 <= s["memory_limit_bytes"] for s in (first, second))
+    blocks = shown["architecture"]["blocks"]
+    assert sum(block["attention"] == "no_op" for block in blocks) <= 5
+    own = {"attention": "gqa_8", "ffn": "mlp_28672"}
+    assert blocks[0] == blocks[79] == own
+
+
+def test_solve_names_the_cheapest_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    run_here("solve", "--target-tps", "6000", "--gpu", "h100=3,abacus=1,H100=2", "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["cheapest"] == "H100"
+    dear, unknown, cheap = shown["gpus"]
+    assert "abacus" in unknown["refusal"]
+    speed = cheap["answer"]["scenarios"][0]["tokens_per_second_per_gpu"]
+    assert cheap["usd_per_million_tokens"] == pytest.approx(2 / 3600 / speed * 1e6, rel=1e-6)
+    assert dear["usd_per_million_tokens"] == pytest.approx(1.5 * cheap["usd_per_million_tokens"])
+    run_here("solve", "--target-tps", "6000", "--gpu", "h100=3,H100=2")
+    assert "$ / M tokens" in capsys.readouterr().out
+
+
+def test_the_frontier_is_a_table_a_plot_and_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    words = ("--points", "3", "--from", "3000", "--to", "6000", "--workers", "1")
+    run_here("frontier", *words, "--out", str(tmp_path), "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert [point["limit"] for point in shown["points"]] == [3000, 4500, 6000]
+    assert all(p["tokens_per_second_per_gpu"] >= p["limit"] for p in shown["points"])
+    assert json.loads((tmp_path / "frontier.json").read_text()) == shown
+    assert len((tmp_path / "frontier.csv").read_text().splitlines()) == 4
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    run_here("frontier", *words)
+    assert "3 proven optimal" in capsys.readouterr().out

@@ -120,7 +120,7 @@ def test_only_what_depends_on_a_change_is_done_again(pico: Pico, finished: Path)
 
 def test_an_unreachable_speedup_says_what_is_reachable(pico: Pico, finished: Path) -> None:
     asked = recipe(pico, finished / "asked", solve={"target_speedup": 1e6})
-    with pytest.raises(InfeasibleError, match=r"reach at most [\d.e+]+ tok/s"):
+    with pytest.raises(InfeasibleError, match=r"at most [\d.e+]+ tok/s"):
         run_recipe(asked, finished / "run")
     solve = finished / "run" / "solve"
     assert [file.name for file in solve.iterdir()] == ["begun.json"]
@@ -135,7 +135,7 @@ def test_an_unreachable_speedup_exits_with_2(pico: Pico, finished: Path) -> None
     ended = run_command("run", file, "--run-dir", finished / "run")
     assert ended.returncode == 2
     assert ended.stderr.count("error: ") == 1
-    assert "reach at most" in ended.stderr
+    assert "at most" in ended.stderr
     assert "remedy: " in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (finished / "run" / "solve" / "done.json").exists()

@@ -84,7 +84,7 @@ def test_a_score_is_the_kl_of_the_child_with_that_block(
     parent, student = log_probabilities(pico.parent, ids), log_probabilities(child, ids)
     kl = (np.exp(parent) * (parent - student)).sum(axis=-1)
     per_block = kl.mean(axis=1)
-    found = table.block_damage(layer, attention, ffn, pico.config, "kl")
+    found = table.block_damage(layer, attention, ffn, pico.config, {"kl": 1.0})
     assert found == pytest.approx(kl.mean(), abs=1e-5)
     assert found > 1e-3
     [row] = [

@@ -10,6 +10,7 @@ import typer
 from puzzle_search import __version__
 from puzzle_search.cli.bench import bench
 from puzzle_search.cli.build import build
+from puzzle_search.cli.calibrate import calibrate
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.library import library
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (solve, run, profile, library, score, build, evaluate, bench, generate):
+for command in (solve, run, profile, library, score, build, evaluate, bench, calibrate, generate):
     app.command()(command)
 
 

@@ -101,7 +101,8 @@ class PrefillAttentionConstants:
     """Causal attention over a prompt, with rope and the write into the KV cache.
 
     A smooth maximum, of exponent ``corner``, of ``launch_us`` and the work. Tiles of 128 queries
-    compute whole: ``packs_groups`` says whether the query heads of one KV head share them.
+    compute whole: ``packs_groups`` says whether the query heads of one KV head share them, in half
+    a tile where that is enough (FlashAttention), or not.
     ``block_tokens`` is the context that a tile computes in addition, by its mask and start-up;
     ``wave_share`` how far a last, half-filled wave over the SMs is hidden (1: entirely).
     """
@@ -139,7 +140,7 @@ class DecodeAttentionConstants:
     """Decode attention by GQA group: which kernel runs, and how well, depends on the group.
 
     The axes of the groups' tables are log2(streams x context), ``work_log2``, and log2(context),
-    ``context_log2``.
+    ``context_log2``; a context below 64 tokens counts as 64 in the work.
     """
 
     provenance: Provenance

@@ -144,10 +144,13 @@ def prefill_attention_us(
     peak = sheet.flops_per_second[dtype] / _US
     mean_context = length - (new - 1) / 2
     if constants.packs_groups:
-        tiles = b * kv * np.ceil(new * h / kv / _QUERY_TILE)
+        queries = new * h / kv
+        tile = np.where(queries > _QUERY_TILE / 2, _QUERY_TILE, _QUERY_TILE / 2)
+        tiles = b * kv * np.ceil(queries / tile)
     else:
-        tiles = b * h * np.ceil(new / _QUERY_TILE)
-    flops = 4 * head_dim * _QUERY_TILE * tiles * (mean_context + constants.block_tokens)
+        tile = np.asarray(_QUERY_TILE)
+        tiles = b * h * np.ceil(new / tile)
+    flops = 4 * head_dim * tile * tiles * (mean_context + constants.block_tokens)
     whole_waves = np.ceil(tiles / sheet.num_sms) * sheet.num_sms / tiles
     waves = constants.wave_share + (1 - constants.wave_share) * whole_waves
     work = flops * waves / (constants.compute_fraction * peak) + b * (
@@ -219,7 +222,7 @@ def table_cells(
     Both have a leading axis of four; points outside the table take its edge.
     """
     span = np.log2(context)
-    work = np.log2(streams) + np.maximum(span, context_log2[0])
+    work = np.log2(streams * np.maximum(context, _KV_BLOCK_TOKENS))
     i, s = _knots(work_log2, work)
     j, t = _knots(context_log2, span)
     weights = np.stack([(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t])

@@ -1,285 +1,219 @@
-"""How far the cost model of a GPU is from measurements and from published throughput.
+"""How far the cost models of the GPUs are from measurements and from published throughput.
 
-Prints held-out errors of every operator and NVIDIA's 2024-09 table row by row, then one JSON line.
-With ``--write`` it fits the constants anew and writes the cost model.
+Prints, with the error of the data sheet alone beside each: held-out errors of every operator, the
+order of the 54 block variants, NVIDIA's 2024-09 table and the TensorRT-LLM releases by row; then
+one JSON line. With ``--write`` it fits the constants of the H100 and the H200 anew.
 
-    python bench/cost_model.py --data DIR [--write cost_models/h100.yaml]
+    python bench/cost_model.py --data DIR [--write cost_models] [--results FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import datetime
 import json
-import statistics
-from collections.abc import Iterator
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from puzzle_search.arch import ParentConfig
-from puzzle_search.cost.calibrate import (
-    OperatorTables,
-    fit_all_reduce,
-    fit_decode_attention,
-    fit_gemm,
-    fit_prefill_attention,
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from cost_model_throughput import (
+    BLOG,
+    RELEASES,
+    STEP_SOURCE,
+    as_released,
+    blog,
+    is_counted,
+    parent_config,
+    predicted_rows,
+    published_rows,
+    releases,
+    small_child,
 )
-from puzzle_search.cost.calibrate_engine import (
-    PredictedThroughput,
-    PublishedThroughput,
-    fit_step,
-    predict,
-    with_step,
-)
-from puzzle_search.cost.constants import (
-    DecodeAttentionConstants,
-    ElementwiseConstants,
-    EngineConstants,
-    GemmConstants,
-    PrefillAttentionConstants,
-    Provenance,
-    Sheet,
-    StepConstants,
-)
-from puzzle_search.cost.hardware import DTYPES, CostModel, find_cost_model
-from puzzle_search.cost.scenario import Scenario
+from cost_model_variants import MeasuredOperators, ModelOperators, agreement
+
+from puzzle_search.arch import SearchSpace
+from puzzle_search.cost.calibrate import calibrate_tables, step_for
+from puzzle_search.cost.calibrate_engine import fit_step, with_step
+from puzzle_search.cost.calibration import table_errors
+from puzzle_search.cost.constants import Provenance
+from puzzle_search.cost.hardware import CostModel, find_cost_model
+from puzzle_search.cost.operator_tables import OperatorTables, compare
+from puzzle_search.cost.roofline import roofline_engine
+from puzzle_search.cost.transfer import transfer
 from puzzle_search.files import write_text
+from puzzle_search.resources import resource
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-OPERATORS = (
-    "ai-dynamo/aiconfigurator @095f58a (Apache-2.0), {version}, H100 SXM; "
-    "constants fitted by bench/cost_model.py"
-)
-THROUGHPUT = (
-    "NVIDIA technical blog 2024-09 on Llama-3.1-Nemotron-51B: H100 SXM 80 GB, FP8, TensorRT-LLM; "
-    "errors leave one row out. The TP term (log2) and prefill in chunks of 8192 tokens "
-    "were chosen by hand, looking at this table and at the one of TensorRT-LLM 0.17"
-)
-CALIBRATED, OTHER_RELEASES = "blog-2024-09", ("0.17", "0.14.0")
-PARENT, CHILD = "Llama-3.1-70B", "Nemotron-51B"
+OPERATORS = "ai-dynamo/aiconfigurator @095f58a (Apache-2.0)"
+GPUS, ENGINES = ("h100", "h200"), ("trtllm", "vllm")
 
-H100_SHEET = Sheet(
-    provenance=Provenance(
-        evidence="datasheet",
-        source="NVIDIA H100 SXM data sheet, dense rates; memory as the driver reports it "
-        "(81559 MiB); the reserve (context, workspaces, NCCL) leaves 80e9 bytes",
-        error_median=None,
-        error_p90=None,
-    ),
-    hbm_bytes=81559 * 2**20,
-    reserve_bytes=81559 * 2**20 - 80 * 10**9,
-    hbm_bytes_per_second=3.35e12,
-    link_bytes_per_second=450e9,
-    num_sms=132,
-    flops_per_second={"bf16": 989.4e12, "fp8": 1978.9e12},
-)
-ELEMENTWISE = ElementwiseConstants(
-    provenance=Provenance(
-        evidence="reconstructed",
-        source="not in the operator tables: launch as of the smallest GEMM, bandwidth share as of "
-        "a long GEMM; the step constants absorb the rest",
-        error_median=None,
-        error_p90=None,
-    ),
-    launch_us=2.5,
-    memory_fraction=0.8,
-)
-LLAMA_70B = {
-    "model_type": "llama",
-    "hidden_size": 8192,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 28672,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-}
+Tables = dict[str, dict[str, OperatorTables]]
 
 
-def parent_config() -> ParentConfig:
-    """The shape of Llama-3.1-70B."""
-    return ParentConfig.from_dict(LLAMA_70B, name=PARENT)
-
-
-def published_rows(data: Path, version: str = CALIBRATED) -> list[PublishedThroughput]:
-    """H100 rows of one published table whose architectures are known."""
-    config = parent_config()
-    blocks = {
-        PARENT: ((config.attention, config.ffn),) * config.num_layers,
-        CHILD: tuple(child_blocks(data / "nemotron" / "Llama-3_1-Nemotron-51B-Instruct.json")),
-    }
-    with (data / "published_throughput.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            PublishedThroughput(
-                model=row["model"],
-                blocks=blocks[row["model"]],
-                scenario=Scenario(input_len=int(row["isl"]), output_len=int(row["osl"])),
-                tp=int(float(row["tp"])),
-                tokens_per_second_per_gpu=float(row["tok_s_per_gpu"]),
+def read_tables(data: Path) -> Tables:
+    """Operator timings by GPU and engine."""
+    return {
+        gpu: {
+            engine: OperatorTables.from_folder(
+                data / "operators", gpu=f"{gpu}_sxm", framework=engine
             )
-            for row in csv.DictReader(file)
-            if row["trtllm_version"] == version and row["gpu"] == "H100" and row["model"] in blocks
-        ]
-
-
-def child_blocks(path: Path) -> Iterator[tuple[str, str]]:
-    """The (attention, ffn) variants of a published child."""
-    for layer in json.loads(path.read_text(encoding="utf-8"))["layers"]:
-        attention = f"gqa_{layer['num_kv_heads']}" if layer["attn"] == "gqa" else layer["attn"]
-        ffn = f"mlp_{layer['intermediate_size']}" if layer["ffn"] == "ffn" else layer["ffn"]
-        yield attention, ffn
-
-
-def is_calibrated_on(row: PublishedThroughput) -> bool:
-    """Whether a row counts. The 70B on one GPU hangs on a few GB of KV cache, not on speed."""
-    return not (row.model == PARENT and row.tp == 1)
-
-
-def fit(data: Path) -> CostModel:
-    """Fit every constant anew."""
-    tables = OperatorTables.from_folder(data / "operators", gpu="h100_sxm", framework="trtllm")
-    version = f"TensorRT-LLM {tables.gemm['ver'].iloc[0]}"
-    source = OPERATORS.format(version=version)
-    gemm: dict[str, GemmConstants] = {}
-    prefill: dict[str, PrefillAttentionConstants] = {}
-    decode: dict[str, DecodeAttentionConstants] = {}
-    for dtype in DTYPES:
-        fixed = gemm["bf16"].launch_us if dtype == "fp8" else None
-        gemm[dtype], _ = fit_gemm(
-            tables.gemm, dtype=dtype, sheet=H100_SHEET, source=source, launch_us=fixed
-        )
-        prefill[dtype], _ = fit_prefill_attention(
-            tables.prefill_attention, dtype=dtype, sheet=H100_SHEET, source=source
-        )
-        decode[dtype], _ = fit_decode_attention(
-            tables.decode_attention, dtype=dtype, sheet=H100_SHEET, source=source
-        )
-    all_reduce, _ = fit_all_reduce(tables.all_reduce, sheet=H100_SHEET, source=source)
-    start = StepConstants(
-        provenance=Provenance(
-            evidence="published", source=THROUGHPUT, error_median=None, error_p90=None
-        ),
-        engine_scalar=1.0,
-        step_us=0.0,
-        step_us_per_sequence=0.0,
-        step_us_per_tp_doubling=0.0,
-        max_batch=1024,
-        max_tokens=8192,
-    )
-    engine = EngineConstants(
-        version=f"kernels of {version}, end to end as published in 2024-09",
-        gemm=gemm,
-        prefill_attention=prefill,
-        decode_attention=decode,
-        elementwise=ELEMENTWISE,
-        all_reduce=all_reduce,
-        step=start,
-    )
-    model = CostModel(gpu="h100", sheet=H100_SHEET, engines={"trtllm": engine})
-    rows = [row for row in published_rows(data) if is_calibrated_on(row)]
-    return with_step(model, "trtllm", fit_step(rows, parent_config(), model, source=THROUGHPUT))
-
-
-def operator_errors(model: CostModel) -> dict[str, tuple[float | None, float | None]]:
-    """Median and p90 error on held-out points, by operator."""
-    engine = model.engine("trtllm")
-    groups = {"all-reduce": engine.all_reduce.provenance, "end to end": engine.step.provenance}
-    for dtype in DTYPES:
-        groups |= {
-            f"GEMM {dtype}": engine.gemm[dtype].provenance,
-            f"prefill attention {dtype}": engine.prefill_attention[dtype].provenance,
-            f"decode attention {dtype}": engine.decode_attention[dtype].provenance,
+            for engine in ENGINES
         }
-    return {name: (group.error_median, group.error_p90) for name, group in groups.items()}
+        for gpu in GPUS
+    }
+
+
+def fit(data: Path, tables: Tables) -> dict[str, CostModel]:
+    """Fit both GPUs anew: operators to timings, the step of TensorRT-LLM to NVIDIA's table."""
+    fitted = {}
+    for gpu in GPUS:
+        bare = replace(CostModel.from_file(find_cost_model(gpu)), engines={}, based_on=None)
+        source = f"{OPERATORS}, {gpu}_sxm"
+        fitted[gpu] = calibrate_tables(tables[gpu], bare, source=source)
+    rows = [row for row in published_rows(data, BLOG) if is_counted(row)]
+    step, _ = fit_step(rows, parent_config(), fitted["h100"], source=STEP_SOURCE)
+    fitted["h100"] = with_step(fitted["h100"], "trtllm", step)
+    other = with_step(fitted["h200"], "trtllm", step)
+    checked = predicted_rows(published_rows(data, RELEASES[0], "H200"), as_released(other))
+    errors = [abs(row.ratio - 1) for row in checked if row.counted]
+    derived = Provenance(
+        evidence="derived",
+        source="those of the H100; errors are of TensorRT-LLM 0.17 on the H200, TP 2 to 8",
+        error_median=float(np.median(errors)),
+        error_p90=float(np.quantile(errors, 0.9)),
+    )
+    fitted["h200"] = with_step(other, "trtllm", replace(step, provenance=derived))
+    for gpu, model in fitted.items():
+        only = replace(model, engines={"trtllm": model.engine("trtllm")})
+        fitted[gpu] = with_step(model, "vllm", step_for(only, "vllm"))
+    return fitted
+
+
+def operator_table(models: dict[str, CostModel], tables: Tables) -> list[dict[str, Any]]:
+    """Held-out errors of every operator; prints them, attention by KV heads too."""
+    print(f"{'held-out error':46}{'median':>8}{'p90':>8}  datasheet alone   median/p90 by KV heads")
+    found = []
+    for gpu, model in models.items():
+        for error in table_errors(model, tables[gpu]):
+            row: dict[str, Any] = {"gpu": gpu} | error.as_dict()
+            residuals = error.calibrated
+            row["by_kv_heads"] = {
+                int(heads): [
+                    round(value, 4)
+                    for value in residuals.median_p90(
+                        residuals.held_out & (residuals.kv_heads == heads)
+                    )
+                ]
+                for heads in np.unique(residuals.kv_heads)[::-1]
+                if heads
+            }
+            shown = "  ".join(f"{h}: {m:.1%}/{p:.1%}" for h, (m, p) in row["by_kv_heads"].items())
+            name = f"{gpu} {row['engine']} {row['operator']} {row['dtype']}"
+            print(
+                f"{name:46}{row['median']:8.1%}{row['p90']:8.1%}"
+                f"{row['datasheet_median']:9.1%}{row['datasheet_p90']:7.1%}  {shown}"
+            )
+            found.append(row)
+    return found
+
+
+def transfer_table(models: dict[str, CostModel], tables: Tables) -> list[dict[str, Any]]:
+    """How far H100 constants carried over by the data sheets are from H200 timings."""
+    base, sheet = models["h100"], models["h200"].sheet
+    print(f"\n{'H100 constants on the H200s data sheet':46}{'median':>8}{'p90':>8}")
+    found = []
+    for engine in ENGINES:
+        carried = transfer(base.engine(engine), name="h100", base=base.sheet, sheet=sheet)
+        for residuals in compare(carried, sheet, tables["h200"][engine]):
+            median, p90 = residuals.median_p90(np.ones_like(residuals.held_out))
+            print(f"{f'{engine} {residuals.operator} {residuals.dtype}':46}{median:8.1%}{p90:8.1%}")
+            found.append(
+                {
+                    "engine": engine,
+                    "operator": residuals.operator,
+                    "dtype": residuals.dtype,
+                    "median": round(median, 4),
+                    "p90": round(p90, 4),
+                }
+            )
+    return found
+
+
+def variants_table(models: dict[str, CostModel], tables: Tables) -> list[dict[str, Any]]:
+    """Order and relative cost of the 54 variants, against sums of measured operators."""
+    config = parent_config()
+    space = SearchSpace.from_file(resource("examples", "llama-3.1-70b", "space.yaml"), config)
+    names = (space.all_variants("attention"), space.all_variants("ffn"))
+    print(f"\n{'54 variants, 5 scenarios, TP 1/2/4':34}{'least tau':>10}{'p90':>8}", end="")
+    print("  points of the parent   datasheet alone: tau, p90")
+    found = []
+    for gpu, model in models.items():
+        for engine, timed in tables[gpu].items():
+            for dtype in timed.dtypes:
+                truth = MeasuredOperators(timed, dtype, config.hidden_size)
+                said, ideal = (
+                    agreement(truth, ModelOperators(of, model.sheet, dtype), config, *names)
+                    for of in (model.engine(engine), roofline_engine(model.sheet))
+                )
+                print(
+                    f"{f'{gpu} {engine} {dtype}':34}{said.tau_least:10.3f}{said.points_p90:8.2f}"
+                    f"{'':23}{ideal.tau_least:10.3f}{ideal.points_p90:8.2f}"
+                )
+                found.append(
+                    {"gpu": gpu, "engine": engine, "dtype": dtype}
+                    | said.as_dict()
+                    | {f"datasheet_{name}": value for name, value in ideal.as_dict().items()}
+                )
+    return found
+
+
+def faster_than_hardware(models: dict[str, CostModel], tables: Tables) -> int:
+    """How many timed points are predicted below the time of the data sheet's roofline."""
+    return sum(
+        int(np.sum(error.calibrated.predicted_us < error.datasheet.predicted_us * (1 - 1e-9)))
+        for gpu, model in models.items()
+        for error in table_errors(model, tables[gpu])
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
-    parser.add_argument("--write", type=Path, help="fit the constants anew and write this file")
+    parser.add_argument("--write", type=Path, help="fit anew and write into this folder")
+    parser.add_argument("--results", type=Path, help="write the summary here, too")
     options = parser.parse_args()
     if not (options.data / "operators").is_dir():
         print(f"skipped: {options.data} has no operator tables (name their folder with --data)")
         return
+    tables = read_tables(options.data)
     if options.write:
-        write_text(options.write, fit(options.data).to_yaml())
-    model = CostModel.from_file(options.write or find_cost_model("h100"))
+        for gpu, model in fit(options.data, tables).items():
+            write_text(options.write / f"{gpu}.yaml", model.to_yaml())
+    folder = options.write or resource("cost_models")
+    models = {gpu: CostModel.from_file(folder / f"{gpu}.yaml") for gpu in GPUS}
 
-    errors = operator_errors(model)
-    print(f"{'held-out error':26}{'median':>8}{'p90':>8}")
-    for name, (median, p90) in sorted(errors.items()):
-        print(f"{name:26}{median or 0:8.1%}{p90 or 0:8.1%}")
-
-    step = model.engine("trtllm").step
-    print(
-        f"\nengine scalar {step.engine_scalar:.3f}, step {step.step_us:.0f} us "
-        f"+ {step.step_us_per_sequence:.2f} us per sequence "
-        f"+ {step.step_us_per_tp_doubling:.0f} us per doubling of TP"
-    )
-    print(f"\n{'model':14}{'in/out':>10}{'TP':>4}{'batch':>7}  {'limit':10}", end="")
-    print(f"{'published':>10}{'predicted':>10}{'error':>8}")
-    config, rows = parent_config(), published_rows(options.data)
-    results = [(row, predict(row, config, model)) for row in rows]
-    for row, said in results:
-        error = said.tokens_per_second_per_gpu / row.tokens_per_second_per_gpu - 1
-        note = "" if is_calibrated_on(row) else "  (not counted)"
-        print(
-            f"{row.model:14}{row.scenario!s:>10}{row.tp:4}{said.batch:7}  {said.limit:10}"
-            f"{row.tokens_per_second_per_gpu:10.0f}{said.tokens_per_second_per_gpu:10.0f}"
-            f"{error:8.1%}{note}"
-        )
-    relative = [
-        said.tokens_per_second_per_gpu / row.tokens_per_second_per_gpu - 1
-        for row, said in results
-        if is_calibrated_on(row)
-    ]
-    mape = statistics.fmean(map(abs, relative))
-    ratios = [ratio / published - 1 for _, published, ratio in child_to_parent(results)]
-    print(f"\nchild / parent {'published':>10}{'predicted':>10}")
-    for scenario, published, ratio in child_to_parent(results):
-        print(f"{scenario!s:14}{published:11.2f}{ratio:10.2f}")
-    print("\nno constant fitted to these: 70B, TP 2-8 (0.17 was seen when choosing the TP term)")
-    other_mape = {}
-    for version in OTHER_RELEASES:
-        others = [row for row in published_rows(options.data, version) if is_calibrated_on(row)]
-        found = [predict(row, config, model).tokens_per_second_per_gpu for row in others]
-        other_mape[version] = statistics.fmean(
-            abs(predicted / row.tokens_per_second_per_gpu - 1)
-            for row, predicted in zip(others, found, strict=True)
-        )
-        print(f"TensorRT-LLM {version:8}{len(others):3} rows, MAPE {other_mape[version]:.1%}")
-    summary = {
-        "benchmark": "cost_model",
-        "gpu": model.gpu,
-        "held_out": {name: pair for name, pair in sorted(errors.items())},
-        "published_mape": round(mape, 4),
-        "published_bias": round(statistics.fmean(relative), 4),
-        "other_releases_mape": {version: round(error, 4) for version, error in other_mape.items()},
-        "ratio_error_median": round(float(np.median(np.abs(ratios))), 4),
-        "ratio_error_worst": round(float(np.max(np.abs(ratios))), 4),
-    }
+    summary: dict[str, Any] = {"benchmark": "cost_model"}
+    summary["operators"] = operator_table(models, tables)
+    summary["faster_than_hardware"] = faster_than_hardware(models, tables)
+    summary["transfer_h100_to_h200"] = transfer_table(models, tables)
+    summary["variants"] = variants_table(models, tables)
+    print("\nNVIDIA 2024-09, TensorRT-LLM on the H100; the step constants are fitted on it")
+    summary["nvidia_2024_09"] = blog(options.data, models["h100"])
+    summary["nemotron_40b"] = small_child(options.data, models["h100"])
+    summary["releases"] = releases(options.data, list(models.values()))
     print(json.dumps(summary))
-
-
-def child_to_parent(
-    results: list[tuple[PublishedThroughput, PredictedThroughput]],
-) -> list[tuple[Scenario, float, float]]:
-    """Speed of the child relative to the parent: (scenario, published, predicted)."""
-    parents = {
-        row.scenario: (row, said) for row, said in results if row.model == PARENT and row.tp > 1
-    }
-    return [
-        (
-            row.scenario,
-            row.tokens_per_second_per_gpu / parents[row.scenario][0].tokens_per_second_per_gpu,
-            said.tokens_per_second_per_gpu / parents[row.scenario][1].tokens_per_second_per_gpu,
-        )
-        for row, said in results
-        if row.model == CHILD and row.scenario in parents
-    ]
+    if options.results:
+        told = {
+            "date": datetime.date.today().isoformat(),
+            "evidence": "published timings and throughput against fitted constants",
+            "command": "python bench/cost_model.py --data DIR",
+        }
+        write_text(options.results, json.dumps(told | summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

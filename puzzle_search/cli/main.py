@@ -10,6 +10,7 @@ import typer
 from puzzle_search import __version__
 from puzzle_search.cli.bench import bench
 from puzzle_search.cli.build import build
+from puzzle_search.cli.calibrate import calibrate
 from puzzle_search.cli.compare import compare
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.explain import explain
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 for command in (
     solve, frontier, explain, compare, run, profile, library, score, build, evaluate, bench,
-    generate,
+    calibrate, generate,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(import_app, name="import")

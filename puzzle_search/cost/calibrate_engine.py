@@ -22,9 +22,10 @@ from puzzle_search.arch import (
     parse_variant,
     subblock_parameters,
 )
-from puzzle_search.cost.analytic import BYTES_PER_VALUE, AnalyticLatency
+from puzzle_search.cost.analytic import AnalyticLatency
 from puzzle_search.cost.constants import Provenance, StepConstants
 from puzzle_search.cost.hardware import CostModel
+from puzzle_search.cost.operators import BYTES_PER_VALUE
 from puzzle_search.cost.scenario import Scenario
 from puzzle_search.errors import InputError
 
@@ -136,10 +137,12 @@ def fit_step(
     *,
     source: str,
     engine: str = "trtllm",
-) -> StepConstants:
+) -> tuple[StepConstants, _Array]:
     """Fit the engine scalar and the cost per step to published rows.
 
-    The errors are leave-one-out: each row is predicted by constants fitted on the others.
+    Returns:
+        The constants, and the relative error of each row under constants fitted on the others;
+        the provenance of the constants carries the median and p90 of these.
     """
     step = model.engine(engine).step
     kernels = with_step(
@@ -185,7 +188,7 @@ def fit_step(
     scalar, step_us, per_sequence_us, per_doubling_us = (
         round(float(value), 3) for value in fit(everything >= 0)
     )
-    return StepConstants(
+    constants = StepConstants(
         provenance=Provenance(
             evidence="published",
             source=source,
@@ -199,3 +202,4 @@ def fit_step(
         max_batch=step.max_batch,
         max_tokens=step.max_tokens,
     )
+    return constants, left_out

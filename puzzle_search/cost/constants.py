@@ -1,4 +1,7 @@
-"""The numbers that a cost model holds: a GPU's data sheet and one engine's calibrated constants."""
+"""The numbers that a cost model holds: a device's data sheet and an engine's calibrated constants.
+
+A device is a GPU; a processor fits the same form, with its cores for SMs and no link.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,17 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """What the vendor and the driver say about the GPU."""
+    """What the vendor and the driver say about the device.
+
+    Rates are dense peaks; ``link_bytes_per_second`` is one direction, None without a link;
+    ``flops_per_second`` holds the dtypes that the device computes in.
+    """
 
     provenance: Provenance
     hbm_bytes: int
     reserve_bytes: int
     hbm_bytes_per_second: float
-    link_bytes_per_second: float
+    link_bytes_per_second: float | None
     num_sms: int
     flops_per_second: Mapping[str, float]
 
@@ -43,23 +50,46 @@ class Sheet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Output tile of a GEMM kernel; ``cluster`` tiles, one above the other, run together.
+
+    ``efficiency`` is the share of ``compute_fraction`` that the kernel of this tile reaches.
+    """
+
+    cluster: int
+    rows: int
+    columns: int
+    efficiency: float = 1.0
+
+    def __str__(self) -> str:
+        size = f"{self.cluster}x{self.rows}x{self.columns}"
+        share = f"{self.efficiency:.5g}"
+        return size if share == "1" else f"{size}@{share}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class GemmConstants:
     """One matrix product: smooth maximum of memory time and tiled compute time, plus a launch.
 
-    ``corner`` is the exponent p of (memory^p + compute^p)^(1/p); ``tile_us`` the prologue and
-    epilogue of a 128x128 output tile, ``tile_penalty`` the efficiency that small tiles lose,
-    ``split_us`` the reduction after splitting k, ``power_slowdown`` the clock lost per doubling of
-    the work above 1 TFLOP; the two quantisation constants are the dynamic activation quantisation
-    that static FP8 engines do not pay.
+    ``tiles`` are the tiles that the library may use from so many rows on, up to the next entry; the
+    best of them is taken, with the inner dimension split up to ``max_split`` times. ``corner`` is
+    the exponent p of (memory^p + compute^p)^(1/p); ``tile_us`` the prologue and epilogue of a
+    128x128 tile, ``tile_penalty`` the efficiency that small tiles lose, ``padding_penalty`` what a
+    tile loses by rows beyond the matrix, ``split_us`` the reduction after a split,
+    ``power_slowdown`` the clock lost per doubling of the work above 1 TFLOP; the two quantisation
+    constants are the dynamic activation quantisation that static FP8 engines do not pay.
     """
 
     provenance: Provenance
+    tiles: Mapping[int, tuple[Tile, ...]]
+    max_split: int
     launch_us: float
     memory_fraction: float
     compute_fraction: float
     corner: float
     tile_us: float
     tile_penalty: float
+    padding_penalty: float
     split_us: float
     power_slowdown: float
     quantisation_us: float
@@ -70,18 +100,24 @@ class GemmConstants:
 class PrefillAttentionConstants:
     """Causal attention over a prompt, with rope and the write into the KV cache.
 
-    ``ramp_tokens`` is the context at which the kernel reaches half of ``compute_fraction`` of
-    the peak; ``fill_blocks`` the thread blocks (128 queries of one head) at which the GPU is half
-    full.
+    A smooth maximum, of exponent ``corner``, of ``launch_us`` and the work. Tiles of 128 queries
+    compute whole: ``packs_groups`` says whether the query heads of one KV head share them, in half
+    a tile where that is enough (FlashAttention), or not.
+    ``block_tokens`` is the context that a tile computes in addition, by its mask and start-up;
+    ``wave_share`` how far a last, half-filled wave over the SMs is hidden (1: entirely).
     """
 
     provenance: Provenance
+    packs_groups: bool
     launch_us: float
-    us_per_sequence_head: float
-    us_per_token_head: float
+    corner: float
     compute_fraction: float
-    ramp_tokens: float
-    fill_blocks: float
+    block_tokens: float
+    wave_share: float
+    us_per_sequence_head: float
+    us_per_token: float
+    us_per_token_query_head: float
+    us_per_token_kv_head: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +140,7 @@ class DecodeAttentionConstants:
     """Decode attention by GQA group: which kernel runs, and how well, depends on the group.
 
     The axes of the groups' tables are log2(streams x context), ``work_log2``, and log2(context),
-    ``context_log2``.
+    ``context_log2``; a context below 64 tokens counts as 64 in the work.
     """
 
     provenance: Provenance
@@ -162,12 +198,27 @@ class StepConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConstants:
-    """The calibrated constants of one serving engine on one GPU."""
+    """The calibrated constants of one serving engine on one device.
+
+    The mappings by dtype hold any of ``fp8``, ``bf16`` and ``fp32``. Attention's dtype is that of
+    the KV cache: an engine may compute in another (vLLM attends to an fp8 KV cache in bf16).
+    ``all_reduce`` is None where a device stands alone.
+    """
 
     version: str
     gemm: Mapping[str, GemmConstants]
     prefill_attention: Mapping[str, PrefillAttentionConstants]
     decode_attention: Mapping[str, DecodeAttentionConstants]
     elementwise: ElementwiseConstants
-    all_reduce: AllReduceConstants
+    all_reduce: AllReduceConstants | None
     step: StepConstants
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Serving precisions that the constants cover."""
+        return tuple(dtype for dtype in self.gemm if dtype in self.decode_attention)
+
+    @property
+    def tp_degrees(self) -> tuple[int, ...]:
+        """Tensor-parallel degrees that the constants cover."""
+        return (1, *(self.all_reduce.by_tp if self.all_reduce else ()))

@@ -32,7 +32,7 @@ from puzzle_search.solve import (
     formulate,
     solve,
 )
-from puzzle_search.solve.exact import Backend
+from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.frontier import frontier
 from puzzle_search.solve.inputs import SearchInputs
 from puzzle_search.solve.items import Items

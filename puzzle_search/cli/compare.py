@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from puzzle_search.arch import BlockChoice, Subblock
-    from puzzle_search.solve.compare import SpecComparison
+    from puzzle_search.explain.compare import SpecComparison
 
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 
@@ -42,8 +42,8 @@ def compare(
 ) -> None:
     """Put two children side by side: layers that differ, variants, sizes and predicted cost."""
     from puzzle_search.arch import ArchitectureSpec
-    from puzzle_search.solve.compare import compare as compare_specs
-    from puzzle_search.solve.setting import find_setting
+    from puzzle_search.explain.compare import compare as compare_specs
+    from puzzle_search.explain.setting import find_setting
 
     specs = [ArchitectureSpec.from_file(path) for path in (first, second)]
     setting = find_setting(

@@ -23,8 +23,8 @@ from puzzle_search.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from puzzle_search.solve.explain import BlockExplanation, Explanation
-    from puzzle_search.solve.explain_problem import ProblemExplanation
+    from puzzle_search.explain.layers import BlockExplanation, Explanation
+    from puzzle_search.explain.tables import ProblemExplanation
 
 _BYTES = {"MB": 1e6, "MiB": 2.0**20}
 _SAME_THROUGHPUT = 0.005
@@ -49,9 +49,9 @@ def explain(
     """Show what a child keeps of its parent, layer by layer, and what that saves and costs."""
     from puzzle_search.arch import ArchitectureSpec
     from puzzle_search.errors import InputError
-    from puzzle_search.solve.explain import explain as explain_spec
-    from puzzle_search.solve.explain_problem import explain_problem
-    from puzzle_search.solve.setting import find_setting
+    from puzzle_search.explain.layers import explain as explain_spec
+    from puzzle_search.explain.setting import find_setting
+    from puzzle_search.explain.tables import explain_problem
 
     read = ArchitectureSpec.from_file(spec)
     if problem is not None:

@@ -135,7 +135,7 @@ def solve(
     from puzzle_search.errors import InputError
     from puzzle_search.solve import ChildLimits, Limits
     from puzzle_search.solve.ask import Question, ask_for_several
-    from puzzle_search.solve.exact import parse_backend
+    from puzzle_search.solve.exact.core import parse_backend
     from puzzle_search.solve.fleet import ask_fleet, cheapest, parse_offers
     from puzzle_search.solve.formulate import parse_goal
     from puzzle_search.solve.imported import TableLimits, table_problem

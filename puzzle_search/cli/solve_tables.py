@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from puzzle_search.solve.exact import Backend
+    from puzzle_search.solve.exact.core import Backend
     from puzzle_search.solve.imported import TableProblem
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from puzzle_search.cost import Scenario
 from puzzle_search.solve.answer import Answer
 from puzzle_search.solve.diagnosis import solve
-from puzzle_search.solve.exact import Backend
+from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.formulate import Goal, formulate
 from puzzle_search.solve.inputs import SearchInputs
 from puzzle_search.solve.limits import ChildLimits, Limits

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from puzzle_search.errors import InfeasibleError
-from puzzle_search.solve.exact import Backend
+from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.measures import Bound
 from puzzle_search.solve.problem import Problem
 from puzzle_search.solve.relaxation import relax

@@ -11,7 +11,7 @@ from typing import Any
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve.answer import Answer
 from puzzle_search.solve.ask import Question, ask
-from puzzle_search.solve.exact import Backend
+from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.search import DEFAULT_BACKEND
 
 

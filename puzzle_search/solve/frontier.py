@@ -17,7 +17,7 @@ import numpy as np
 
 from puzzle_search.errors import InputError
 from puzzle_search.solve.diagnosis import solve
-from puzzle_search.solve.exact import Backend
+from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.items import Selection
 from puzzle_search.solve.measures import scenario_measures
 from puzzle_search.solve.problem import Problem

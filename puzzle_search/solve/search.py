@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puzzle_search.errors import InfeasibleError
-from puzzle_search.solve.exact import Backend, CoreResult, solve_core
+from puzzle_search.solve.exact.core import Backend, CoreResult, solve_core
 from puzzle_search.solve.items import Selection
 from puzzle_search.solve.local_search import feasible_answer
 from puzzle_search.solve.point import PointProblem

@@ -25,7 +25,7 @@ from puzzle_search.solve import (
     solve,
 )
 from puzzle_search.solve import search as search_module
-from puzzle_search.solve.exact import CoreResult, solve_core
+from puzzle_search.solve.exact.core import CoreResult, solve_core
 from puzzle_search.solve.point import PointProblem
 from puzzle_search.solve.problem import Region
 from puzzle_search.solve.relaxation import relax

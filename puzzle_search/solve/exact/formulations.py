@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from puzzle_search.solve.exact.program import Program, ProgramSolver
 from puzzle_search.solve.items import Floats, Selection
 from puzzle_search.solve.point import PointProblem
-from puzzle_search.solve.program import Program, ProgramSolver
 
 # Weights of items that are out of the question stand here, in units of what is at stake.
 _OUT_OF_QUESTION = 2.0

@@ -12,8 +12,8 @@ import os
 import numpy as np
 from ortools.sat.python import cp_model
 
+from puzzle_search.solve.exact.program import STAKE, Program
 from puzzle_search.solve.items import Floats
-from puzzle_search.solve.program import STAKE, Program
 
 # Sums over a hundred layers stay inside the 53 bits that CP-SAT's own relaxation keeps exact, and
 # their rounding below one part in 10^10.

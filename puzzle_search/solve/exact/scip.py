@@ -7,8 +7,8 @@ import math
 import numpy as np
 from ortools.linear_solver import pywraplp
 
+from puzzle_search.solve.exact.program import GAP, STAKE, TOLERANCE, Program
 from puzzle_search.solve.items import Floats
-from puzzle_search.solve.program import GAP, STAKE, TOLERANCE, Program
 
 # The incumbent is good, the program small and tight: on the shipped example plain branching is two
 # to seven times faster than with cuts and the heuristics that solve programs themselves.

@@ -9,7 +9,7 @@ from typing import Any
 from puzzle_search.arch import ArchitectureSpec, parse_variant
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InputError
-from puzzle_search.solve.explain import BlockExplanation, SubblockChange, size_of
+from puzzle_search.explain.layers import BlockExplanation, SubblockChange, size_of
 from puzzle_search.solve.score_table import ScoreTable
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InputError
+from puzzle_search.explain.tables import Usage, explain_problem
 from puzzle_search.imports import import_nvlabs, import_puzzletron
-from puzzle_search.solve.explain_problem import Usage, explain_problem
 from tests.imports.nvlabs import write_library
 from tests.imports.puzzletron import stats, write_puzzle
 from tests.pico import run_here

@@ -18,7 +18,7 @@ from puzzle_search.arch import (
 )
 from puzzle_search.cost import CostTable, Scenario, ScenarioCost
 from puzzle_search.errors import InputError
-from puzzle_search.solve.setting import Setting
+from puzzle_search.explain.setting import Setting
 
 Change = Literal["kept", "reduced", "linear", "dropped"]
 

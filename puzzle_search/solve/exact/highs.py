@@ -8,8 +8,8 @@ import math
 import numpy as np
 from ortools.math_opt.python import mathopt
 
+from puzzle_search.solve.exact.program import GAP, STAKE, TOLERANCE, Program
 from puzzle_search.solve.items import Floats
-from puzzle_search.solve.program import GAP, STAKE, TOLERANCE, Program
 
 _NOTHING_BELOW_THE_CUTOFF = (
     mathopt.TerminationReason.INFEASIBLE,

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puzzle_search.errors import InputError
-from puzzle_search.solve.formulations import formulate_core
+from puzzle_search.solve.exact.formulations import formulate_core
+from puzzle_search.solve.exact.program import STAKE, ProgramSolver
 from puzzle_search.solve.items import Selection
 from puzzle_search.solve.point import PointProblem
-from puzzle_search.solve.program import STAKE, ProgramSolver
 
 Backend = Literal["scip", "highs", "cp-sat"]
 
@@ -88,9 +88,9 @@ def solve_core(
 def _solver(backend: Backend) -> ProgramSolver:
     """Imported when needed: each takes a good part of a second, and easy problems need none."""
     if backend == "highs":
-        from puzzle_search.solve.highs import solve_program
+        from puzzle_search.solve.exact.highs import solve_program
     elif backend == "cp-sat":
-        from puzzle_search.solve.cpsat import solve_program
+        from puzzle_search.solve.exact.cpsat import solve_program
     else:
-        from puzzle_search.solve.scip import solve_program
+        from puzzle_search.solve.exact.scip import solve_program
     return solve_program

@@ -16,8 +16,8 @@ from puzzle_search.arch import (
 )
 from puzzle_search.cost import Scenario, ScenarioCost
 from puzzle_search.errors import InputError
-from puzzle_search.solve.explain import SubblockChange
-from puzzle_search.solve.setting import Setting
+from puzzle_search.explain.layers import SubblockChange
+from puzzle_search.explain.setting import Setting
 
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 _Costs = tuple[ScenarioCost | None, ScenarioCost | None]

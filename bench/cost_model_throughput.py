@@ -25,7 +25,7 @@ from puzzle_search.cost.roofline import roofline_engine
 from puzzle_search.cost.scenario import Scenario
 from puzzle_search.resources import resource
 from puzzle_search.solve import Limits
-from puzzle_search.solve.ask import ask
+from puzzle_search.solve.ask import Question, ask
 
 BLOG, RELEASES = "blog-2024-09", ("0.17", "0.14.0")
 PARENT, CHILD, SMALL = "Llama-3.1-70B", "Nemotron-51B", "Nemotron-40B"
@@ -243,9 +243,8 @@ def small_child(data: Path, model: CostModel) -> dict[str, Any]:
         if row["model"] == SMALL
     }
     asked, tested = (128, 1024), (2048, 128)
-    answer = ask(
-        limits=Limits(tokens_per_second_per_gpu=rows[asked]), scenario="128/1024", max_seconds=30
-    )
+    limits = Limits(tokens_per_second_per_gpu=rows[asked])
+    answer = ask(Question(scenarios=[("128/1024", limits)]), max_seconds=30)
     blocks = tuple((block.attention, block.ffn) for block in answer.spec.blocks)
     said = {
         lengths: predict(

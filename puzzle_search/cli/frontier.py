@@ -31,8 +31,12 @@ def frontier(
             show_default=False,
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Serving engine of the cost model.")] = "trtllm",
-    dtype: Annotated[str, typer.Option(help="Serving precision.")] = "fp8",
+    engine: Annotated[
+        str | None, typer.Option(help="Serving engine. [default: the GPU's first]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Serving precision. [default: the smallest that it has]")
+    ] = None,
     tp: Annotated[str, typer.Option(help="TP degrees: 1, or 1,2,4, or any.")] = "1",
     target_tps: Annotated[
         float | None, typer.Option(help="Output tokens/s per GPU, at least.")

@@ -36,8 +36,12 @@ def solve(
             show_default=False,
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Serving engine of the cost model.")] = "trtllm",
-    dtype: Annotated[str, typer.Option(help="Serving precision.")] = "fp8",
+    engine: Annotated[
+        str | None, typer.Option(help="Serving engine. [default: the GPU's first]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Serving precision. [default: the smallest that it has]")
+    ] = None,
     tp: Annotated[str, typer.Option(help="TP degrees: 1, or 1,2,4, or any.")] = "1",
     margin: Annotated[
         str, typer.Option(help="Keep predictions this far from their limits, e.g. 5%.")

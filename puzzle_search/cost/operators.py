@@ -6,6 +6,8 @@ faster than the sheet allows. `puzzle_search.cost.calibrate` fits the constants.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -80,8 +82,7 @@ def gemm_us(
     compute = np.empty(m.shape)
     for from_rows, tiles in constants.tiles.items():
         tier = m >= from_rows
-        tiled = [_tiled_us(m[tier], n[tier], k[tier], t, sm_peak, sheet, constants) for t in tiles]
-        compute[tier] = np.min(tiled, axis=0)
+        compute[tier] = _tiled_us(m[tier], n[tier], k[tier], tiles, sm_peak, sheet, constants)
     compute *= 1 + constants.power_slowdown * np.log2(1 + flops / 1e12)
 
     memory = moved_bytes / (constants.memory_fraction * bandwidth)
@@ -101,25 +102,28 @@ def _tiled_us(
     rows: _Array,
     columns: _Array,
     inner: _Array,
-    tile: Tile,
+    tiles: Sequence[Tile],
     sm_peak: float,
     sheet: Sheet,
     constants: GemmConstants,
 ) -> Microseconds:
-    """Compute time with one tile, in whole waves over the SMs, at the best split."""
-    padded_rows = np.ceil(rows / (tile.rows * tile.cluster)) * (tile.rows * tile.cluster)
-    tiles = padded_rows / tile.rows * np.ceil(columns / tile.columns)
-    penalty = 1 + constants.tile_penalty * 64 * (1 / tile.rows + 1 / tile.columns)
-    penalty = penalty * (1 + constants.padding_penalty * (1 - rows / padded_rows))
-    tile_us = 2 * tile.rows * tile.columns * inner * penalty / (tile.efficiency * sm_peak)
-    around_us = constants.tile_us * tile.rows * tile.columns / 128**2
-    at_splits = [
-        np.ceil(tiles * split / sheet.num_sms) * (tile_us / split + around_us)
-        + (constants.split_us if split > 1 else 0.0)
+    """Compute time in whole waves over the SMs, with the best of some tiles and splits."""
+    ways = [
+        (tile.cluster * tile.rows, tile.rows, tile.columns, tile.efficiency, split)
+        for tile in tiles
         for split in _SPLITS
         if split <= constants.max_split
     ]
-    return np.asarray(np.min(at_splits, axis=0))
+    cluster_rows, tile_rows, tile_columns, efficiency, split = np.array(ways, np.float64).T
+    m, n, k = (size[..., None] for size in (rows, columns, inner))
+    padded_rows = np.ceil(m / cluster_rows) * cluster_rows
+    waves = np.ceil(padded_rows / tile_rows * np.ceil(n / tile_columns) * (split / sheet.num_sms))
+    penalty = 1 + constants.tile_penalty * 64 * (1 / tile_rows + 1 / tile_columns)
+    penalty = penalty * (1 + constants.padding_penalty * (1 - m / padded_rows))
+    inside_us = 2 * tile_rows * tile_columns / (split * efficiency * sm_peak) * penalty * k
+    around_us = constants.tile_us * tile_rows * tile_columns / 128**2
+    split_us = np.where(split > 1, constants.split_us, 0.0)
+    return np.asarray(np.min(waves * (inside_us + around_us) + split_us, axis=-1))
 
 
 def prefill_attention_us(

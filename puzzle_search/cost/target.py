@@ -14,6 +14,7 @@ class Target:
 
     Attributes:
         gpu: name as printed in results.
+        engine: serving engine that times are of.
         latency: predicts times on this device.
         memory_limit_bytes: what weights, KV cache and activations may take on one device.
         dtype: serving precision.
@@ -22,6 +23,7 @@ class Target:
     """
 
     gpu: str
+    engine: str
     latency: LatencyModel
     memory_limit_bytes: int
     dtype: Dtype

@@ -14,7 +14,7 @@ from puzzle_search.solve.score_table import ScoreTable, parse_metric
 from puzzle_search.solve.targets import find_target, parse_tp
 
 _DEFAULT_METRIC = "kl"
-_DEFAULT_GPU, _DEFAULT_ENGINE, _DEFAULT_DTYPE = "h100", "trtllm", "fp8"
+_DEFAULT_GPU = "h100"
 _DEFAULT_SCENARIO = Scenario(input_len=128, output_len=1024)
 
 
@@ -134,8 +134,8 @@ def find_setting(
         model: shipped example, or a folder with ``config.json`` and, if any, ``scores.csv``.
         gpu: a GPU with a cost model, or a profile folder; ``h100`` if the spec does not say.
         scenarios: input and output lengths; 128/1024 if the spec does not say.
-        engine: serving engine of the cost model; ``trtllm`` if the spec does not say.
-        dtype: serving precision; ``fp8`` if the spec does not say.
+        engine: serving engine; the GPU's first if the spec does not say, or for another GPU.
+        dtype: serving precision; the smallest of the GPU likewise.
         tp: ``1``, ``1,2,4`` or ``any``; 1 if the spec does not say.
         scores: another score table than the model's own.
 
@@ -152,8 +152,8 @@ def find_setting(
     target = find_target(
         gpu or str(asked.get("gpu") or next((where for *_, where in solved), _DEFAULT_GPU)),
         config,
-        engine=engine or str(asked.get("engine", _DEFAULT_ENGINE)),
-        dtype=dtype or str(asked.get("dtype", _DEFAULT_DTYPE)),
+        engine=engine or (_recorded(asked, "engine") if gpu is None else None),
+        dtype=dtype or (_recorded(asked, "dtype") if gpu is None else None),
     )
     degrees = parse_tp(tp) if tp else tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
     known = tuple(degree for degree in degrees if degree in target.tp_degrees)
@@ -175,6 +175,11 @@ def find_setting(
         tp_degrees=known,
         recorded={scenario: point for scenario, point, _ in solved} if as_solved else {},
     )
+
+
+def _recorded(asked: dict[str, object], key: str) -> str | None:
+    value = asked.get(key)
+    return None if value is None else str(value)
 
 
 def _model_folder(model: str) -> Path:

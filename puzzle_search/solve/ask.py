@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from puzzle_search.cost import Scenario
@@ -29,8 +29,8 @@ class Question:
         gpu: a GPU with a cost model, or a profile folder.
         scenarios: input and output lengths such as ``128/1024``, each with its limits.
         child: limits of the child itself.
-        engine: serving engine whose constants the cost model uses.
-        dtype: serving precision.
+        engine: serving engine whose constants to use; by default the cost model's first.
+        dtype: serving precision; by default the smallest that the engine has on that GPU.
         tp: ``1``, ``1,2,4`` or ``any``; all scenarios are served at one degree.
         scores: another score table than the model's own.
         metric: metric of the score table, or a weighted sum of them.
@@ -42,8 +42,8 @@ class Question:
     gpu: str = "h100"
     scenarios: Sequence[tuple[str, Limits]] = (("128/1024", Limits()),)
     child: ChildLimits = field(default_factory=ChildLimits)
-    engine: str = "trtllm"
-    dtype: str = "fp8"
+    engine: str | None = None
+    dtype: str | None = None
     tp: str = "1"
     scores: str | None = None
     metric: str = "kl"
@@ -101,7 +101,8 @@ def pose(question: Question) -> Asked:
         metric=question.metric,
         goal=question.goal,
     )
-    return Asked(question=question, inputs=inputs, problem=problem)
+    resolved = replace(question, engine=target.engine, dtype=target.dtype.name)
+    return Asked(question=resolved, inputs=inputs, problem=problem)
 
 
 def ask(

@@ -25,8 +25,16 @@ _LARGEST_BATCH = 1024
 _BATCH_STEPS = 74  # each about 10% more than the last
 
 
-def find_target(gpu: str, config: ParentConfig, *, engine: str, dtype: str) -> Target:
+def find_target(
+    gpu: str, config: ParentConfig, *, engine: str | None = None, dtype: str | None = None
+) -> Target:
     """The target of a GPU's name (its cost model) or of a profile folder.
+
+    Args:
+        gpu: name of a cost model, path of one, or a profile folder.
+        config: the parent.
+        engine: of the cost model; by default its first one.
+        dtype: serving precision; by default the smallest that the engine has on this GPU.
 
     Raises:
         InputError: the GPU, engine or dtype is not known there.
@@ -34,13 +42,17 @@ def find_target(gpu: str, config: ParentConfig, *, engine: str, dtype: str) -> T
     if (Path(gpu) / "profile.yaml").exists():
         return profile_target(Profile.from_folder(gpu))
     model = CostModel.from_file(find_cost_model(gpu))
+    engine = engine or next(iter(model.engines))
+    known = model.engine(engine)
+    dtype = dtype or min(known.dtypes, key=lambda name: parse_dtype(name).matrix_bytes)
     return Target(
         gpu=model.gpu,
+        engine=engine,
         latency=AnalyticLatency(config, model, engine, dtype),
         memory_limit_bytes=model.memory_limit_bytes,
         dtype=parse_dtype(dtype),
         batches=tuple(sorted({round(b) for b in np.geomspace(1, _LARGEST_BATCH, _BATCH_STEPS)})),
-        tp_degrees=_ALL_TP,
+        tp_degrees=known.tp_degrees,
     )
 
 
@@ -48,6 +60,7 @@ def profile_target(profile: Profile) -> Target:
     """The device that a profile was measured on."""
     return Target(
         gpu=str(profile.sidecar["device"]["name"]),
+        engine=str(profile.sidecar["engine"]),
         latency=profile,
         memory_limit_bytes=int(profile.sidecar["memory_limit_bytes"]),
         dtype=parse_dtype(str(profile.sidecar["dtype"])),

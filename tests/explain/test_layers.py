@@ -53,6 +53,7 @@ def setting(memory_limit_bytes: int = 10**9, **changes: Any) -> Setting:
         "metric": "kl",
         "target": Target(
             gpu="abacus",
+            engine="test",
             latency=FlatLatency(),
             memory_limit_bytes=memory_limit_bytes,
             dtype=parse_dtype("bf16"),

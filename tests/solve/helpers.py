@@ -142,6 +142,7 @@ def table_of(
     """Costs by ``SeededLatency``."""
     target = Target(
         gpu="test",
+        engine="test",
         latency=SeededLatency(seed),  # type: ignore[arg-type]
         memory_limit_bytes=memory_limit_bytes,
         dtype=parse_dtype("bf16"),

@@ -135,12 +135,22 @@ def explain_infeasible(problem: Problem) -> InfeasibleError:
     lines = [f"no architecture of the search space keeps the limits ({_asked(problem)})"]
     for extreme in found:
         if extreme.reached is not None:
-            side = "at most" if extreme.bound.limit in _RATES else "at least"
+            upwards = extreme.bound.limit in _RATES or extreme.bound.turned
+            side = "at most" if upwards else "at least"
             lines.append(
                 f"with all others kept: {side} "
                 f"{show(extreme.bound, extreme.reached, reachable=True)}{extreme.where}"
             )
-    nearest = min(found, key=lambda extreme: extreme.looser_by, default=None)
+    # A device's memory is the last thing that anyone can change.
+    nearest = min(
+        found,
+        key=lambda extreme: (
+            extreme.reached is None,
+            extreme.bound.limit == "memory_bytes",
+            extreme.looser_by,
+        ),
+        default=None,
+    )
     if nearest is not None and nearest.reached is not None:
         reachable = show(nearest.bound, nearest.reached, reachable=True)
         remedy = f"ask for {reachable}, the smallest change of one limit"
@@ -157,9 +167,11 @@ def show(bound: Bound, value: float, *, reachable: bool = False) -> str:
 
     A reachable one is rounded to the side that can be kept.
     """
+    if bound.limit not in _UNITS:
+        return f"{-value if bound.turned else value:.6g} in {bound.limit!r}"
     if bound.limit in _RATES:
         value = _RATES[bound.limit] / value
-    scale, unit = _UNITS.get(bound.limit, (1.0, f"of {bound.limit}"))
+    scale, unit = _UNITS[bound.limit]
     shown = value * scale
     if reachable and shown:
         step = 10.0 ** (math.floor(math.log10(abs(shown))) - 4)
@@ -172,7 +184,11 @@ def show(bound: Bound, value: float, *, reachable: bool = False) -> str:
 
 
 def _asked(problem: Problem) -> str:
-    return "; ".join(show(bound, bound.at_most) for bound in problem.all_bounds) or "none"
+    asked = [
+        show(bound, bound.at_most) if bound.limit in _UNITS else bound.limit
+        for bound in problem.all_bounds
+    ]
+    return "; ".join(dict.fromkeys(asked)) or "none"
 
 
 def _where(solution: Solution) -> str:

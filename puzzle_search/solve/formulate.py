@@ -104,7 +104,10 @@ def formulate(
     for text in child.linear:
         for limit in parse_linear_limit(text, facts, config.num_layers):
             measure = item_measure("linear", limit.amounts, attention, ffn)
-            bounds.append(Bound(limit=limit.text, measure=measure, at_most=limit.at_most))
+            bound = Bound(
+                limit=limit.text, measure=measure, at_most=limit.at_most, turned=limit.turned
+            )
+            bounds.append(bound)
     return Problem(
         parent=config.name,
         items=items,

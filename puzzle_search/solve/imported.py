@@ -165,7 +165,10 @@ def table_problem(
     for text in limits.linear:
         for limit in parse_linear_limit(text, facts, costs.num_layers):
             measure = item_measure("linear", limit.amounts, attention, ffn)
-            bounds.append(Bound(limit=limit.text, measure=measure, at_most=limit.at_most))
+            bound = Bound(
+                limit=limit.text, measure=measure, at_most=limit.at_most, turned=limit.turned
+            )
+            bounds.append(bound)
     problem = Problem(
         parent=str(scores.sidecar["parent"]),
         items=items,

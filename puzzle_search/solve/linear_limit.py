@@ -48,11 +48,12 @@ _COMPARE: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LinearLimit:
-    """Summed ``amounts`` of the items taken are ``at_most``."""
+    """Summed ``amounts`` of the items taken are ``at_most``; ``turned`` where it said at least."""
 
     text: str
     amounts: Floats
     at_most: float
+    turned: bool
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def parse_linear_limit(text: str, items: list[Facts], num_layers: int) -> list[L
             if not isinstance(sign, ast.LtE | ast.GtE | ast.Eq):
                 raise _Refused("only <=, >= and == compare sums")
             if not isinstance(sign, ast.GtE):
-                limits.append(_at_most(text, left, right))
+                limits.append(_at_most(text, left, right, turned=False))
             if not isinstance(sign, ast.LtE):
-                limits.append(_at_most(text, right, left))
+                limits.append(_at_most(text, right, left, turned=True))
     except (SyntaxError, ValueError, RecursionError) as error:
         raise _wrong(text, "it cannot be read") from error
     except _Refused as error:
@@ -105,11 +106,11 @@ def _wrong(text: str, why: str) -> InputError:
     )
 
 
-def _at_most(text: str, left: _Linear, right: _Linear) -> LinearLimit:
+def _at_most(text: str, left: _Linear, right: _Linear, *, turned: bool) -> LinearLimit:
     amounts, at_most = left.amounts - right.amounts, right.constant - left.constant
     if not (np.isfinite(amounts).all() and math.isfinite(at_most)):
         raise _Refused("its numbers are not finite")
-    return LinearLimit(text=text, amounts=amounts, at_most=at_most)
+    return LinearLimit(text=text, amounts=amounts, at_most=at_most, turned=turned)
 
 
 class _Reader:

@@ -50,11 +50,19 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """A measure is ``at_most``; ``limit`` is the number that was asked for, by its name there."""
+    """A measure is at most some value.
+
+    Attributes:
+        measure: what is bounded.
+        at_most: its largest value.
+        limit: what was asked: the name of a limit, or the text of a linear one.
+        turned: whether the measure is the negative of what was asked to be at least something.
+    """
 
     measure: Measure
     at_most: float
     limit: str
+    turned: bool = False
 
 
 def scenario_measures(table: CostTable, scenario: int) -> dict[str, Measure]:

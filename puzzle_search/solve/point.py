@@ -31,6 +31,7 @@ class PointProblem:
     Attributes:
         items: what to choose from.
         objective: (items,), to be minimised.
+        objective_by_layer: whether the layer matters to it, not the variants alone.
         offset: objective of what no choice changes.
         attention_usage: (limits, attention variants), in units of the limits.
         ffn_usage: (limits, FFN variants), likewise.
@@ -40,6 +41,7 @@ class PointProblem:
 
     items: Items
     objective: Floats
+    objective_by_layer: bool
     offset: float
     attention_usage: Floats
     ffn_usage: Floats

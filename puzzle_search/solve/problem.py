@@ -150,6 +150,7 @@ class Problem:
         return PointProblem(
             items=items,
             objective=objective,
+            objective_by_layer=goal.items is not None,
             offset=float(goal.outside[points].min()),
             attention_usage=np.array(attention).reshape(len(at), len(self.attention)),
             ffn_usage=np.array(ffn).reshape(len(at), len(self.ffn)),

@@ -22,8 +22,6 @@ from puzzle_search.solve.point import PointProblem
 _OUT_OF_QUESTION = 2.0
 # Damage adds up over subblocks if it does so to this part of the largest.
 _ADDS_UP = 1e-12
-# Layers are the same up to this part of the largest difference.
-_SAME = 1e-9
 _INTEGRAL = 1e-5
 _RECOVERY_SECONDS = 10.0
 
@@ -90,14 +88,22 @@ class Subblocks:
         self.program = program = Program()
         self._pairs = pairs
         of_objective = pairs.split(weights)
+        usages = [point.attention_usage.copy(), point.ffn_usage.copy()]
+        of_rows: list[tuple[int, tuple[Floats, Floats]]] = []
         own = point.own_usage
-        own_rows = np.zeros((0, len(weights))) if own is None else own.usage[:, own.of]
-        depending = [row for row, amounts in enumerate(own_rows) if amounts.any()]
-        of_rows = [(row, pairs.split(own_rows[row])) for row in depending]
-        whole = len(of_rows) + (not _same_in_all_layers(of_objective)) > 1
+        for row, amounts in enumerate(() if own is None else own.usage[:, own.of]):
+            parts = pairs.split(amounts)
+            of_attention = _by_variant(parts[0], pairs.kept[0])
+            of_ffn = _by_variant(parts[1], pairs.kept[1])
+            if of_attention is None or of_ffn is None:
+                of_rows.append((row, parts))
+            else:  # counts tell it all
+                usages[0][row] += of_attention
+                usages[1][row] += of_ffn
+        whole = len(of_rows) + point.objective_by_layer > 1
         used: list[dict[int, float]] = [{} for _ in point.limits]
         self._variables: list[NDArray[np.intp]] = []
-        for part, usage in enumerate((point.attention_usage, point.ffn_usage)):
+        for part, usage in enumerate(usages):
             layer, variant = np.nonzero(pairs.kept[part])
             variables = program.add(of_objective[part][layer, variant], whole=whole)
             for number in range(pairs.num_layers):
@@ -188,12 +194,12 @@ class _Pairs:
         return np.nan_to_num(attention), np.nan_to_num(ffn)
 
 
-def _same_in_all_layers(parts: tuple[Floats, Floats]) -> bool:
-    """Whether the variants differ by the same in each layer."""
-    relative = [part - part[:, :1] for part in parts]
-    off = max(float(np.abs(part - part[0]).max(initial=0.0)) for part in relative)
-    largest = max(float(np.abs(part).max(initial=0.0)) for part in relative)
-    return off <= _SAME * largest
+def _by_variant(part: Floats, kept: NDArray[np.bool_]) -> Floats | None:
+    """(variants,), the value in every layer that keeps the variant; None if layers differ."""
+    most = np.where(kept, part, -np.inf).max(axis=0)
+    least = np.where(kept, part, np.inf).min(axis=0)
+    used = kept.any(axis=0)
+    return np.where(used, most, 0.0) if (most == least)[used].all() else None
 
 
 def formulate_core(

@@ -16,7 +16,7 @@ from puzzle_search.arch import (
     subblock_parameters,
 )
 from puzzle_search.errors import InfeasibleError, InputError
-from puzzle_search.solve.items import Items
+from puzzle_search.solve.items import Floats, Items
 from puzzle_search.solve.limits import ChildLimits
 from puzzle_search.solve.linear_limit import Facts, parse_linear_limit
 from puzzle_search.solve.measures import (
@@ -86,12 +86,14 @@ def formulate(
     attention, ffn = space.all_variants("attention"), space.all_variants("ffn")
     blocks = list(_allowed(config, space, scores, child, metric))
     items = _items(blocks, config.num_layers, attention, ffn)
-    damage = np.array([value for *_, value in blocks])
     if (layer := items.uncovered_layer()) is not None:
         raise InfeasibleError(
             f"layer {layer} has no replacement that the limits allow",
             remedy="widen the search space, or drop --portable or --freeze",
         )
+    blocks = [block for block, usable in zip(blocks, items.usable(), strict=True) if usable]
+    items = items.kept(items.usable())
+    damage = finite_damage([value for *_, value in blocks])
     dtype = workloads[0].table.target.dtype
     measures = child_measures(config, attention, ffn, dtype.kv_bytes)
     measures["score"] = item_measure("score", damage, attention, ffn)
@@ -119,6 +121,22 @@ def formulate(
         bounds=tuple(bounds),
         score_evidence=scores.evidence,
     )
+
+
+def finite_damage(values: Sequence[float]) -> Floats:
+    """Damages as an array.
+
+    Raises:
+        InputError: their sum is beyond what a number holds.
+    """
+    damage = np.array(values)
+    with np.errstate(over="ignore"):
+        total = np.abs(damage).sum()
+    if not np.isfinite(total):
+        raise InputError(
+            "the damages add up to more than a number holds", remedy="use a smaller metric"
+        )
+    return damage
 
 
 # First and last layer, attention, FFN, damage.

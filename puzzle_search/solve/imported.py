@@ -14,7 +14,9 @@ from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.files import file_hash
 from puzzle_search.solve.diagnosis import prices
+from puzzle_search.solve.formulate import finite_damage
 from puzzle_search.solve.items import Items
+from puzzle_search.solve.limits import check_finite, check_positive
 from puzzle_search.solve.linear_limit import Facts, parse_linear_limit
 from puzzle_search.solve.measures import Bound, Measure, item_measure
 from puzzle_search.solve.problem import Problem
@@ -48,6 +50,10 @@ class TableLimits:
     score: float | None = None
     linear: tuple[str, ...] = ()
     frozen: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_positive({n: getattr(self, n) for n in ("memory_bytes", "runtime_us", "parameters")})
+        check_finite("score", self.score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +149,10 @@ def table_problem(
         raise InfeasibleError(
             f"layer {layer} has no block left", remedy="drop --freeze, or complete the tables"
         )
+    rows = [row for row, usable in zip(rows, items.usable(), strict=True) if usable]
+    items = items.kept(items.usable())
     weights = parse_metric(metric)
-    damage = np.array([_damage(scores, row, weights, score_file) for row in rows])
+    damage = finite_damage([_damage(scores, row, weights, score_file) for row in rows])
     outside = costs.outside
     told: dict[str, tuple[list[float], float]] = {
         "memory_bytes": ([float(r.memory_bytes) for r in rows], outside.memory_bytes),

@@ -61,6 +61,16 @@ class Items:
             ffn=self.ffn[mask],
         )
 
+    def usable(self) -> NDArray[np.bool_]:
+        """(items,), which items are part of some selection at all."""
+        reached = np.isfinite(self.potentials(np.zeros(len(self))))
+        onwards = np.zeros(self.num_layers + 1, dtype=bool)
+        onwards[-1] = True
+        for item in range(len(self) - 1, -1, -1):
+            onwards[self.first[item]] |= onwards[self.last[item] + 1]
+        usable: NDArray[np.bool_] = reached[self.first] & onwards[self.last + 1]
+        return usable
+
     def uncovered_layer(self) -> int | None:
         """A layer that cannot be covered, if there is one."""
         potentials = self.potentials(np.zeros(len(self)))

@@ -30,7 +30,7 @@ class Limits:
     memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(vars(self))
+        check_positive(vars(self))
 
     def asked(self) -> dict[str, float]:
         """The limits that are set."""
@@ -91,9 +91,8 @@ class ChildLimits:
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("parameters", "kv_bytes_per_token")}
-        _check_positive(numbers)
-        if self.score is not None and not math.isfinite(self.score):
-            raise InputError(f"score is {self.score}", remedy="give a finite limit")
+        check_positive(numbers)
+        check_finite("score", self.score)
 
     def asked(self) -> dict[str, object]:
         """The limits that are set, as results show them."""
@@ -106,7 +105,22 @@ class ChildLimits:
         return shown
 
 
-def _check_positive(values: dict[str, float | None]) -> None:
+def check_finite(name: str, value: float | None) -> None:
+    """Refuse a limit that is no number.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{name} is {value}", remedy="give a finite limit")
+
+
+def check_positive(values: dict[str, float | None]) -> None:
+    """Refuse limits that are not above zero; None is no limit.
+
+    Raises:
+        InputError: one is not.
+    """
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise InputError(

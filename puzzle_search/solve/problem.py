@@ -225,22 +225,28 @@ class Problem:
         if not self._child_holds(selection):
             return None
         kept = [self._kept_points(number, selection) for number in range(len(self.workloads))]
-        best, best_value = None, np.inf
+        found: list[tuple[float, float, tuple[int, ...]]] = []
         for region in self.regions():
-            chosen, total = [], 0.0
-            for scenario, (values, keeps) in enumerate(kept):
+            points: list[int] = []
+            reached, total = 0.0, 0.0
+            for scenario, (us_per_token, keeps) in enumerate(kept):
                 possible = [i for i in region.points[scenario] if keeps[i]]
                 if not possible:
                     break
-                chosen.append(min(possible, key=lambda index: float(values[index])))
-                total += float(np.log(values[chosen[-1]]))
+                if scenario == self.goal.scenario:
+                    goal = self.goal.of(self.items, selection)
+                    point = min(possible, key=lambda i: (goal[i], us_per_token[i]))
+                    reached = float(goal[point])
+                else:
+                    point = min(possible, key=lambda i: float(us_per_token[i]))
+                points.append(point)
+                total += float(np.log(us_per_token[point]))
             else:
-                if best is None or total < best_value:
-                    best, best_value = tuple(chosen), total
-        return best
+                found.append((reached, total, tuple(points)))
+        return min(found)[2] if found else None
 
     def _kept_points(self, scenario: int, selection: Selection) -> tuple[Floats, NDArray[np.bool_]]:
-        """What decides between the points of a scenario, and which keep its limits."""
+        """Time per token at the points of a scenario, and which of them keep its limits."""
         workload = self.workloads[scenario]
         keeps = np.ones(len(workload.table.points), dtype=bool)
         for bound in self.all_bounds:
@@ -251,8 +257,7 @@ class Problem:
         for index in np.flatnonzero(keeps):
             keeps[index] = workload.limits.kept_by(workload.table.cost(spec, int(index)))
         per_token = scenario_measures(workload.table, scenario)["us_per_token"]
-        deciding = self.goal if self.goal.scenario == scenario else per_token
-        return deciding.of(self.items, selection), keeps
+        return per_token.of(self.items, selection), keeps
 
     def without(self, bound: Bound) -> Problem:
         """The problem without one of its bounds."""

@@ -19,6 +19,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ from puzzle_search.solve.solution import Solution
 
 # Objectives closer than this fraction are equal: scores' own standard errors are far larger.
 _RELATIVE_GAP = 1e-9
+# Where objectives are near zero beside what they are sums of, this part of that is rounding.
+_SPREAD_GAP = 1e-13
 # The exact step first looks among items within this share of the distance between bound and
 # answer: few, and mostly enough to find the best answer, which then rules out most of the rest.
 _CORE_SHARE = 0.15
@@ -72,11 +75,12 @@ def search(
     if best is None:
         if not np.isfinite(proven):
             return None
+        late = f"within {max_seconds:g} s" if time.perf_counter() > begun + max_seconds else ""
         raise InfeasibleError(
-            f"no architecture was found within {max_seconds:g} s, and none ruled out",
-            remedy="allow more time, or loosen the limits",
+            f"no architecture was found {late}, and none ruled out",
+            remedy="allow more time, or loosen the limits a little",
         )
-    optimal = proven >= best.objective - _RELATIVE_GAP * abs(best.objective)
+    optimal = proven >= best.objective - searching.tolerance
     bound = best.objective if optimal else proven
     return Solution(
         problem=problem,
@@ -113,6 +117,20 @@ class _Search:
         """Of the best answer; infinite without one."""
         return np.inf if self.best is None else self.best.objective
 
+    @property
+    def tolerance(self) -> float:
+        """Objectives this close are equal."""
+        if self.best is None:
+            return 0.0
+        return _RELATIVE_GAP * abs(self.best.objective) + _SPREAD_GAP * self._spread
+
+    @cached_property
+    def _spread(self) -> float:
+        """How much objectives can differ, by what its items' damages or sizes are made of."""
+        goal = self.problem.goal
+        parts = [p for p in (goal.attention, goal.ffn, goal.items) if p is not None]
+        return self.problem.items.num_layers * sum(float(np.abs(p).max(initial=0)) for p in parts)
+
     def offer(self, selection: Selection, prices: tuple[float, ...] = ()) -> None:
         """Take a selection if it keeps the limits somewhere and is the best so far."""
         points = self.problem.operating_points(selection)
@@ -145,10 +163,9 @@ class _Search:
         proven = np.inf
         while heap:
             bound, _, region, point, relaxation = heapq.heappop(heap)
-            late = time.perf_counter() > self._deadline
-            if self.best is not None and (
-                late or bound >= self.objective - _RELATIVE_GAP * abs(self.objective)
-            ):
+            if self.best is None:
+                self._dive(region, relaxation)
+            if self._late or bound >= self.objective - self.tolerance:
                 # No later region has a lower bound.
                 return min(proven, bound)
             if not region.is_single:
@@ -156,21 +173,35 @@ class _Search:
                     push(half, relaxation.selections)
                 continue
             points = tuple(indices[0] for indices in region.points)
-            answer = self._first_answer(points, point, relaxation)
-            if answer is not None:
-                self.offer(answer, self.problem.per_unit(relaxation.prices, points))
-            proven = min(proven, bound if late else self._settle(points, point, relaxation))
+            self._first_answer(points, point, relaxation)
+            proven = min(proven, self._settle(points, point, relaxation))
         return min(proven, self.objective)
+
+    @property
+    def _late(self) -> bool:
+        return time.perf_counter() > self._deadline
+
+    def _dive(self, region: Region, relaxation: Relaxation) -> None:
+        """Look for any answer at a point within a region, halving towards the better bound."""
+        while not region.is_single:
+            halves = [(half, relax(self.problem.at(half), relaxation.selections))
+                      for half in region.halves()]  # fmt: skip
+            region, relaxation = min(halves, key=lambda entry: entry[1].bound)
+        if region.is_single and np.isfinite(relaxation.bound):
+            points = tuple(indices[0] for indices in region.points)
+            self._first_answer(points, self.problem.at(region), relaxation)
 
     def _first_answer(
         self, points: tuple[int, ...], point: PointProblem, relaxation: Relaxation
-    ) -> Selection | None:
-        """A good answer without the exact step, if one is found that keeps the limits."""
+    ) -> None:
+        """Offer a good answer without the exact step, if one is found that keeps the limits."""
         for margin in (0.0, _MARGINS[0]):
             answer = feasible_answer(point.tightened(margin), relaxation)
-            if answer is None or self.problem.holds(answer, points):
-                return answer
-        return None
+            if answer is None:
+                return
+            if self.problem.holds(answer, points):
+                self.offer(answer, self.problem.per_unit(relaxation.prices, points))
+                return
 
     def _settle(
         self, points: tuple[int, ...], point: PointProblem, relaxation: Relaxation

@@ -35,7 +35,9 @@ def solve_program(program: Program, seconds: float) -> tuple[Floats | None, floa
         else:
             down = [math.floor(_UNITS * c / _scale(high)) for c in coefficients]
             capacity = math.ceil(_UNITS * high / _scale(high))
-            model.add(cp_model.LinearExpr.weighted_sum(mine, down) <= capacity)
+            most = sum(max(0, d) * program.most[v] for d, v in zip(down, members, strict=True))
+            if capacity < most:
+                model.add(cp_model.LinearExpr.weighted_sum(mine, down) <= capacity)
     costs = [round(_UNITS * cost / STAKE) for cost in program.objective]
     model.minimize(cp_model.LinearExpr.weighted_sum(variables, costs))
     # Costs were rounded to the nearest unit: a proof holds up to half a unit for each taken.

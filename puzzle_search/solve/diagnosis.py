@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,14 +11,14 @@ from puzzle_search.errors import InfeasibleError
 from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.measures import Bound
 from puzzle_search.solve.problem import Problem
-from puzzle_search.solve.relaxation import relax
 from puzzle_search.solve.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.solution import Solution
 
 _SECONDS_PER_LIMIT = 5.0
+_SECONDS_TOGETHER = 20.0
 # The common factor by which all limits would have to be looser is sought up to this, to so much.
 _LARGEST_FACTOR = 64.0
-_FACTOR_PRECISION = 1e-3
+_FACTOR_PRECISION = 1e-2
 
 # How limits are shown: what people ask for, from the measure that is bounded, and its unit.
 _RATES = {"tokens_per_second_per_gpu": 1e6, "tokens_per_second_per_user": 1e3}
@@ -41,12 +42,14 @@ class Extreme:
 
     Attributes:
         bound: the limit.
-        reached: its measure at the extreme; None where the others alone are impossible.
+        reached: its measure at the extreme; None where none was found.
+        proven: whether nothing beyond it is possible; false where time ran out.
         where: operating points at the extreme.
     """
 
     bound: Bound
     reached: float | None
+    proven: bool
     where: str
 
     @property
@@ -112,17 +115,20 @@ def prices(solution: Solution) -> list[Price]:
 
 def extremes(problem: Problem) -> list[Extreme]:
     """How far each limit can be taken while all others hold."""
-    found = []
+    found, deadline = [], time.perf_counter() + _SECONDS_TOGETHER
     for bound in problem.all_bounds:
         others = replace(problem.without(bound), goal=bound.measure)
+        seconds = min(_SECONDS_PER_LIMIT, max(0.0, deadline - time.perf_counter()))
+        solution, proven = None, True
         try:
-            solution = search(others, max_seconds=_SECONDS_PER_LIMIT)
+            solution = search(others, max_seconds=seconds)
         except InfeasibleError:  # not within that time
-            solution = None
+            proven = False
         found.append(
             Extreme(
                 bound=bound,
                 reached=None if solution is None else solution.objective,
+                proven=proven if solution is None else solution.status == "optimal",
                 where="" if solution is None else _where(solution),
             )
         )
@@ -137,38 +143,42 @@ def explain_infeasible(problem: Problem) -> InfeasibleError:
         if extreme.reached is not None:
             upwards = extreme.bound.limit in _RATES or extreme.bound.turned
             side = "at most" if upwards else "at least"
+            side = side if extreme.proven else "in the time given"
             lines.append(
                 f"with all others kept: {side} "
                 f"{show(extreme.bound, extreme.reached, reachable=True)}{extreme.where}"
             )
-    # A device's memory is the last thing that anyone can change.
-    nearest = min(
-        found,
-        key=lambda extreme: (
-            extreme.reached is None,
-            extreme.bound.limit == "memory_bytes",
-            extreme.looser_by,
-        ),
-        default=None,
-    )
-    if nearest is not None and nearest.reached is not None:
+    possible = [e for e in found if e.reached is not None and not _beyond_device(problem, e)]
+    if possible:
+        nearest = min(possible, key=lambda extreme: extreme.looser_by)
+        assert nearest.reached is not None
         reachable = show(nearest.bound, nearest.reached, reachable=True)
         remedy = f"ask for {reachable}, the smallest change of one limit"
-    elif (factor := _common_factor(problem)) is not None:
+    elif (together := _all_looser(problem)) is not None:
         lines.append("no limit alone is to blame")
-        remedy = f"loosen all limits by {factor - 1:.1%}"
+        remedy = f"ask for all of: {together}"
     else:
-        remedy = "allow more batch sizes or TP degrees, or widen the search space"
+        remedy = "use another device, more batch sizes or TP degrees, or a wider search space"
     return InfeasibleError("\n  ".join(lines), remedy=remedy)
 
 
+def _beyond_device(problem: Problem, extreme: Extreme) -> bool:
+    """Whether an extreme needs more memory than the device has."""
+    bound = extreme.bound
+    if bound.limit != "memory_bytes" or bound.measure.scenario is None:
+        return False
+    device = problem.workloads[bound.measure.scenario].table.target.memory_limit_bytes
+    return (extreme.reached or 0.0) * (1 + bound.margin) > device
+
+
 def show(bound: Bound, value: float, *, reachable: bool = False) -> str:
-    """A value of a bound's measure as people say it.
+    """A value of a bound's measure as people say it, before any margin.
 
     A reachable one is rounded to the side that can be kept.
     """
     if bound.limit not in _UNITS:
         return f"{-value if bound.turned else value:.6g} in {bound.limit!r}"
+    value *= 1 + bound.margin
     if bound.limit in _RATES:
         value = _RATES[bound.limit] / value
     scale, unit = _UNITS[bound.limit]
@@ -199,24 +209,26 @@ def _where(solution: Solution) -> str:
     return f" ({'; '.join(shown)})" if shown else ""
 
 
-def _common_factor(problem: Problem) -> float | None:
-    """By how much all limits together would have to be looser, by the relaxation."""
+def _all_looser(problem: Problem) -> str | None:
+    """Values of all limits, looser by one factor, that can be kept together."""
+    deadline = time.perf_counter() + _SECONDS_TOGETHER
 
-    def possible(factor: float) -> bool:
-        looser = problem.looser(factor)
-        regions = looser.regions()
-        while regions:
-            region = regions.pop()
-            if relax(looser.at(region)).bound < float("inf"):
-                if region.is_single:
-                    return True
-                regions += region.halves()
-        return False
+    def possible(factor: float) -> Solution | None:
+        try:
+            return search(problem.looser(factor), max_seconds=_SECONDS_PER_LIMIT)
+        except InfeasibleError:  # not within that time
+            return None
 
     low, high = 1.0, _LARGEST_FACTOR
-    if not possible(high):
+    if possible(high) is None:
         return None
-    while high / low > 1 + _FACTOR_PRECISION:
+    while high / low > 1 + _FACTOR_PRECISION and time.perf_counter() < deadline:
         middle = (low * high) ** 0.5
         low, high = (low, middle) if possible(middle) else (middle, high)
-    return high
+    looser = problem.looser(high).all_bounds
+    changed = zip(problem.all_bounds, looser, strict=True)
+    return "; ".join(
+        show(bound, bound.at_most, reachable=True)
+        for asked, bound in changed
+        if bound.at_most != asked.at_most
+    )

@@ -57,12 +57,14 @@ class Bound:
         at_most: its largest value.
         limit: what was asked: the name of a limit, or the text of a linear one.
         turned: whether the measure is the negative of what was asked to be at least something.
+        margin: part of the value that was asked by which ``at_most`` keeps away from it.
     """
 
     measure: Measure
     at_most: float
     limit: str
     turned: bool = False
+    margin: float = 0.0
 
 
 def scenario_measures(table: CostTable, scenario: int) -> dict[str, Measure]:

@@ -28,10 +28,21 @@ _SMALLEST = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A scenario priced at every operating point, with the limits in it on this device."""
+    """A scenario priced at every operating point, with the limits in it on this device.
+
+    ``margin`` is the part by which the limits keep away from what was asked.
+    """
 
     table: CostTable
     limits: Limits
+    margin: float = 0.0
+
+    def looser(self, factor: float) -> Workload:
+        """Every limit further away by a factor, memory no further than the device has."""
+        device = self.table.target.memory_limit_bytes / (1 + self.margin)
+        looser = self.limits.looser(factor)
+        memory = None if looser.memory_bytes is None else min(looser.memory_bytes, device)
+        return replace(self, limits=replace(looser, memory_bytes=memory))
 
     def bounds(self, scenario: int) -> list[Bound]:
         """The limits as bounds on sums."""
@@ -47,7 +58,7 @@ class Workload:
             if (at_most := getattr(limits, name)) is not None:
                 found.append((name, name, at_most))
         return [
-            Bound(limit=limit, measure=measures[name], at_most=at_most)
+            Bound(limit=limit, measure=measures[name], at_most=at_most, margin=self.margin)
             for limit, name, at_most in found
         ]
 
@@ -55,7 +66,7 @@ class Workload:
     def on_device(cls, table: CostTable, limits: Limits, *, margin: float = 0.0) -> Workload:
         """Within the device's memory too, predictions kept away from all limits by ``margin``."""
         on_device = limits.on_device(table.target.memory_limit_bytes)
-        return cls(table=table, limits=on_device.looser(1 / (1 + margin)))
+        return cls(table=table, limits=on_device.looser(1 / (1 + margin)), margin=margin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,10 +281,10 @@ class Problem:
         return replace(self, workloads=workloads)
 
     def looser(self, factor: float) -> Problem:
-        """The problem with every limit further away by a factor."""
+        """The problem with every limit further away by a factor, but for devices' memory."""
         return replace(
             self,
-            workloads=tuple(replace(w, limits=w.limits.looser(factor)) for w in self.workloads),
+            workloads=tuple(w.looser(factor) for w in self.workloads),
             bounds=tuple(
                 replace(b, at_most=b.at_most + (factor - 1) * abs(b.at_most)) for b in self.bounds
             ),

@@ -73,12 +73,28 @@ def test_where_no_limit_alone_is_to_blame_all_must_be_looser() -> None:
     limits = Limits(tokens_per_second_per_gpu=2 * fastest, ttft_ms=soonest / 3)
     error = refusal(limits)
     assert "no limit alone" in error.message
-    factor = 1 + float(re.search(r"all limits by ([\d.]+)%", error.remedy)[1]) / 100  # type: ignore[index]
-    solve(problem(limits).looser(factor * 1.001))
-    keep = (PRICED.throughput >= 2 * fastest / factor * 1.01) & (
-        PRICED.ttft_ms <= soonest / 3 * factor / 1.01
-    )
-    assert not keep.any()  # much less would not do
+    found = re.search(r"all of: (\S+) tok/s/GPU; (\S+) ms TTFT", error.remedy)
+    assert found is not None
+    target, ttft = float(found[1]), float(found[2])
+    solve(problem(Limits(tokens_per_second_per_gpu=target, ttft_ms=ttft)))
+    # Much less of a change would not do.
+    keep = (PRICED.throughput >= target * 1.03) & (PRICED.ttft_ms <= ttft / 1.03)
+    assert not keep.any()
+
+
+def test_advice_with_a_margin_can_be_followed() -> None:
+    memory = float(PRICED.memory_bytes.max()) * 2
+    limits = Limits(tokens_per_second_per_gpu=1e12, memory_bytes=memory)
+
+    def asked(limits: Limits) -> Problem:
+        return formulate(CONFIG, SPACE, SCORES, [Workload.on_device(TABLE, limits, margin=0.25)])
+
+    with pytest.raises(InfeasibleError) as caught:
+        solve(asked(limits))
+    assert "1e+12 tok/s/GPU" in caught.value.message
+    reachable = float(re.search(r"ask for (\S+) tok/s", caught.value.remedy)[1])  # type: ignore[index]
+    assert reachable == pytest.approx(PRICED.throughput.max() / 1.25, rel=1e-4)
+    solve(asked(dataclasses.replace(limits, tokens_per_second_per_gpu=reachable)))
 
 
 def test_a_question_that_can_be_met_is_not_refused() -> None:

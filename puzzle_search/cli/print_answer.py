@@ -41,11 +41,12 @@ def print_answer(answer: Answer) -> None:
         counts = Counter(getattr(block, subblock) for block in solution.spec.blocks)
         chosen = ", ".join(f"{count} x {name}" for name, count in counts.most_common())
         console.print(f"{subblock}: {chosen}", highlight=False)
-    gain = "score" if solution.problem.goal.name == "score" else solution.problem.goal.name
+    goal = solution.problem.goal.name
+    change = "raise tok/s/GPU" if goal == "us_per_token" else f"lower {goal}"
     for price in prices(solution):
         limit = show(price.bound, price.bound.at_most)
         console.print(
-            f"binds: {limit}; {price.step} looser would lower {gain} by about {price.gain:.2g}",
+            f"binds: {limit}; {price.step} looser would {change} by about {price.gain:.2g}",
             highlight=False,
         )
     evidence = answer.evidence

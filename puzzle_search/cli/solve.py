@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,15 @@ from puzzle_search.cli.options import JsonOption
 _SERVING, _CHILD, _SEARCH = "Limits of serving", "Limits of the child", "Search"
 
 
+# Options that mean something to imported tables.
+_OF_TABLES = {
+    "problem", "memory", "runtime", "max_params", "max_score", "limit", "freeze", "goal", "metric",
+    "max_seconds", "backend", "out", "as_json",
+}  # fmt: skip
+
+
 def solve(
+    context: typer.Context,
     target_tps: Annotated[
         float | None, typer.Option(help="Output tokens/s per GPU, at least.")
     ] = None,
@@ -151,17 +160,14 @@ def solve(
         parse_scenario,
     )
 
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out} is a folder", remedy="name a file")
     solver = parse_backend(backend)
     parameters = None if max_params is None else max_params * 1e9
     memory_bytes = None if memory is None else parse_bytes(memory)
     frozen = frozenset() if freeze is None else parse_layers(freeze)
     if problem is not None:
-        untold = (target_tps, target_user_tps, max_ttft, max_tpot, max_latency, max_kv_bytes)
-        if any((*untold, scenario, portable, scores)) or solutions > 1:
-            raise InputError(
-                "--problem knows memory, runtime, parameters and damage only",
-                remedy="drop the limits, scenarios and options of other questions",
-            )
+        _only_of_tables(context)
         table_limits = TableLimits(
             memory_bytes=memory_bytes,
             runtime_us=None if runtime is None else parse_microseconds(runtime),
@@ -204,7 +210,9 @@ def solve(
         margin=parse_fraction(margin),
     )
     offers = parse_offers(gpu)
-    if len(offers) > 1:
+    if len(offers) > 1 or offers[0].usd_per_hour is not None:
+        if solutions > 1:
+            raise InputError("several GPUs give one answer each", remedy="name one GPU, unpriced")
         quotes = ask_fleet(question, offers, max_seconds=max_seconds, backend=solver)
         chosen = cheapest(quotes)
         assert chosen.answer is not None
@@ -216,6 +224,9 @@ def solve(
             question, solutions, min_distance, max_seconds=max_seconds, backend=solver
         )
         shown = answers[0].as_dict()
+        if len(answers) < solutions:
+            said = f"{len(answers)} answers differ so much, or were found in time"
+            print(f"note: only {said}", file=sys.stderr)
         if solutions > 1:
             shown["solutions"] = [answer.as_dict() for answer in answers]
     if out is not None:
@@ -232,3 +243,19 @@ def solve(
         print_pool(answers)
     if out is not None:
         print(f"written to {out}")
+
+
+def _only_of_tables(context: typer.Context) -> None:
+    from puzzle_search.errors import InputError
+
+    given = {
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    if other := sorted(given - _OF_TABLES):
+        names = ", ".join("--" + name.replace("_", "-") for name in other)
+        raise InputError(
+            f"{names} cannot be told from the tables of --problem",
+            remedy="limit --memory, --runtime, --max-params, --max-score, or --limit",
+        )

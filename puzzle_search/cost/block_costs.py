@@ -109,6 +109,12 @@ class BlockCosts:
                     f"block costs, row {number}: some rows have a runtime and some have none",
                     remedy="give every row a runtime_us, or leave it empty in all",
                 )
+        highest = max((row.last_layer for row in self.rows), default=-1)
+        if self.num_layers > highest + 1:
+            raise InputError(
+                f"block costs: no row for layer {highest + 1}",
+                remedy="add the rows, or correct num_layers",
+            )
         covered = {n for row in self.rows for n in range(row.first_layer, row.last_layer + 1)}
         missing = sorted(set(range(self.num_layers)) - covered)
         if missing:

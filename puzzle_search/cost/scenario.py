@@ -30,7 +30,7 @@ class Scenario:
         Raises:
             InputError: the text has another form.
         """
-        match = re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", text)
+        match = re.fullmatch(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})", text)
         if match is None:
             raise InputError(
                 f"scenario {text!r} is not INPUT/OUTPUT tokens", remedy="write for example 128/1024"

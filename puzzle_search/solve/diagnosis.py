@@ -62,7 +62,10 @@ class Extreme:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What a limit costs: the goal's gain if it were looser by a small step."""
+    """What a limit costs: by how much the goal were better if the limit were a step looser.
+
+    ``gain`` is in the goal's own unit; of throughput, tokens/s per GPU more.
+    """
 
     bound: Bound
     step: str
@@ -99,7 +102,7 @@ def solve(
 
 def prices(solution: Solution) -> list[Price]:
     """What each limit that binds costs, by the relaxation's multipliers: good for small steps."""
-    found = []
+    found, goal, most = [], solution.problem.goal, _most_gain(solution)
     for bound, price in zip(solution.problem.all_bounds, solution.prices, strict=False):
         step, looser = "1%", 0.01 * abs(bound.at_most)
         if bound.limit in _RATES:
@@ -109,8 +112,23 @@ def prices(solution: Solution) -> list[Price]:
         elif bound.limit not in _UNITS:
             step, looser = "1", 1.0
         if price > 0:
-            found.append(Price(bound=bound, step=step, gain=price * looser))
+            gain = min(price * looser, most)
+            if goal.name == "us_per_token":
+                gain = 1e6 / (solution.objective - gain) - 1e6 / solution.objective
+            found.append(Price(bound=bound, step=step, gain=gain))
     return found
+
+
+def _most_gain(solution: Solution) -> float:
+    """How much better the goal were without any limit."""
+    problem = solution.problem
+    point = 0 if problem.goal.scenario is None else solution.points[problem.goal.scenario]
+    cheapest = problem.items.cheapest(
+        problem.goal.attention[point][problem.items.attention]
+        + problem.goal.ffn[point][problem.items.ffn]
+        + (0.0 if problem.goal.items is None else problem.goal.items)
+    )
+    return solution.objective - float(problem.goal.of(problem.items, cheapest)[point])
 
 
 def extremes(problem: Problem) -> list[Extreme]:

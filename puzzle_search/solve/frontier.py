@@ -93,11 +93,21 @@ def frontier(
     """
     if points < 2:
         raise InputError(f"{points} points make no frontier", remedy="ask for two or more")
+    limits, device = problem.workloads[0].limits, problem.workloads[0].table.target
+    if axis != "memory" and getattr(limits, _LIMITS[axis][0]) is not None:
+        raise InputError(
+            f"{axis} is both the axis and limited", remedy="give the ends of the axis instead"
+        )
+    if axis == "memory" and (highest or 0) > device.memory_limit_bytes:
+        raise InputError(
+            f"{device.gpu} has {device.memory_limit_bytes / 1e9:g} GB",
+            remedy="end the axis there",
+        )
     free = _with_limit(problem, axis, None)
     ends = sorted(_ends(free, axis))
     low = ends[0] if lowest is None else lowest
     high = ends[1] if highest is None else highest
-    if not 0 < low <= high:
+    if not 0 < low <= high < np.inf:
         raise InputError(
             f"the frontier would go from {low:g} to {high:g}", remedy="swap or widen the ends"
         )

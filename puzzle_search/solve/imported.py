@@ -164,6 +164,12 @@ def table_problem(
         name: item_measure(name, np.array(amounts), attention, ffn, beyond)
         for name, (amounts, beyond) in told.items()
     }
+    for name, (amounts, beyond) in told.items():
+        if not np.isfinite(sum(amounts) + beyond):
+            raise InputError(
+                f"{cost_file}: {name} adds up to more than a number holds",
+                remedy="correct the largest rows",
+            )
     bounds = [
         Bound(limit=name, measure=measures[name], at_most=at_most)
         for name in ("memory_bytes", "runtime_us", "parameters", "score")

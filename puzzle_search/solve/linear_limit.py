@@ -46,6 +46,9 @@ _COMPARE: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
 }
 
 
+_LONGEST_TEXT = 2000
+
+
 @dataclass(frozen=True, kw_only=True)
 class LinearLimit:
     """Summed ``amounts`` of the items taken are ``at_most``; ``turned`` where it said at least."""
@@ -62,6 +65,7 @@ class _Linear:
 
     constant: float
     amounts: Floats
+    summed: bool = False
 
 
 def parse_linear_limit(text: str, items: list[Facts], num_layers: int) -> list[LinearLimit]:
@@ -75,6 +79,8 @@ def parse_linear_limit(text: str, items: list[Facts], num_layers: int) -> list[L
     Raises:
         InputError: the text is no such condition.
     """
+    if len(text) > _LONGEST_TEXT:
+        raise _wrong(text[:40] + "...", f"it is longer than {_LONGEST_TEXT} characters")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         if not isinstance(tree, ast.Compare):
@@ -89,7 +95,7 @@ def parse_linear_limit(text: str, items: list[Facts], num_layers: int) -> list[L
                 limits.append(_at_most(text, left, right, turned=False))
             if not isinstance(sign, ast.LtE):
                 limits.append(_at_most(text, right, left, turned=True))
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise _wrong(text, "it cannot be read") from error
     except _Refused as error:
         raise _wrong(text, str(error)) from error
@@ -108,6 +114,8 @@ def _wrong(text: str, why: str) -> InputError:
 
 def _at_most(text: str, left: _Linear, right: _Linear, *, turned: bool) -> LinearLimit:
     amounts, at_most = left.amounts - right.amounts, right.constant - left.constant
+    if not amounts.any() and not (left.summed or right.summed):
+        raise _Refused("it speaks of no sum(...) or mean(...)")
     if not (np.isfinite(amounts).all() and math.isfinite(at_most)):
         raise _Refused("its numbers are not finite")
     return LinearLimit(text=text, amounts=amounts, at_most=at_most, turned=turned)
@@ -131,7 +139,9 @@ class _Reader:
                 left, right = self.linear(node.left), self.linear(node.right)
                 if isinstance(sign, ast.Sub):
                     right = self._scaled(right, -1.0)
-                return _Linear(left.constant + right.constant, left.amounts + right.amounts)
+                summed = left.summed or right.summed
+                constant = left.constant + right.constant
+                return _Linear(constant, left.amounts + right.amounts, summed)
             case ast.BinOp(op=ast.Mult()):
                 left, right = self.linear(node.left), self.linear(node.right)
                 if left.amounts.any() and right.amounts.any():
@@ -145,12 +155,14 @@ class _Reader:
                 return self._scaled(left, 1 / right.constant)
             case ast.Call(func=ast.Name(id="sum" | "mean" as name), args=[inner], keywords=[]):
                 amounts = np.array([self._number(inner, facts) for facts in self._items])
-                return _Linear(0.0, amounts / (self._num_layers if name == "mean" else 1))
+                share = amounts / (self._num_layers if name == "mean" else 1)
+                return _Linear(0.0, share, summed=True)
         raise _Refused(f"{ast.unparse(node)!r} is neither a number nor a sum(...) or mean(...)")
 
     @staticmethod
     def _scaled(value: _Linear, factor: float) -> _Linear:
-        return _Linear(value.constant * factor, value.amounts * factor)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused where it is used
+            return _Linear(value.constant * factor, value.amounts * factor, value.summed)
 
     def _number(self, node: ast.expr, facts: Facts) -> float:
         value = self._scalar(node, facts)

@@ -32,9 +32,9 @@ def parse_scenario(text: str, otherwise: Limits) -> tuple[str, Limits]:
     own: dict[str, float] = {}
     for part in filter(None, limits.split(",")):
         key, _, value = part.partition("=")
-        if key.strip() not in _KEYS:
+        if key.strip() not in _KEYS or _KEYS[key.strip()] in own:
             raise InputError(
-                f"scenario {text!r}: {part!r} is no limit",
+                f"scenario {text!r}: {part!r} is no limit, or stands twice",
                 remedy=f"write KEY=NUMBER with a key of {', '.join(_KEYS)}",
             )
         try:

@@ -154,16 +154,17 @@ class ScoreTable:
         total = 0.0
         for metric, weight in weights.items():
             values = self._metric(metric)
-            composed = values.get((layer, layer, attention, ffn))
+            composed = _value(values, layer, attention, ffn, config)
             if composed is not None:
                 total += weight * composed
                 continue
-            for key in ((layer, layer, attention, ""), (layer, layer, "", ffn)):
-                if not key[2] and not key[3]:
+            for single in ((attention, ""), ("", ffn)):
+                if single == ("", ""):
                     continue
-                if key not in values:
-                    raise _lacks(f"layer {layer}, {key[2] or key[3]}")
-                total += weight * values[key]
+                value = _value(values, layer, *single, config)
+                if value is None:
+                    raise _lacks(f"layer {layer}, {single[0] or single[1]}")
+                total += weight * value
         return total
 
     def _metric(self, name: str) -> dict[_Key, float]:
@@ -195,6 +196,18 @@ def parse_metric(text: str) -> dict[str, float]:
             )
         weights[match[2]] = weight
     return weights
+
+
+def _value(
+    values: Mapping[_Key, float], layer: int, attention: str, ffn: str, config: ParentConfig
+) -> float | None:
+    """A row's value, whether it leaves the parent's own variants empty or names them."""
+    for named_attention in (attention, attention or config.attention):
+        for named_ffn in (ffn, ffn or config.ffn):
+            found = values.get((layer, layer, named_attention, named_ffn))
+            if found is not None:
+                return found
+    return None
 
 
 def _lacks(what: str) -> InputError:

@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.errors import InfeasibleError
+from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve.exact.core import Backend, CoreResult, solve_core
 from puzzle_search.solve.items import Selection
 from puzzle_search.solve.local_search import feasible_answer
@@ -42,6 +42,8 @@ _SPREAD_GAP = 1e-13
 _CORE_SHARE = 0.15
 # By how much the limits are tightened, in turn, where an answer passes one by a tolerance.
 _MARGINS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
+
+_LONGEST_SECONDS = 1e6
 
 DEFAULT_BACKEND: Backend = "scip"
 
@@ -64,8 +66,12 @@ def search(
         start: selections that may keep the limits; a good one shortens the search.
 
     Raises:
+        InputError: the time limit is no positive number.
         InfeasibleError: none was found in time, but none ruled out either.
     """
+    if not max_seconds >= 0:
+        raise InputError(f"{max_seconds} seconds", remedy="give a time limit from 0 up")
+    max_seconds = min(max_seconds, _LONGEST_SECONDS)
     begun = time.perf_counter()
     searching = _Search(problem, backend=backend, deadline=begun + max_seconds)
     for selection in start:

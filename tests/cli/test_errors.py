@@ -293,3 +293,53 @@ def test_tables_that_cannot_be_imported(
     message = refuse(monkeypatch, capsys, "import", "nvlabs", folder, "--out", out)
     assert str(folder / "block_library.json") in message
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--max-seconds", "nan"), "nan"),
+        (("--limit", "90 <= 80"), "sum"),
+        (("--limit", "sum(kv_heads) <= " + "9" * 400), "sum"),
+        (("--limit", "-" * 50000), "longer"),
+        (("--scenario", "128/" + "9" * 400), "scenario"),
+        (("--scenario", "128/1024:tps=1,tps=2"), "twice"),
+        (("--metric", "1e308*kl", "--target-tps", "8000"), "damages"),
+        (("--gpu", "h100,l40s", "--solutions", "3"), "one answer each"),
+        (("--problem", ".", "--margin", "5%"), "--margin"),
+        (("--problem", ".", "--target-tps", "0"), "--target-tps"),
+        (("--runtime", "5ms"), "--problem"),
+        (("--portable", "steam", "--target-tps", "1"), "steam"),
+        (("--freeze", "80", "--target-tps", "1"), "80"),
+        (("--out", "."), "folder"),
+    ],
+)
+def test_questions_that_cannot_be_asked(
+    words: tuple[str, ...], named: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["puzzle-search", "solve", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert named in shown.err
+    assert shown.err.count("error: ") == shown.err.count("remedy: ") == 1
+    assert len(shown.err) < 2000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--axis", "memory", "--from", "100", "--to", "200"),
+        ("--target-tps", "1e9"),
+        ("--to", "inf"),
+        ("--axis", "colour"),
+    ],
+)
+def test_frontiers_that_cannot_be_asked(words: tuple[str, ...]) -> None:
+    ended = run_command("frontier", "--points", "3", *words)
+    assert ended.returncode == 2
+    assert ended.stderr.count("remedy: ") == 1
+    assert "Traceback" not in ended.stderr

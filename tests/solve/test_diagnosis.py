@@ -113,14 +113,18 @@ def test_prices_are_of_limits_that_bind() -> None:
     def score(limits: Limits) -> float:
         return solve(formulate(config, space, scores, [Workload.on_device(table, limits)])).score
 
-    found = prices(solve(formulate(config, space, scores, [Workload.on_device(table, limits)])))
-    assert [price.bound.limit for price in found] == ["memory_bytes"]
+    solution = solve(formulate(config, space, scores, [Workload.on_device(table, limits)]))
+    (found,) = prices(solution)
+    assert found.bound.limit == "memory_bytes"
     # The multiplier is the slope of the relaxation: steps of a few items lie near it.
     step = 3e4
     more = dataclasses.replace(limits, memory_bytes=(limits.memory_bytes or 0) + step)
     less = dataclasses.replace(limits, memory_bytes=(limits.memory_bytes or 0) - step)
     slope = (score(less) - score(more)) / (2 * step)
-    assert found[0].gain / 1e9 == pytest.approx(slope, rel=0.25)
+    (multiplier,) = (price for price in solution.prices if price)
+    assert multiplier == pytest.approx(slope, rel=0.25)
+    # A whole GB more would take away all damage, and no more than that.
+    assert found.gain == pytest.approx(solution.score - score(Limits()))
 
 
 def test_no_batch_size_is_possible_at_all() -> None:

@@ -24,7 +24,7 @@ from puzzle_search.solve import (
     solve,
 )
 from puzzle_search.solve.formulate import parse_goal
-from puzzle_search.solve.items import Selection
+from puzzle_search.solve.items import Items, Selection
 from tests.solve.helpers import SIDECAR, random_scores, table_of, tiny_config
 
 ATTENTION, FFN = ["gqa_4", "gqa_1", "no_op"], ["mlp_64", "mlp_16"]
@@ -273,3 +273,42 @@ def test_units_of_scores_do_not_matter_with_runs(seed: int, factor: float) -> No
         solve(formulate(CONFIG, SPACE, t, workloads(seed, limits))) for t in (table, scaled)
     )
     assert first.spec.blocks == second.spec.blocks
+
+
+@pytest.mark.parametrize("goal", ["ttft", "memory", "throughput"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_goal_decides_between_tp_degrees(seed: int, goal: str) -> None:
+    load = workloads(seed, Limits(), Limits())
+    free = formulate(CONFIG, SPACE, scores(seed), load)
+    budget = float(np.quantile([free.score(np.array(c)) for c in covers(free)], 0.2))
+    problem = formulate(
+        CONFIG, SPACE, scores(seed), load, ChildLimits(score=budget), goal=parse_goal(goal)
+    )
+    answer = solve(problem)
+    field = {"ttft": "ttft_ms", "memory": "memory_bytes", "throughput": "latency_ms"}[goal]
+    reached = []
+    for cover in covers(free):
+        if free.score(np.array(cover)) <= budget:
+            spec = free.spec(np.array(cover))
+            costs = [load[0].table.cost(spec, i) for i in range(len(POINTS))]
+            if goal == "throughput":
+                reached.append(-max(c.tokens_per_second_per_gpu for c in costs))
+            else:
+                reached.append(min(getattr(c, field) for c in costs))
+    assert answer.status == "optimal"
+    cost = answer.cost
+    mine = -cost.tokens_per_second_per_gpu if goal == "throughput" else getattr(cost, field)
+    assert mine == pytest.approx(min(reached), rel=1e-6)
+
+
+def test_a_run_that_leads_nowhere_is_left_out() -> None:
+    # Layer 1 by itself needs a block for layer 0 by itself, which there is none of.
+    items = Items(
+        num_layers=3,
+        first=np.array([0, 1, 2]),
+        last=np.array([1, 1, 2]),
+        attention=np.zeros(3, dtype=np.intp),
+        ffn=np.zeros(3, dtype=np.intp),
+    )
+    assert items.usable().tolist() == [True, False, True]
+    assert items.uncovered_layer() is None

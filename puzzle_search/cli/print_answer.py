@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from puzzle_search.arch import ArchitectureSpec, architecture_parameters
-from puzzle_search.solve.diagnosis import prices, show
+from puzzle_search.solve.diagnosis import show
+from puzzle_search.solve.prices import prices
 
 if TYPE_CHECKING:
     from puzzle_search.cost import ScenarioCost

@@ -135,11 +135,6 @@ class CostTable:
         """Time outside the blocks, prefill and all decode steps."""
         return self.outside_prefill_us + self.outside_decode_us
 
-    def time_limit_us(self, tokens_per_second_per_gpu: float) -> Floats:
-        """Longest time of a batch at each point that still reaches a throughput."""
-        tokens = np.array([point.batch / point.tp for point in self.points])
-        return tokens * self.scenario.output_len * 1e6 / tokens_per_second_per_gpu
-
     def cost(self, spec: ArchitectureSpec, index: int) -> ScenarioCost:
         """Cost of an architecture at one operating point."""
         # By counts, so that the order of the blocks does not change the last digit.

@@ -13,7 +13,7 @@ from puzzle_search.arch import (
     kv_values_per_token,
 )
 from puzzle_search.cost import ScenarioCost, Target
-from puzzle_search.solve.diagnosis import prices
+from puzzle_search.solve.prices import prices
 from puzzle_search.solve.solution import Solution
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from puzzle_search.cost import Scenario
 from puzzle_search.solve.answer import Answer
-from puzzle_search.solve.diagnosis import solve
 from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.formulate import Goal, formulate
 from puzzle_search.solve.inputs import SearchInputs
@@ -17,6 +16,7 @@ from puzzle_search.solve.pool import diverse
 from puzzle_search.solve.problem import Problem, Workload
 from puzzle_search.solve.search import DEFAULT_BACKEND
 from puzzle_search.solve.solution import Solution
+from puzzle_search.solve.solver import solve
 from puzzle_search.solve.targets import cost_table, find_target, parse_tp
 
 

@@ -1,17 +1,15 @@
-"""What to tell of limits: what is reachable where they are impossible, else what each costs."""
+"""What to tell of limits that cannot be kept: what is reachable, and what would be possible."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 from puzzle_search.errors import InfeasibleError
-from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.measures import Bound
 from puzzle_search.solve.problem import Problem
-from puzzle_search.solve.search import DEFAULT_BACKEND, search
+from puzzle_search.solve.search import search
 from puzzle_search.solve.solution import Solution
 
 _SECONDS_PER_LIMIT = 5.0
@@ -21,8 +19,8 @@ _LARGEST_FACTOR = 64.0
 _FACTOR_PRECISION = 1e-2
 
 # How limits are shown: what people ask for, from the measure that is bounded, and its unit.
-_RATES = {"tokens_per_second_per_gpu": 1e6, "tokens_per_second_per_user": 1e3}
-_UNITS = {
+RATES = {"tokens_per_second_per_gpu": 1e6, "tokens_per_second_per_user": 1e3}
+UNITS = {
     "tokens_per_second_per_gpu": (1.0, "tok/s/GPU"),
     "tokens_per_second_per_user": (1.0, "tok/s/user"),
     "memory_bytes": (1e-9, "GB"),
@@ -60,77 +58,6 @@ class Extreme:
         return (self.reached - self.bound.at_most) / (abs(self.bound.at_most) or 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Price:
-    """What a limit costs: by how much the goal were better if the limit were a step looser.
-
-    ``gain`` is in the goal's own unit; of throughput, tokens/s per GPU more.
-    """
-
-    bound: Bound
-    step: str
-    gain: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The price as results show it."""
-        return {
-            "limit": self.bound.limit,
-            "scenario": self.bound.measure.scenario,
-            "step": self.step,
-            "gain": self.gain,
-        }
-
-
-def solve(
-    problem: Problem, *, max_seconds: float = 60.0, backend: Backend = DEFAULT_BACKEND
-) -> Solution:
-    """Find the best architecture within the limits, or say what is reachable.
-
-    Args:
-        problem: damages, costs and limits.
-        max_seconds: time limit; when it ends the search the status is ``feasible``.
-        backend: solver of the exact step; all give the same answer.
-
-    Raises:
-        InfeasibleError: no architecture keeps the limits, or none was found in time.
-    """
-    solution = search(problem, max_seconds=max_seconds, backend=backend)
-    if solution is None:
-        raise explain_infeasible(problem)
-    return solution
-
-
-def prices(solution: Solution) -> list[Price]:
-    """What each limit that binds costs, by the relaxation's multipliers: good for small steps."""
-    found, goal, most = [], solution.problem.goal, _most_gain(solution)
-    for bound, price in zip(solution.problem.all_bounds, solution.prices, strict=False):
-        step, looser = "1%", 0.01 * abs(bound.at_most)
-        if bound.limit in _RATES:
-            looser = bound.at_most * (1 / 0.99 - 1)
-        elif bound.limit == "memory_bytes":
-            step, looser = "1 GB", 1e9
-        elif bound.limit not in _UNITS:
-            step, looser = "1", 1.0
-        if price > 0:
-            gain = min(price * looser, most)
-            if goal.name == "us_per_token":
-                gain = 1e6 / (solution.objective - gain) - 1e6 / solution.objective
-            found.append(Price(bound=bound, step=step, gain=gain))
-    return found
-
-
-def _most_gain(solution: Solution) -> float:
-    """How much better the goal were without any limit."""
-    problem = solution.problem
-    point = 0 if problem.goal.scenario is None else solution.points[problem.goal.scenario]
-    cheapest = problem.items.cheapest(
-        problem.goal.attention[point][problem.items.attention]
-        + problem.goal.ffn[point][problem.items.ffn]
-        + (0.0 if problem.goal.items is None else problem.goal.items)
-    )
-    return solution.objective - float(problem.goal.of(problem.items, cheapest)[point])
-
-
 def extremes(problem: Problem) -> list[Extreme]:
     """How far each limit can be taken while all others hold."""
     found, deadline = [], time.perf_counter() + _SECONDS_TOGETHER
@@ -159,7 +86,7 @@ def explain_infeasible(problem: Problem) -> InfeasibleError:
     lines = [f"no architecture of the search space keeps the limits ({_asked(problem)})"]
     for extreme in found:
         if extreme.reached is not None:
-            upwards = extreme.bound.limit in _RATES or extreme.bound.turned
+            upwards = extreme.bound.limit in RATES or extreme.bound.turned
             side = "at most" if upwards else "at least"
             side = side if extreme.proven else "in the time given"
             lines.append(
@@ -194,18 +121,18 @@ def show(bound: Bound, value: float, *, reachable: bool = False) -> str:
 
     A reachable one is rounded to the side that can be kept.
     """
-    if bound.limit not in _UNITS:
+    if bound.limit not in UNITS:
         return f"{-value if bound.turned else value:.6g} in {bound.limit!r}"
     value *= 1 + bound.margin
-    if bound.limit in _RATES:
-        value = _RATES[bound.limit] / value
-    scale, unit = _UNITS[bound.limit]
+    if bound.limit in RATES:
+        value = RATES[bound.limit] / value
+    scale, unit = UNITS[bound.limit]
     shown = value * scale
     if reachable and shown:
         step = 10.0 ** (math.floor(math.log10(abs(shown))) - 4)
         steps = shown / step
         shown = step * (
-            math.floor(steps + 1e-6) if bound.limit in _RATES else math.ceil(steps - 1e-6)
+            math.floor(steps + 1e-6) if bound.limit in RATES else math.ceil(steps - 1e-6)
         )
     where = f" in scenario {bound.measure.scenario + 1}" if bound.measure.scenario else ""
     return f"{shown:.5g} {unit}{where}"
@@ -213,7 +140,7 @@ def show(bound: Bound, value: float, *, reachable: bool = False) -> str:
 
 def _asked(problem: Problem) -> str:
     asked = [
-        show(bound, bound.at_most) if bound.limit in _UNITS else bound.limit
+        show(bound, bound.at_most) if bound.limit in UNITS else bound.limit
         for bound in problem.all_bounds
     ]
     return "; ".join(dict.fromkeys(asked)) or "none"

@@ -16,13 +16,13 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from puzzle_search.errors import InputError
-from puzzle_search.solve.diagnosis import solve
 from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.items import Selection
 from puzzle_search.solve.measures import scenario_measures
 from puzzle_search.solve.problem import Problem
 from puzzle_search.solve.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.solution import Solution
+from puzzle_search.solve.solver import solve
 
 Axis = Literal["throughput", "memory", "latency"]
 

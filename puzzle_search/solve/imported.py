@@ -13,12 +13,12 @@ from puzzle_search.arch import ArchitectureSpec, Gqa, Mlp, parse_variant
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.files import file_hash
-from puzzle_search.solve.diagnosis import prices
 from puzzle_search.solve.formulate import finite_damage
 from puzzle_search.solve.items import Items
 from puzzle_search.solve.limits import check_finite, check_positive
 from puzzle_search.solve.linear_limit import Facts, parse_linear_limit
 from puzzle_search.solve.measures import Bound, Measure, item_measure
+from puzzle_search.solve.prices import prices
 from puzzle_search.solve.problem import Problem
 from puzzle_search.solve.score_table import ScoreTable, parse_metric
 from puzzle_search.solve.solution import Solution

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from puzzle_search.errors import InfeasibleError, InputError
-from puzzle_search.solve.diagnosis import solve
 from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.measures import Bound, item_measure
 from puzzle_search.solve.problem import Problem
 from puzzle_search.solve.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.solution import Solution
+from puzzle_search.solve.solver import solve
 
 
 def diverse(

@@ -91,14 +91,6 @@ def test_best_cost_is_the_fastest_that_fits() -> None:
     assert table(memory_limit_bytes=1).best_cost(SPEC) is None
 
 
-def test_the_time_limit_is_the_inverse_of_throughput() -> None:
-    costs = table()
-    for index in range(4):
-        cost = costs.cost(SPEC, index)
-        limit = costs.time_limit_us(cost.tokens_per_second_per_gpu)[index]
-        assert limit == pytest.approx(cost.latency_ms * 1e3)
-
-
 def test_points_keep_their_costs_when_sorted_by_tp() -> None:
     costs = table()
     assert sorted(costs.points, key=lambda p: (p.tp, p.batch)) == sorted(

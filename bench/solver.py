@@ -321,7 +321,7 @@ def main() -> None:
 
     deep = ParentConfig.from_dict(dict(config.raw) | {"num_hidden_layers": 126}, name="deep")
     wide = SearchSpace.uniform(deep, attention=list(space.attention[0]), ffn=list(space.ffn[0]))
-    asked_of = {"128/1024": 1500.0, "2048/128": 200.0, "1000/1000": 700.0}
+    asked_of = {"128/1024": 5000.0, "2048/128": 500.0, "1000/1000": 2500.0}
     workloads = [
         Workload.on_device(
             cost_table(deep, wide, target, Scenario.parse(text), (1, 2, 4, 8)),

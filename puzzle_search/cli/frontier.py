@@ -8,13 +8,18 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import JsonOption
+from puzzle_search.cli.options import (
+    AskedDtypeOption,
+    AskedEngineOption,
+    AskedModelOption,
+    AskedScenarioOption,
+    AskedTpOption,
+    JsonOption,
+)
 
 
 def frontier(
-    model: Annotated[
-        str, typer.Option(help="Shipped example, or a folder: config.json, space.yaml, scores.csv.")
-    ] = "llama-3.1-70b",
+    model: AskedModelOption = "llama-3.1-70b",
     gpu: Annotated[str, typer.Option(help="GPU with a cost model, or a profile folder.")] = "h100",
     axis: Annotated[
         str, typer.Option(help="What quality is traded for: throughput, memory or latency.")
@@ -24,20 +29,10 @@ def frontier(
         float | None, typer.Option("--from", help="First value: tok/s/GPU, GB or ms.")
     ] = None,
     highest: Annotated[float | None, typer.Option("--to", help="Last value.")] = None,
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="As for 'solve'; the axis is of the first. [default: 128/1024]",
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="Serving engine. [default: the GPU's first]")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Serving precision. [default: the smallest that it has]")
-    ] = None,
-    tp: Annotated[str, typer.Option(help="TP degrees: 1, or 1,2,4, or any.")] = "1",
+    scenario: AskedScenarioOption = None,
+    engine: AskedEngineOption = None,
+    dtype: AskedDtypeOption = None,
+    tp: AskedTpOption = "1",
     target_tps: Annotated[
         float | None, typer.Option(help="Output tokens/s per GPU, at least.")
     ] = None,
@@ -54,7 +49,7 @@ def frontier(
     metric: Annotated[str, typer.Option(help="Metric of the score table, or a mix.")] = "kl",
     max_seconds: Annotated[float, typer.Option(help="Time limit of each point.")] = 10.0,
     workers: Annotated[
-        int | None, typer.Option(help="Processes. [default: one a processor]", min=1)
+        int | None, typer.Option(help="Processes. (default: one a processor)", min=1)
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for frontier.csv, frontier.json, frontier.png.")

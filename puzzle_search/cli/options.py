@@ -31,10 +31,10 @@ SettingScenarioOption = Annotated[
     typer.Option("--scenario", help="Input/output tokens, repeatable; else the spec's own."),
 ]
 SettingEngineOption = Annotated[
-    str | None, typer.Option("--engine", help="Serving engine; else the spec's own, or trtllm.")
+    str | None, typer.Option("--engine", help="Serving engine; else the spec's own.")
 ]
 SettingDtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="Serving precision; else the spec's own, or fp8.")
+    str | None, typer.Option("--dtype", help="Serving precision; else the spec's own.")
 ]
 SettingTpOption = Annotated[
     str | None, typer.Option("--tp", help="TP degrees: 1, or 1,2,4, or any; else the spec's own.")
@@ -42,3 +42,29 @@ SettingTpOption = Annotated[
 SettingScoresOption = Annotated[
     Path | None, typer.Option("--scores", help="Score table instead of the model's own.")
 ]
+
+# What is asked of a search.
+AskedModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Shipped example, or a folder: config.json, space.yaml, scores.csv."
+    ),
+]
+AskedScenarioOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scenario",
+        help="Input/output tokens; again for more, with limits of its own: "
+        "2048/128:tps=900,ttft=500 (keys: tps, user-tps, ttft, tpot, latency). "
+        "(default: 128/1024)",
+        show_default=False,
+    ),
+]
+AskedEngineOption = Annotated[
+    str | None, typer.Option("--engine", help="Serving engine. (default: the GPU's first)")
+]
+AskedDtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Serving precision. (default: the smallest that it has)"),
+]
+AskedTpOption = Annotated[str, typer.Option("--tp", help="TP degrees: 1, or 1,2,4, or any.")]

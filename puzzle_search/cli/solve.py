@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import JsonOption
+from puzzle_search.cli.options import (
+    AskedDtypeOption,
+    AskedEngineOption,
+    AskedModelOption,
+    AskedScenarioOption,
+    AskedTpOption,
+    JsonOption,
+)
 
 _SERVING, _CHILD, _SEARCH = "Limits of serving", "Limits of the child", "Search"
 
@@ -26,9 +33,7 @@ def solve(
     target_tps: Annotated[
         float | None, typer.Option(help="Output tokens/s per GPU, at least.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="Shipped example, or a folder: config.json, space.yaml, scores.csv.")
-    ] = "llama-3.1-70b",
+    model: AskedModelOption = "llama-3.1-70b",
     gpu: Annotated[
         str,
         typer.Option(
@@ -36,22 +41,10 @@ def solve(
             "(l40s,h100) or priced (l40s=0.9,h100=2.5): the cheapest that will do."
         ),
     ] = "h100",
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Input/output tokens; again for more, with limits of its own: "
-            "2048/128:tps=900,ttft=500 (keys: tps, user-tps, ttft, tpot, latency). "
-            "[default: 128/1024]",
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="Serving engine. [default: the GPU's first]")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Serving precision. [default: the smallest that it has]")
-    ] = None,
-    tp: Annotated[str, typer.Option(help="TP degrees: 1, or 1,2,4, or any.")] = "1",
+    scenario: AskedScenarioOption = None,
+    engine: AskedEngineOption = None,
+    dtype: AskedDtypeOption = None,
+    tp: AskedTpOption = "1",
     margin: Annotated[
         str, typer.Option(help="Keep predictions this far from their limits, e.g. 5%.")
     ] = "0%",

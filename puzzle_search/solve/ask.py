@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from puzzle_search.cost import Scenario
+from puzzle_search.errors import InputError
 from puzzle_search.solve.answer import Answer
 from puzzle_search.solve.exact.core import Backend
 from puzzle_search.solve.formulate import Goal, formulate
@@ -82,15 +83,24 @@ def pose(question: Question) -> Asked:
         InfeasibleError: a layer has no replacement left.
     """
     inputs = SearchInputs.find(question.model, scores=question.scores)
+    scenarios = [(Scenario.parse(text), limits) for text, limits in question.scenarios]
+    for scenario, _ in scenarios:
+        longest = inputs.config.max_position_embeddings
+        if scenario.input_len + scenario.output_len > longest:
+            raise InputError(
+                f"scenario {scenario} is longer than the {longest:,} positions of "
+                f"{inputs.config.name}",
+                remedy="ask for a shorter one, or raise max_position_embeddings in config.json",
+            )
     target = find_target(question.gpu, inputs.config, engine=question.engine, dtype=question.dtype)
     tp = parse_tp(question.tp)
     workloads = [
         Workload.on_device(
-            cost_table(inputs.config, inputs.space, target, Scenario.parse(scenario), tp),
+            cost_table(inputs.config, inputs.space, target, scenario, tp),
             limits,
             margin=question.margin,
         )
-        for scenario, limits in question.scenarios
+        for scenario, limits in scenarios
     ]
     problem = formulate(
         inputs.config,

@@ -76,6 +76,23 @@ class PointProblem:
         """The same problem with less of each limit, in its own units."""
         return replace(self, limits=self.limits - margin) if margin else self
 
+    def without(self, selection: Selection) -> PointProblem:
+        """The same problem with one selection forbidden."""
+        taken = np.zeros(len(self.items))
+        taken[selection] = 1 / len(selection)
+        own = self.own_usage
+        before = np.zeros((len(self.limits), len(self.items)))
+        if own is not None:
+            before = own.usage[:, own.of]
+        values, of = np.unique(np.vstack([before, taken]), axis=1, return_inverse=True)
+        return replace(
+            self,
+            attention_usage=np.pad(self.attention_usage, ((0, 1), (0, 0))),
+            ffn_usage=np.pad(self.ffn_usage, ((0, 1), (0, 0))),
+            own_usage=Trait(of=of.ravel(), usage=values),
+            limits=np.append(self.limits, 1 - 0.5 / len(selection)),
+        )
+
     def normalised(self) -> tuple[PointProblem, float, float]:
         """The objective above its least, in units of the most that it can sum to.
 

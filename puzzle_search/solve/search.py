@@ -40,6 +40,8 @@ _SPREAD_GAP = 1e-13
 # The exact step first looks among items within this share of the distance between bound and
 # answer: few, and mostly enough to find the best answer, which then rules out most of the rest.
 _CORE_SHARE = 0.15
+# How many answers that pass a limit by a tolerance are forbidden before limits are tightened.
+_FORBIDDEN = 4
 # By how much the limits are tightened, in turn, where an answer passes one by a tolerance.
 _MARGINS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 
@@ -230,11 +232,12 @@ class _Search:
     ) -> CoreResult:
         """The exact step, until its answer keeps the limits in floating point too.
 
-        Solvers let limits pass by a tolerance. Where an answer does, the limits are tightened and
-        the step is taken again; the bound stays that of the first, wider limits.
+        Solvers let limits pass by a tolerance. An answer that does is forbidden and the step taken
+        again; where that happens too often the limits are tightened instead, and the bound stays
+        that of the wider ones.
         """
-        bound: float | None = None
-        for margin in (0.0, *_MARGINS):
+        bound = lower
+        for margin in (*(0.0,) * _FORBIDDEN, *_MARGINS):
             result = solve_core(
                 point.tightened(margin),
                 kept,
@@ -243,10 +246,11 @@ class _Search:
                 seconds=self._deadline - time.perf_counter(),
                 backend=self._backend,
             )
-            bound = result.bound if bound is None else bound
+            bound = bound if margin else result.bound
             if result.selection is None or self.problem.holds(result.selection, points):
                 return CoreResult(selection=result.selection, bound=bound)
-        assert bound is not None
+            if not margin:
+                point = point.without(result.selection)
         return CoreResult(selection=None, bound=bound)
 
 

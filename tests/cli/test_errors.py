@@ -304,6 +304,7 @@ def test_tables_that_cannot_be_imported(
         (("--limit", "-" * 50000), "longer"),
         (("--scenario", "128/" + "9" * 400), "scenario"),
         (("--scenario", "128/1024:tps=1,tps=2"), "twice"),
+        (("--scenario", "100000/100000"), "positions"),
         (("--metric", "1e308*kl", "--target-tps", "8000"), "damages"),
         (("--gpu", "h100,l40s", "--solutions", "3"), "one answer each"),
         (("--problem", ".", "--margin", "5%"), "--margin"),

@@ -195,6 +195,27 @@ def test_a_limit_at_an_architectures_own_cost_keeps_it(seed: int, backend: str) 
     assert answer.cost.memory_bytes <= own.memory_bytes
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_limit_a_hair_above_an_architecture_is_decided_too(seed: int) -> None:
+    # One architecture misses the target by the last digit: solvers take it, the report does not.
+    case = small(seed, limited=False)
+    table, rng = the_table(case.problem), np.random.default_rng(seed)
+    layers = range(case.problem.items.num_layers)
+    chosen = np.array([rng.choice(np.flatnonzero(case.problem.items.first == n)) for n in layers])
+    own = table.best_cost(case.problem.spec(chosen))
+    assert own is not None
+    target = float(np.nextafter(own.tokens_per_second_per_gpu, np.inf))
+    workload = Workload.on_device(table, Limits(tokens_per_second_per_gpu=target))
+    problem = dataclasses.replace(case.problem, workloads=(workload,))
+    keep = (case.priced.throughput >= target * (1 + 1e-12)).any(axis=0)
+    if not keep.any():
+        pytest.skip("it was the fastest")
+    answer = solve(problem)
+    assert answer.status == "optimal"
+    assert answer.cost.tokens_per_second_per_gpu >= target
+    assert answer.score == pytest.approx(float(case.priced.damage[keep].min()), abs=1e-12)
+
+
 def scaled(problem: Problem, factor: float) -> Problem:
     goal = dataclasses.replace(problem.goal, items=problem.damage * factor)
     return dataclasses.replace(problem, damage=problem.damage * factor, goal=goal)

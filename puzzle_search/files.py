@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +142,21 @@ def check_keys(
 def _names(keys: set[Any]) -> str:
     quoted = ", ".join(repr(key) for key in sorted(keys, key=str))
     return f"{'key' if len(keys) == 1 else 'keys'} {quoted} {'is' if len(keys) == 1 else 'are'}"
+
+
+def read_csv_rows(path: str | Path, columns: Sequence[str], *, remedy: str) -> list[dict[str, str]]:
+    """Rows of a CSV file with exactly these columns; the first row of data is row 2.
+
+    Raises:
+        InputError: the file cannot be read (``remedy`` says what to name), or has another header.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path, remedy=remedy)))
+    if reader.fieldnames != list(columns):
+        raise InputError(
+            f"{path}: columns are {reader.fieldnames}, expected {list(columns)}",
+            remedy="correct the header",
+        )
+    return list(reader)
 
 
 def write_text(path: str | Path, text: str) -> None:

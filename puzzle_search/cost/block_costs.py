@@ -15,7 +15,7 @@ import yaml
 from puzzle_search import __version__
 from puzzle_search.arch import Subblock, parse_variant
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, read_text, read_yaml, write_text
+from puzzle_search.files import check_keys, read_csv_rows, read_yaml, write_text
 
 FORMAT = "puzzle-search.block-costs/1"
 _SIDECAR_KEYS = {
@@ -144,16 +144,12 @@ class BlockCosts:
         """
         file = Path(path)
         sidecar_file = file.with_suffix(".yaml")
-        text = read_text(file, remedy="name the block_costs.csv of 'puzzle-search import'")
+        read = read_csv_rows(
+            file, _COLUMNS, remedy="name the block_costs.csv of 'puzzle-search import'"
+        )
         sidecar = read_yaml(sidecar_file, format=FORMAT)
         check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional={"notes"})
-        reader = csv.DictReader(io.StringIO(text))
-        if reader.fieldnames != _COLUMNS:
-            raise InputError(
-                f"{file}: columns are {reader.fieldnames}, expected {_COLUMNS}",
-                remedy="correct the header",
-            )
-        rows = tuple(_row(row, f"{file}, row {n}") for n, row in enumerate(reader, start=2))
+        rows = tuple(_row(row, f"{file}, row {n}") for n, row in enumerate(read, start=2))
         described = _sidecar(sidecar, sidecar_file)
         try:
             return cls(rows=rows, **described)

@@ -15,7 +15,7 @@ import yaml
 
 from puzzle_search.arch import ParentConfig, Subblock, parse_variant
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, read_text, read_yaml, write_text
+from puzzle_search.files import check_keys, read_csv_rows, read_yaml, write_text
 
 FORMAT = "puzzle-search.scores/1"
 _SIDECAR_KEYS = {"format", "package_version", "parent", "evidence", "data", "made_by"}
@@ -75,16 +75,12 @@ class ScoreTable:
         """
         file = Path(path)
         sidecar_file = file.with_suffix(".yaml")
-        text = read_text(file, remedy="name a score table (CSV) written by 'puzzle-search score'")
+        read = read_csv_rows(
+            file, _COLUMNS, remedy="name a score table (CSV) written by 'puzzle-search score'"
+        )
         sidecar = read_yaml(sidecar_file, format=FORMAT)
         check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional={"notes"})
-        reader = csv.DictReader(io.StringIO(text))
-        if reader.fieldnames != _COLUMNS:
-            raise InputError(
-                f"{file}: columns are {reader.fieldnames}, expected {_COLUMNS}",
-                remedy="correct the header",
-            )
-        rows = [_row(row, f"{file}, row {n}") for n, row in enumerate(reader, start=2)]
+        rows = [_row(row, f"{file}, row {n}") for n, row in enumerate(read, start=2)]
         try:
             return cls(rows, sidecar)
         except InputError as error:

@@ -252,3 +252,34 @@ class Journal:
             file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def resume_journal(journal: Journal, made_from: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results in a journal whose first line says what they were made from.
+
+    An empty journal is begun with that line.
+
+    Args:
+        journal: first line ``{"made_from": ...}``, then one result a line.
+        made_from: settings and content hashes that every result depends on.
+
+    Raises:
+        InputError: the journal was made from something else.
+    """
+    lines = journal.read()
+    if not lines:
+        journal.append({"made_from": made_from})
+        return []
+    found = lines[0].get("made_from")
+    if not isinstance(found, dict):
+        found = {}
+    differ = sorted(
+        key for key in made_from.keys() | found.keys() if found.get(key) != made_from.get(key)
+    )
+    if differ:
+        raise InputError(
+            f"{journal.path} holds results of another run: {', '.join(differ)} differ",
+            remedy="give what that run was given, write elsewhere, or delete that file to begin "
+            "anew",
+        )
+    return lines[1:]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puzzle_search.arch.config import ParentConfig
@@ -13,13 +14,21 @@ from puzzle_search.files import check_keys, read_yaml
 
 FORMAT = "puzzle-search.search-space/1"
 
+# First and last layer, attention, FFN. In a single layer an empty name means the parent's own
+# subblock; one block in the place of several layers names both of its variants.
+Replacement = tuple[int, int, str, str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """Allowed attention and FFN variants, one tuple a layer; the parent's own are always there."""
+    """Allowed attention and FFN variants, one tuple a layer; the parent's own are always there.
+
+    ``runs`` are single blocks that may stand for several consecutive layers.
+    """
 
     attention: tuple[tuple[str, ...], ...]
     ffn: tuple[tuple[str, ...], ...]
+    runs: tuple[Replacement, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -33,6 +42,22 @@ class SearchSpace:
     def all_variants(self, subblock: Subblock) -> list[str]:
         """Every variant that some layer allows, in order of first mention."""
         return list(dict.fromkeys(v for layer in self.variants(subblock) for v in layer))
+
+    def replacements(self, config: ParentConfig, *, composed: bool = True) -> Iterator[Replacement]:
+        """Everything that may take the place of a parent's block, by layer; then the runs.
+
+        Args:
+            config: the parent.
+            composed: pairs in which both subblocks differ from the parent's, too.
+        """
+        for layer in range(self.num_layers):
+            for attention in self.attention[layer]:
+                for ffn in self.ffn[layer]:
+                    own = (attention == config.attention, ffn == config.ffn)
+                    if own == (True, True) or (own == (False, False) and not composed):
+                        continue
+                    yield layer, layer, "" if own[0] else attention, "" if own[1] else ffn
+        yield from self.runs
 
     @classmethod
     def uniform(cls, config: ParentConfig, *, attention: list[str], ffn: list[str]) -> SearchSpace:
@@ -49,13 +74,14 @@ class SearchSpace:
 
     @classmethod
     def from_file(cls, path: str | Path, config: ParentConfig) -> SearchSpace:
-        """Read a search-space YAML: defaults for all layers and exceptions by layer range.
+        """Read a search-space YAML: defaults for all layers, exceptions by layer range, runs.
 
         Raises:
             InputError: unknown keys, variants that do not fit, or layers out of range.
         """
         data = read_yaml(path, format=FORMAT)
-        check_keys(data, path, required={"format", "attention", "ffn"}, optional={"exceptions"})
+        required, optional = {"format", "attention", "ffn"}, {"exceptions", "runs"}
+        check_keys(data, path, required=required, optional=optional)
         layers = config.num_layers
         attention = [_checked("attention", data["attention"], config, str(path))] * layers
         ffn = [_checked("ffn", data["ffn"], config, str(path))] * layers
@@ -71,7 +97,49 @@ class SearchSpace:
                     attention[layer] = _checked("attention", chosen, config, where)
                 if "ffn" in exception:
                     ffn[layer] = _checked("ffn", exception["ffn"], config, where)
-        return cls(attention=tuple(attention), ffn=tuple(ffn))
+        space = cls(attention=tuple(attention), ffn=tuple(ffn))
+        runs = data.get("runs", [])
+        if not isinstance(runs, list):
+            raise InputError(f"{path}: runs is not a list", remedy="write a list, or none")
+        found = [
+            run
+            for number, entry in enumerate(runs, start=1)
+            for run in _runs(entry, space, f"{path}, run {number}")
+        ]
+        return replace(space, runs=tuple(dict.fromkeys(found)))
+
+
+def _runs(entry: object, space: SearchSpace, where: str) -> Iterator[Replacement]:
+    """Every window of the lengths given, with every pair of the variants given."""
+    check_keys(entry, where, required={"lengths", "attention", "ffn"}, optional={"layers"})
+    assert isinstance(entry, dict)
+    lengths = entry["lengths"]
+    if not isinstance(lengths, list) or any(type(n) is not int or n < 2 for n in lengths):
+        raise InputError(
+            f"{where}: lengths {lengths!r} is not a list of whole numbers of at least 2",
+            remedy="write [2], or [2, 3]",
+        )
+    last = space.num_layers - 1
+    layers = _layer_range(entry.get("layers", f"0-{last}"), space.num_layers, where)
+    for length in lengths:
+        for first in layers:
+            if first + length - 1 > layers[-1]:
+                break
+            for attention in _offered("attention", entry["attention"], space, first, where):
+                for ffn in _offered("ffn", entry["ffn"], space, first, where):
+                    yield first, first + length - 1, attention, ffn
+
+
+def _offered(
+    subblock: Subblock, names: object, space: SearchSpace, layer: int, where: str
+) -> list[str]:
+    offered = space.variants(subblock)[layer]
+    if not isinstance(names, list) or not all(name in offered for name in names):
+        raise InputError(
+            f"{where}: {subblock} {names!r} is not a list of variants that layer {layer} may take",
+            remedy=f"use some of {', '.join(offered)}",
+        )
+    return names
 
 
 def _checked(

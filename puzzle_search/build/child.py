@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
+from puzzle_search.arch import ArchitectureSpec, ParentConfig
 from puzzle_search.checkpoint import CheckpointReader, CheckpointWriter, child_config
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.checkpoint.names import checkpoint_name
@@ -58,11 +58,6 @@ def build_child(
     _check_replaceable(target)
     config = ParentConfig.from_file(parent)
     spec.check_fits(config)
-    if any(len(block.layers) > 1 for block in spec.blocks):
-        raise InputError(
-            "the spec replaces several layers by one block, which the library does not hold",
-            remedy="use a spec with one block per layer",
-        )
     reader = CheckpointReader(parent)
     blocks = BlockLibrary.from_folder(library, config, reader)
     described = child_config(config, spec, dtype=str(number_type).removeprefix("torch."))
@@ -70,11 +65,11 @@ def build_child(
         writer = CheckpointWriter(folder)
         for name, tensor in reader.outside(config).items():
             writer.add(name, tensor.to(number_type))
-        subblocks: tuple[Subblock, Subblock] = ("attention", "ffn")
         for index, block in enumerate(spec.blocks):
-            for subblock in subblocks:
-                variant = block.attention if subblock == "attention" else block.ffn
-                for local, tensor in blocks.subblock(block.layers[0], subblock, variant).items():
+            first, last = block.layers[0], block.layers[-1]
+            parts = blocks.block(first, last, block.attention, block.ffn)
+            for subblock, tensors in parts.items():
+                for local, tensor in tensors.items():
                     name = checkpoint_name(subblock, index, local)
                     writer.add(name, tensor.to(number_type))
         writer.finish()

@@ -1,4 +1,9 @@
-"""The block library on disk: one safetensors file per (layer, variant), and ``library.json``."""
+"""The block library on disk: one safetensors file per trained replacement, and ``library.json``.
+
+A replacement is named as in a score table: first and last layer, attention, FFN, where an empty
+name means the parent's own subblock. Singles replace one subblock of a layer; pairs, trained
+together, both; runs put one block in the place of several layers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from typing import Any
 import torch
 
 from puzzle_search import __version__
-from puzzle_search.arch import ParentConfig, Subblock, parse_variant
+from puzzle_search.arch import ParentConfig, Replacement, Subblock, parse_variant
 from puzzle_search.checkpoint.names import subblock_shapes
 from puzzle_search.checkpoint.reader import CheckpointReader, open_safetensors
 from puzzle_search.checkpoint.writer import save_tensors
@@ -20,55 +25,31 @@ from puzzle_search.files import (
     check_keys,
     file_hash,
     read_json,
+    resume_journal,
     value_hash,
     write_text,
 )
 
-FORMAT = "puzzle-search.library/1"
+FORMAT = "puzzle-search.library/2"
 
+# Tensors of a block by subblock and local name; a no-op has none.
+BlockTensors = dict[Subblock, dict[str, torch.Tensor]]
 
-def resume_journal(journal: Journal, made_from: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results in a journal whose first line says what they were made from.
-
-    An empty journal is begun with that line.
-
-    Args:
-        journal: first line ``{"made_from": ...}``, then one result a line.
-        made_from: settings and content hashes that every result depends on.
-
-    Raises:
-        InputError: the journal was made from something else.
-    """
-    lines = journal.read()
-    if not lines:
-        journal.append({"made_from": made_from})
-        return []
-    found = lines[0].get("made_from")
-    if not isinstance(found, dict):
-        found = {}
-    differ = sorted(
-        key for key in made_from.keys() | found.keys() if found.get(key) != made_from.get(key)
-    )
-    if differ:
-        raise InputError(
-            f"{journal.path} holds results of another run: {', '.join(differ)} differ",
-            remedy="give what that run was given, write elsewhere, or delete that file to begin "
-            "anew",
-        )
-    return lines[1:]
+_SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryEntry:
-    """One trained subblock: how it was made and what it lost.
+    """One trained replacement: how it was made and what it lost.
 
-    Losses are MSE(parent block output, block output with this variant) / MSE(parent's, 0) on
-    held-out tokens.
+    Losses are MSE(parent's output, output with this replacement) / MSE(parent's, 0) after the
+    last layer replaced, on held-out tokens.
     """
 
-    layer: int
-    subblock: Subblock
-    variant: str
+    first_layer: int
+    last_layer: int
+    attention: str
+    ffn: str
     initialised_by: str
     tokens: int
     loss_initial: float
@@ -76,13 +57,13 @@ class LibraryEntry:
     sha256: str
 
     @property
-    def key(self) -> tuple[int, str, str]:
+    def key(self) -> Replacement:
         """What the entry replaces, and by what."""
-        return (self.layer, self.subblock, self.variant)
+        return (self.first_layer, self.last_layer, self.attention, self.ffn)
 
 
 class BlockLibrary:
-    """Trained subblocks of a parent; the parent's own subblocks come from its checkpoint.
+    """Trained blocks of a parent; the parent's own subblocks come from its checkpoint.
 
     Entries are journaled as they are trained, so that a killed run loses one at most. A new
     object has no entries: ``resume`` takes up an unfinished library, ``from_folder`` opens one.
@@ -93,7 +74,7 @@ class BlockLibrary:
         self._config = config
         self._parent = parent
         self._journal = Journal(self.folder / "journal.jsonl")
-        self.entries: dict[tuple[int, str, str], LibraryEntry] = {}
+        self.entries: dict[Replacement, LibraryEntry] = {}
 
     @property
     def parent_sha256(self) -> str:
@@ -125,13 +106,20 @@ class BlockLibrary:
             entry = LibraryEntry(**line)
             self.entries[entry.key] = entry
 
-    def _file(self, layer: int, subblock: Subblock, variant: str) -> Path:
-        return self.folder / f"layer_{layer:03d}" / f"{subblock}.{variant}.safetensors"
+    def _file(self, key: Replacement) -> Path:
+        first, last, attention, ffn = key
+        layers = f"layer_{first:03d}" if first == last else f"layers_{first:03d}-{last:03d}"
+        parts = zip(_SUBBLOCKS, (attention, ffn), strict=True)
+        names = "+".join(f"{subblock}.{variant}" for subblock, variant in parts if variant)
+        return self.folder / layers / f"{names}.safetensors"
 
-    def add(self, entry: LibraryEntry, tensors: dict[str, torch.Tensor]) -> None:
-        """Store one trained subblock; ``entry.sha256`` is filled in."""
-        file = self._file(entry.layer, entry.subblock, entry.variant)
-        save_tensors(tensors, file)
+    def add(self, entry: LibraryEntry, tensors: BlockTensors) -> None:
+        """Store one trained replacement; ``entry.sha256`` is filled in."""
+        file = self._file(entry.key)
+        save_tensors(
+            {f"{part}.{name}": t for part, named in tensors.items() for name, t in named.items()},
+            file,
+        )
         stored = LibraryEntry(**(asdict(entry) | {"sha256": file_hash(file)}))
         self._journal.append(asdict(stored))
         self.entries[stored.key] = stored
@@ -176,35 +164,61 @@ class BlockLibrary:
         library._take(content["entries"], index)
         return library
 
-    def subblock(self, layer: int, subblock: Subblock, variant: str) -> dict[str, torch.Tensor]:
-        """Tensors of a variant by local name: trained, the parent's own, or none for a no-op.
+    def block(self, first_layer: int, last_layer: int, attention: str, ffn: str) -> BlockTensors:
+        """Tensors of the block that stands for these layers.
+
+        A pair that was trained together wins over the singles of its subblocks. Empty names, and
+        in a single layer the parent's own variants, are the parent's weights.
 
         Raises:
-            InputError: the variant was not trained for this layer, or its file is damaged.
+            InputError: the library holds no such block, or its file is damaged.
         """
-        parsed = parse_variant(subblock, variant)
-        own = self._config.attention if subblock == "attention" else self._config.ffn
-        if variant == own:
-            return self._parent.subblock(subblock, layer, parsed, self._config)
-        shapes = subblock_shapes(parsed, self._config)
-        if not shapes:
+        if first_layer < last_layer:
+            return self._trained((first_layer, last_layer, attention, ffn))
+        config = self._config
+        attention = "" if attention == config.attention else attention
+        ffn = "" if ffn == config.ffn else ffn
+        pair = (first_layer, first_layer, attention, ffn)
+        if attention and ffn and pair in self.entries:
+            return self._trained(pair)
+        return {
+            "attention": self._single(first_layer, "attention", attention),
+            "ffn": self._single(first_layer, "ffn", ffn),
+        }
+
+    def _single(self, layer: int, subblock: Subblock, variant: str) -> dict[str, torch.Tensor]:
+        config = self._config
+        if not variant:
+            own = config.attention if subblock == "attention" else config.ffn
+            return self._parent.subblock(subblock, layer, parse_variant(subblock, own), config)
+        if not subblock_shapes(parse_variant(subblock, variant), config):
             return {}
-        file = self._file(layer, subblock, variant)
-        entry = self.entries.get((layer, subblock, variant))
+        names = (variant, "") if subblock == "attention" else ("", variant)
+        return self._trained((layer, layer, *names))[subblock]
+
+    def _trained(self, key: Replacement) -> BlockTensors:
+        entry, file = self.entries.get(key), self._file(key)
         if entry is None:
+            layers = f"layer {key[0]}" if key[0] == key[1] else f"layers {key[0]}-{key[1]}"
+            names = " with ".join(name for name in key[2:] if name)
             raise InputError(
-                f"{self.folder} holds no {subblock} {variant} for layer {layer}",
+                f"{self.folder} holds no {names} for {layers}",
                 remedy="train it with 'puzzle-search library', or drop it from the search space",
             )
         handle = open_safetensors(file)
         if file_hash(file) != entry.sha256:
             raise InputError(f"{file} was changed after it was trained", remedy="train it again")
-        tensors = {}
-        for name, shape in shapes.items():
-            tensors[name] = handle.get_tensor(name)
-            if tuple(tensors[name].shape) != shape:
-                raise InputError(
-                    f"{file}: {name} has shape {tuple(tensors[name].shape)}, expected {shape}",
-                    remedy="train it again",
-                )
+        tensors: BlockTensors = {}
+        for subblock, variant in zip(_SUBBLOCKS, key[2:], strict=True):
+            if not variant:
+                continue
+            named = tensors[subblock] = {}
+            shapes = subblock_shapes(parse_variant(subblock, variant), self._config)
+            for name, shape in shapes.items():
+                named[name] = handle.get_tensor(f"{subblock}.{name}")
+                if tuple(named[name].shape) != shape:
+                    raise InputError(
+                        f"{file}: {name} has shape {tuple(named[name].shape)}, expected {shape}",
+                        remedy="train it again",
+                    )
         return tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from puzzle_search.arch import ParentConfig, SearchSpace, Subblock, parse_variant
+from puzzle_search.arch import ParentConfig, Replacement, SearchSpace, Subblock, parse_variant
 from puzzle_search.checkpoint import CheckpointReader, load_decoder, subblock_from_tensors
 from puzzle_search.checkpoint.block_library import BlockLibrary, LibraryEntry
 from puzzle_search.errors import InputError
@@ -34,6 +34,11 @@ class _Job:
     layer: int
     subblock: Subblock
     variant: str
+
+    @property
+    def key(self) -> Replacement:
+        names = (self.variant, "") if self.subblock == "attention" else ("", self.variant)
+        return (self.layer, self.layer, *names)
 
 
 def build_library(
@@ -75,7 +80,7 @@ def build_library(
     }
     library.resume(made_from)
     jobs = list(_jobs(config, space))
-    todo = [job for job in jobs if (job.layer, job.subblock, job.variant) not in library.entries]
+    todo = [job for job in jobs if job.key not in library.entries]
     progress = progress or Progress("library")
     with progress.over(len(jobs), done=len(jobs) - len(todo)) as advance:
         if todo:
@@ -96,7 +101,7 @@ def build_library(
                         settings,
                         calibration_tokens,
                     )
-                    library.add(entry, student.state_dict())
+                    library.add(entry, {job.subblock: student.state_dict()})
                     advance(f"layer {index} {job.variant}")
                 train, held_out = seen.outputs, seen_held_out.outputs
     library.finish(made_from)
@@ -156,9 +161,10 @@ def _run_job(
         student.load_state_dict(initial)
         loss_trained = loss_initial
     entry = LibraryEntry(
-        layer=job.layer,
-        subblock=job.subblock,
-        variant=job.variant,
+        first_layer=job.key[0],
+        last_layer=job.key[1],
+        attention=job.key[2],
+        ffn=job.key[3],
         initialised_by=method,
         tokens=settings.tokens,
         loss_initial=loss_initial,

@@ -17,9 +17,9 @@ import torch
 from puzzle_search import __version__
 from puzzle_search.arch import ParentConfig, SearchSpace, Subblock, parse_variant
 from puzzle_search.checkpoint import subblock_from_tensors
-from puzzle_search.checkpoint.block_library import BlockLibrary, resume_journal
+from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.errors import InputError
-from puzzle_search.files import Journal, check_keys, value_hash
+from puzzle_search.files import Journal, check_keys, resume_journal, value_hash
 from puzzle_search.model import HeterogeneousDecoder, SubblockModule
 from puzzle_search.model.losses import kl_to_log_probs, log_probs
 from puzzle_search.model.rope import RotarySlice
@@ -148,10 +148,11 @@ class _Modules:
         if layer != self._layer:
             self._layer, self._loaded = layer, {}
         if (subblock, variant) not in self._loaded:
+            names = (variant, "") if subblock == "attention" else ("", variant)
             self._loaded[subblock, variant] = subblock_from_tensors(
                 parse_variant(subblock, variant),
                 self._config,
-                self._library.subblock(layer, subblock, variant),
+                self._library.block(layer, layer, *names)[subblock],
                 dtype=like.dtype,
                 device=like.device,
             )

@@ -44,6 +44,39 @@ def test_defaults_exceptions_and_the_parents_own(tmp_path: Path, pico_config: Pa
     assert space.all_variants("attention") == ["gqa_2", "gqa_1", "no_op", "linear"]
 
 
+def test_runs_are_every_window_of_their_lengths(tmp_path: Path, pico_config: ParentConfig) -> None:
+    run = {"lengths": [2, 3], "attention": ["gqa_2"], "ffn": ["mlp_64", "mlp_128"]}
+    data = {key: value for key, value in GOOD.items() if key != "exceptions"} | {"runs": [run]}
+    space = SearchSpace.from_file(write(tmp_path, data), pico_config)
+    windows = [(0, 1), (1, 2), (0, 2)]
+    assert space.runs == tuple((*w, "gqa_2", f) for w in windows for f in ("mlp_64", "mlp_128"))
+    singles = list(space.replacements(pico_config, composed=False))
+    pairs = list(space.replacements(pico_config))
+    assert len(singles) == 3 * (2 + 1) + 6
+    assert len(pairs) == 3 * (3 * 2 - 1) + 6
+    assert set(singles) < set(pairs)
+    assert (1, 1, "gqa_1", "") in singles
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": [1]}, "at least 2"),
+        ({"lengths": 2}, "at least 2"),
+        ({"attention": ["gqa_4"]}, "layer 0 may take"),
+        ({"ffn": "mlp_64"}, "layer 0 may take"),
+        ({"layers": "0-9"}, "not a range within 0-2"),
+        ({"width": 3}, "'width' is not known"),
+    ],
+)
+def test_runs_that_are_refused(
+    tmp_path: Path, pico_config: ParentConfig, change: dict[str, Any], message: str
+) -> None:
+    run = {"lengths": [2], "attention": ["gqa_2"], "ffn": ["mlp_64"]} | change
+    with pytest.raises(InputError, match=message):
+        SearchSpace.from_file(write(tmp_path, GOOD | {"runs": [run]}), pico_config)
+
+
 def test_uniform_equals_a_file_without_exceptions(
     tmp_path: Path, pico_config: ParentConfig
 ) -> None:

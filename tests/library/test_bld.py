@@ -77,7 +77,10 @@ def trained(pico: Pico, tmp_path_factory: pytest.TempPathFactory) -> dict[str, l
     assert file_hash(weights) == before
     assert {entry.tokens for entry in library.entries.values()} == {TOKENS}
     return {
-        f"{entry.layer} {entry.variant}": [entry.loss_initial, entry.loss_trained]
+        f"{entry.first_layer} {entry.attention or entry.ffn}": [
+            entry.loss_initial,
+            entry.loss_trained,
+        ]
         for entry in library.entries.values()
     }
 
@@ -125,7 +128,7 @@ def test_no_tokens_keep_the_initialisation(pico: Pico, pico_library: Path) -> No
     assert library.entries
     for entry in library.entries.values():
         assert entry.loss_trained == entry.loss_initial
-    own, pooled = (library.subblock(0, "attention", name) for name in ("gqa_2", "gqa_1"))
+    own, pooled = (library.block(0, 0, name, "")["attention"] for name in ("gqa_2", "gqa_1"))
     expected = own["v_proj.weight"].view(2, 16, 64).mean(dim=0)
     torch.testing.assert_close(pooled["v_proj.weight"], expected)
 
@@ -139,7 +142,9 @@ def test_a_variant_made_worse_keeps_its_initialisation(
     held_out = pico.tokens("validation", 512)
     ruined = build_library(pico.parent, pico.space, ids, held_out, tmp_path, settings)
     untrained = pico.open_library(pico_library)
-    kept = [key for key, entry in ruined.entries.items() if entry.variant != "linear"]
+    kept = [
+        key for key, entry in ruined.entries.items() if "linear" not in (entry.attention, entry.ffn)
+    ]
     assert len(kept) == 6
     for key in kept:
         entry = ruined.entries[key]

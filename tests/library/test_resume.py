@@ -29,9 +29,12 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): file_hash(file) for file in sorted(files)}
 
 
-def results(journal: Path) -> list[tuple[int, str, str]]:
+def results(journal: Path) -> list[tuple[int, int, str, str]]:
     lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
-    return [(line["layer"], line["subblock"], line["variant"]) for line in lines]
+    return [
+        tuple(line[key] for key in ("first_layer", "last_layer", "attention", "ffn"))
+        for line in lines
+    ]
 
 
 def test_a_killed_library_is_continued(pico: Pico, tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_after_the_remedy_the_library_is_made_anew(pico: Pico, tmp_path: Path) -
     assert {entry.tokens for entry in library.entries.values()} == {1024}
     opened = pico.open_library(tmp_path)
     assert opened.sha256 == library.sha256
-    opened.subblock(0, "attention", "gqa_1")
+    opened.block(0, 0, "gqa_1", "")
 
 
 def test_entries_come_from_the_finished_index(pico: Pico, pico_library: Path) -> None:

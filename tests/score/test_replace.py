@@ -197,10 +197,10 @@ def test_a_score_that_is_not_finite_is_refused(
     shutil.copytree(pico_library, folder)
     file = folder / "layer_001" / "attention.gqa_1.safetensors"
     tensors = load_file(file)
-    tensors["v_proj.weight"][0, 0] = float("inf")
+    tensors["attention.v_proj.weight"][0, 0] = float("inf")
     save_file(tensors, file)
     library = pico.open_library(folder)
-    key = (1, "attention", "gqa_1")
+    key = (1, 1, "gqa_1", "")
     entry = dataclasses.replace(library.entries[key], sha256=file_hash(file))
     library.entries[key] = entry
     journal = Journal(tmp_path / "journal.jsonl")

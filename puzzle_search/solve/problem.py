@@ -270,6 +270,11 @@ class Problem:
         per_token = scenario_measures(workload.table, scenario)["us_per_token"]
         return per_token.of(self.items, selection), keeps
 
+    def with_damage(self, damage: Floats) -> Problem:
+        """The problem with other damages (items,); its goal is the score."""
+        goal = replace(self.goal, items=damage)
+        return replace(self, damage=damage, goal=goal)
+
     def without(self, bound: Bound) -> Problem:
         """The problem without one of its bounds."""
         scenario = bound.measure.scenario

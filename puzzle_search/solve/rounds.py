@@ -1,0 +1,229 @@
+"""Beyond additive scores: measure the child, score replacements around it, solve again.
+
+Scores are measured around the parent, one block replaced at a time; a child replaces many, and
+damages do not quite add up. A round asks what each replacement does to the child at hand, solves
+for the best change of a few layers, measures what comes out, and goes on from the best child
+measured: a trust-region method whose linear model is measured, not derived.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puzzle_search.arch import ArchitectureSpec, Replacement
+from puzzle_search.errors import InputError
+from puzzle_search.solve.items import Floats
+from puzzle_search.solve.measures import Bound, item_measure
+from puzzle_search.solve.pool import diverse
+from puzzle_search.solve.problem import Problem, Region
+from puzzle_search.solve.relaxation import relax
+from puzzle_search.solve.solution import Solution
+from puzzle_search.solve.solver import solve
+
+
+class Judge(Protocol):
+    """Measures real damage, in the metric of the problem's scores."""
+
+    def measure(self, spec: ArchitectureSpec) -> float:
+        """Damage of a child."""
+        ...
+
+    def around(
+        self, spec: ArchitectureSpec, replacements: Sequence[Replacement]
+    ) -> Mapping[Replacement, float]:
+        """Damage of the child with one block replaced, for each replacement.
+
+        Replacements name both variants, and begin and end where blocks of the child do.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What one round did; round 0 is the one-shot answer.
+
+    Attributes:
+        number: from 0.
+        spec: the best child measured in this round.
+        estimate: its damage by the scores it was chosen with.
+        measured: its real damage.
+        scored: replacements scored around the child before.
+        offered: replacements there were.
+        children: children measured.
+        seconds: time the round took.
+    """
+
+    number: int
+    spec: ArchitectureSpec
+    estimate: float
+    measured: float
+    scored: int
+    offered: int
+    children: int
+    seconds: float
+
+
+def refine(
+    problem: Problem,
+    judge: Judge,
+    *,
+    rounds: int = 3,
+    trust_layers: int = 4,
+    children: int = 4,
+    max_seconds: float = 60.0,
+) -> Iterator[Round]:
+    """Solve, then improve the answer by rounds; the least ``measured`` has the best child.
+
+    A round that measures no better child than the best before is the last.
+
+    Args:
+        problem: damages, costs and limits; its goal is the score.
+        judge: measures real damage.
+        rounds: at most.
+        trust_layers: layers that a round may change, at most; half as many, and so on to one,
+            are tried too.
+        children: to measure, of each such number of layers.
+        max_seconds: of each search.
+
+    Raises:
+        InfeasibleError: no architecture keeps the limits.
+        InputError: the problem has another goal than the score.
+    """
+    if problem.goal.name != "score":
+        raise InputError(
+            f"rounds lower the score, but the goal is {problem.goal.name}",
+            remedy="leave out the goal, or the rounds",
+        )
+    started = time.perf_counter()
+    best = solve(problem, max_seconds=max_seconds)
+    least = judge.measure(best.spec)
+    doubt = abs(least - best.score)
+    yield Round(
+        number=0,
+        spec=best.spec,
+        estimate=best.score,
+        measured=least,
+        scored=0,
+        offered=0,
+        children=1,
+        seconds=time.perf_counter() - started,
+    )
+    for number in range(1, rounds + 1):
+        started = time.perf_counter()
+        around = _Neighbourhood.of(best, doubt)
+        found = judge.around(best.spec, around.replacements)
+        problem = around.rescored([found[key] - least for key in around.replacements])
+        tried = [
+            _Child(solution=s, estimate=least + s.score, measured=judge.measure(s.spec))
+            for s in around.steps(problem, trust_layers, children, max_seconds)
+        ]
+        nothing = _Child(solution=best, estimate=least, measured=least)
+        child = min(tried, key=lambda child: child.measured, default=nothing)
+        yield Round(
+            number=number,
+            spec=child.solution.spec,
+            estimate=child.estimate,
+            measured=child.measured,
+            scored=len(around.replacements),
+            offered=int(around.changes.sum()),
+            children=len(tried),
+            seconds=time.perf_counter() - started,
+        )
+        if child.measured >= least:
+            return
+        best, least = child.solution, child.measured
+        doubt = max(abs(child.measured - child.estimate) for child in tried)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Child:
+    solution: Solution
+    estimate: float
+    measured: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Neighbourhood:
+    """What may take the place of a child's blocks.
+
+    Attributes:
+        child: in the middle.
+        own: (items,), the block of the child in which an item begins.
+        changes: (items,), items that begin and end where blocks of the child do, but for its own.
+        likely: (items,), those of them that could enter the answer.
+    """
+
+    child: Solution
+    own: NDArray[np.intp]
+    changes: NDArray[np.bool_]
+    likely: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, child: Solution, doubt: float) -> _Neighbourhood:
+        """The neighbourhood of a child whose estimate may be wrong by ``doubt``.
+
+        Whoever has an item has at least the relaxation's bound and what the item forces above it.
+        Where real damage exceeds the estimates, and the child's by ``doubt``, an item that forces
+        more than the child's estimate and ``doubt`` cannot be in a better one.
+        """
+        problem, selection = child.problem, child.selection
+        items = problem.items
+        first, last = items.first[selection], items.last[selection]
+        changes = np.isin(items.first, first) & np.isin(items.last, last)
+        changes[selection] = False
+        point = problem.at(Region(points=tuple((index,) for index in child.points)))
+        relaxed = relax(point)
+        most = child.score + doubt - relaxed.bound
+        likely = changes & (relaxed.above <= most)
+        own = np.searchsorted(first, items.first, side="right") - 1
+        return cls(child=child, own=own, changes=changes, likely=likely)
+
+    @property
+    def replacements(self) -> list[Replacement]:
+        """The likely items."""
+        problem = self.child.problem
+        items = problem.items
+        return [
+            (
+                int(items.first[item]),
+                int(items.last[item]),
+                problem.attention[items.attention[item]],
+                problem.ffn[items.ffn[item]],
+            )
+            for item in np.flatnonzero(self.likely)
+        ]
+
+    def rescored(self, damage: Sequence[float]) -> Problem:
+        """The problem with damages as differences from the child, these of the likely items."""
+        problem, selection = self.child.problem, self.child.selection
+        items = problem.items
+        before = np.append(0.0, np.cumsum(problem.damage[selection]))
+        ends = np.searchsorted(items.last[selection], items.last)
+        differences = problem.damage - (before[ends + 1] - before[self.own])
+        differences[self.likely] = damage
+        return problem.with_damage(differences)
+
+    def steps(
+        self, problem: Problem, trust_layers: int, children: int, max_seconds: float
+    ) -> Iterator[Solution]:
+        """The best changes of at most so many layers, then half as many, and so on to one."""
+        items, selection = problem.items, self.child.selection
+        changed: Floats = 1.0 + (items.last - items.first).astype(np.float64)
+        changed[~self.likely] = items.num_layers + 1.0
+        changed[selection] = 0.0
+        measure = item_measure("layers", changed, problem.attention, problem.ffn)
+        seen = {selection.tobytes()}
+        while trust_layers:
+            bound = Bound(limit="layers changed", measure=measure, at_most=float(trust_layers))
+            near = replace(problem, bounds=(*problem.bounds, bound))
+            for step in diverse(near, solutions=children, min_distance=1, max_seconds=max_seconds):
+                if step.selection.tobytes() not in seen and step.score < 0:
+                    seen.add(step.selection.tobytes())
+                    yield replace(step, problem=problem)
+            trust_layers //= 2

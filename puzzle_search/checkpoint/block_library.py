@@ -79,9 +79,7 @@ class BlockLibrary:
     @property
     def parent_sha256(self) -> str:
         """Hash of the parent's config and weight files."""
-        files = [self._parent.folder / "config.json"]
-        files += sorted(self._parent.folder.glob("*.safetensors"))
-        return value_hash([[file.name, file_hash(file)] for file in files])
+        return self._parent.sha256
 
     @property
     def sha256(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from puzzle_search.arch import (
     ArchitectureSpec,
+    BlockChoice,
     Gqa,
     Linear,
     Mlp,
@@ -73,8 +74,14 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
             }
             for block in spec.blocks
         ],
-        "puzzle_search": {"parent": spec.parent, "parent_config": dict(raw)},
+        "puzzle_search": {"parent": spec.parent, "parent_config": dict(raw)} | _runs(spec),
     }
+
+
+def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
+    """The parent layers of every block, where a block stands for several."""
+    layers = [list(block.layers) for block in spec.blocks]
+    return {"layers": layers} if len(layers) < spec.num_layers else {}
 
 
 def fits_stock_format(config: ParentConfig) -> bool:
@@ -157,8 +164,12 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     ]
     parent, parent_raw = _parent_of(raw, variants, file)
     config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
-    pairs = [(str(attention), str(ffn)) for attention, ffn in variants]
-    return config, ArchitectureSpec.of(parent, pairs)
+    layers = _layers(raw.get("puzzle_search", {}), len(variants), file)
+    choices = (
+        BlockChoice(attention=str(attention), ffn=str(ffn), layers=covered)
+        for (attention, ffn), covered in zip(variants, layers, strict=True)
+    )
+    return config, ArchitectureSpec(parent=parent, blocks=tuple(choices))
 
 
 def _parent_of(
@@ -167,7 +178,8 @@ def _parent_of(
     """Name and config of the parent: as written by this package, or told from the child's own."""
     own = raw.get("puzzle_search")
     if own is not None:
-        check_keys(own, f"{file}: puzzle_search", required={"parent", "parent_config"})
+        where = f"{file}: puzzle_search"
+        check_keys(own, where, required={"parent", "parent_config"}, optional={"layers"})
         if not isinstance(own["parent"], str) or not isinstance(own["parent_config"], dict):
             raise InputError(
                 f"{file}: puzzle_search names no parent or no parent_config",
@@ -186,6 +198,22 @@ def _parent_of(
     }
     name = str(raw.get("_name_or_path") or file.resolve().parent.name)
     return name, {key: raw[key] for key in kept_keys if key in raw} | shape
+
+
+def _layers(own: Mapping[str, Any], blocks: int, file: Path) -> list[tuple[int, ...]]:
+    """The parent layers that each block stands for."""
+    written = own.get("layers", [[layer] for layer in range(blocks)])
+    try:
+        layers = [tuple(entry) for entry in written]
+        flat = [layer for entry in layers for layer in entry]
+    except TypeError:
+        layers, flat = [], []
+    if len(layers) != blocks or not all(layers) or flat != list(range(len(flat))):
+        raise InputError(
+            f"{file}: puzzle_search names layers {written!r} for {blocks} blocks",
+            remedy="write the child again",
+        )
+    return layers
 
 
 def _size(raw: Mapping[str, Any], key: str, where: object) -> int:

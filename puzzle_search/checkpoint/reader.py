@@ -11,7 +11,7 @@ from puzzle_search.arch import ParentConfig, Subblock, Variant
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint.names import checkpoint_name, outside_names, subblock_shapes
 from puzzle_search.errors import InputError
-from puzzle_search.files import read_json
+from puzzle_search.files import file_hash, read_json, value_hash
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -70,6 +70,12 @@ class CheckpointReader:
     def names(self) -> set[str]:
         """Names of all tensors."""
         return set(self._file_of)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the config and of every weight file."""
+        files = [self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))]
+        return value_hash([[file.name, file_hash(file)] for file in files])
 
     def tensor(self, name: str, shape: Shape) -> torch.Tensor:
         """Read one tensor.

@@ -12,6 +12,7 @@ from puzzle_search.cli.bench import bench
 from puzzle_search.cli.build import build
 from puzzle_search.cli.calibrate import calibrate
 from puzzle_search.cli.compare import compare
+from puzzle_search.cli.distill import distill
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.explain import explain
 from puzzle_search.cli.frontier import frontier
@@ -34,8 +35,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, explain, compare, run, profile, library, score, build, evaluate, bench,
-    calibrate, generate,
+    solve, frontier, explain, compare, run, profile, library, score, build, distill, evaluate,
+    bench, calibrate, generate,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(import_app, name="import")

@@ -1,6 +1,16 @@
 """Text in, token blocks out: documents, their held-out splits, and packing."""
 
 from puzzle_search.data.documents import Document, Split, load_documents, split_of
+from puzzle_search.data.stream import StreamPosition, TokenStream
 from puzzle_search.data.tokens import TokenBlocks, pack_tokens
 
-__all__ = ["Document", "Split", "TokenBlocks", "load_documents", "pack_tokens", "split_of"]
+__all__ = [
+    "Document",
+    "Split",
+    "StreamPosition",
+    "TokenBlocks",
+    "TokenStream",
+    "load_documents",
+    "pack_tokens",
+    "split_of",
+]

@@ -25,18 +25,58 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBlocks:
-    """Equal blocks of tokens: ``ids`` is int64 of shape (blocks, length)."""
+    """Equal blocks of tokens.
+
+    Attributes:
+        ids: int64, (blocks, length).
+        document_starts: bool of the same shape, true at the first token of a document.
+    """
 
     ids: torch.Tensor
+    document_starts: torch.Tensor
+
+    @classmethod
+    def cut(cls, ids: list[int], starts: list[int], *, blocks: int, length: int) -> TokenBlocks:
+        """Cut blocks from joined documents that start at these places."""
+        tokens = blocks * length
+        document_starts = torch.zeros(tokens, dtype=torch.bool)
+        document_starts[[start for start in starts if start < tokens]] = True
+        shape = (blocks, length)
+        return cls(
+            ids=torch.tensor(ids[:tokens]).view(shape), document_starts=document_starts.view(shape)
+        )
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens in all blocks."""
         return self.ids.numel()
 
+    @property
+    def num_targets(self) -> int:
+        """Number of tokens that follow another one of their own document in their block."""
+        return int(self.document_starts[:, 1:].logical_not().sum())
+
+    def split(self, blocks: int) -> list[TokenBlocks]:
+        """Pieces of so many blocks in order; the last may be smaller."""
+        pairs = zip(self.ids.split(blocks), self.document_starts.split(blocks), strict=True)
+        return [TokenBlocks(ids=ids, document_starts=starts) for ids, starts in pairs]
+
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """Yield (batch, length) slices in order; the last may be smaller."""
         yield from self.ids.split(batch_size)
+
+
+def document_tokens(document: Document, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a document, an end-of-text token behind them where the tokenizer has one."""
+    ids = tokenizer.encode(document.text, add_special_tokens=False)
+    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+
+
+def epoch_order(documents: int, *, seed: int, epoch: int = 0) -> list[int]:
+    """The order in which an epoch takes the documents."""
+    order = list(range(documents))
+    random.Random(seed + (epoch << 32)).shuffle(order)
+    return order
 
 
 def pack_tokens(
@@ -59,13 +99,11 @@ def pack_tokens(
     Raises:
         InputError: the documents give less than one block.
     """
-    order = list(documents)
-    random.Random(seed).shuffle(order)
     ids: list[int] = []
-    for document in order:
-        ids.extend(tokenizer.encode(document.text, add_special_tokens=False))
-        if tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
+    starts: list[int] = []
+    for index in epoch_order(len(documents), seed=seed):
+        starts.append(len(ids))
+        ids.extend(document_tokens(documents[index], tokenizer))
         if max_tokens is not None and len(ids) >= max_tokens:
             break
     wanted = len(ids) if max_tokens is None else min(len(ids), max_tokens)
@@ -75,4 +113,4 @@ def pack_tokens(
             f"{len(documents)} documents give {wanted} tokens, less than one block of {length}",
             remedy="give more text, more tokens, or a shorter block length",
         )
-    return TokenBlocks(ids=torch.tensor(ids[: blocks * length]).view(blocks, length))
+    return TokenBlocks.cut(ids, starts, blocks=blocks, length=length)

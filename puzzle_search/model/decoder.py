@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig
 from puzzle_search.errors import InputError
@@ -75,8 +79,13 @@ class HeterogeneousDecoder(nn.Module):
                 remedy=remedy,
             )
 
-    def hidden_states(self, ids_BL: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
-        """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given.
+    def block_states(
+        self, ids_BL: torch.Tensor, cache: KvCache | None = None, *, recompute: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """Hidden states after each block in turn, (B, L, D); extends ``cache`` if given.
+
+        With ``recompute`` the backward pass computes a block again instead of keeping what is
+        inside it (activation checkpointing).
 
         Raises:
             InputError: a full pass is longer than the model can attend to.
@@ -87,10 +96,22 @@ class HeterogeneousDecoder(nn.Module):
         x_BLD: torch.Tensor = self.embedding(ids_BL)
         rotary = self.rotary.slice(start, ids_BL.shape[1], x_BLD)
         for index, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, rotary, cache.layers[index] if cache is not None else None)
+            layer = cache.layers[index] if cache is not None else None
+            if recompute:
+                x_BLD = checkpoint(block, x_BLD, rotary, layer, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD, rotary, layer)
+            yield x_BLD
         if cache is not None:
             cache.length = start + ids_BL.shape[1]
-        return x_BLD
+
+    def hidden_states(self, ids_BL: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
+        """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given.
+
+        Raises:
+            InputError: a full pass is longer than the model can attend to.
+        """
+        return deque(self.block_states(ids_BL, cache), maxlen=1).pop()
 
     def logits(self, x_BLD: torch.Tensor) -> torch.Tensor:
         """Logits (B, L, vocabulary) of final hidden states."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puzzle_search.arch import ArchitectureSpec, ParentConfig
+from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig
 from puzzle_search.checkpoint import child_config, read_model_config
 from puzzle_search.errors import InputError
 from tests.model.pico import LLAMA
@@ -317,3 +317,25 @@ def test_folder_without_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         read_model_config(tmp_path)
+
+
+def merged(*runs: tuple[int, ...]) -> ArchitectureSpec:
+    blocks = (BlockChoice(attention="gqa_2", ffn="mlp_256", layers=run) for run in runs)
+    return ArchitectureSpec(parent="pico", blocks=tuple(blocks))
+
+
+def test_blocks_that_stand_for_several_layers(tmp_path: Path) -> None:
+    spec = merged((0,), (1, 2))
+    written = child_config(parent_config(), spec, dtype="float32")
+    assert written["num_hidden_layers"] == 2
+    config, found = read_model_config(write(tmp_path, written))
+    assert found == spec
+    found.check_fits(config)
+
+
+@pytest.mark.parametrize("layers", [[[0]], [[0], [2]], [[0], []], [0, 1], 3, [[0], ["a"]]])
+def test_layers_that_do_not_cover_the_parent(tmp_path: Path, layers: object) -> None:
+    written = child_config(parent_config(), merged((0,), (1, 2)), dtype="float32")
+    written["puzzle_search"]["layers"] = layers
+    with pytest.raises(InputError, match=r"config\.json: puzzle_search names layers"):
+        read_model_config(write(tmp_path, written))

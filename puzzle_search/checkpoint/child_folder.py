@@ -1,0 +1,108 @@
+"""Write a child's checkpoint folder, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
+from puzzle_search.checkpoint.child import child_config
+from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, checkpoint_name
+from puzzle_search.checkpoint.writer import CheckpointWriter
+from puzzle_search.errors import InputError
+from puzzle_search.files import folder_written_whole
+
+_TOKENIZER_FILES = (
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_OUTSIDE = {"embedding.weight": EMBEDDING, "norm.weight": FINAL_NORM, "head.weight": HEAD}
+
+
+def number_type(dtype: str) -> torch.dtype:
+    """The number type of weights that ``bf16`` or ``fp32`` names.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"dtype {dtype!r} cannot be written", remedy=f"use one of {', '.join(_DTYPES)}"
+        )
+    return _DTYPES[dtype]
+
+
+def check_replaceable(target: Path) -> None:
+    """Check that a child may be written to a folder.
+
+    Raises:
+        InputError: something else than a child is there.
+    """
+    if target.exists() and not (target / "architecture.yaml").exists():
+        raise InputError(
+            f"{target} exists and is not a child of this package",
+            remedy="name another folder, or remove this one",
+        )
+
+
+def write_child(
+    target: Path,
+    config: ParentConfig,
+    spec: ArchitectureSpec,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    dtype: str,
+    tokenizer_from: str | Path,
+    records: dict[str, str] | None = None,
+) -> Path:
+    """Write a child as a Hugging Face checkpoint folder; an existing child there is replaced.
+
+    Args:
+        target: the folder.
+        config: the parent's configuration.
+        spec: the architecture.
+        tensors: all tensors by checkpoint name; taken one at a time.
+        dtype: ``bf16`` or ``fp32``.
+        tokenizer_from: folder whose tokenizer files are copied.
+        records: texts of further files by name.
+
+    Raises:
+        InputError: the dtype is another, a width does not fit the format, or ``target`` holds
+            something else than a child.
+    """
+    written = number_type(dtype)
+    check_replaceable(target)
+    described = child_config(config, spec, dtype=str(written).removeprefix("torch."))
+    with folder_written_whole(target) as folder:
+        writer = CheckpointWriter(folder)
+        for name, tensor in tensors:
+            writer.add(name, tensor.to(written))
+        writer.finish()
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        spec.write(folder / "architecture.yaml")
+        for name, text in (records or {}).items():
+            (folder / name).write_text(text)
+        for name in _TOKENIZER_FILES:
+            if (Path(tokenizer_from) / name).exists():
+                shutil.copyfile(Path(tokenizer_from) / name, folder / name)
+    return target
+
+
+def decoder_tensor_name(parameter: str) -> str:
+    """The checkpoint name of a decoder's parameter, e.g. of ``blocks.3.ffn.up_proj.weight``."""
+    if parameter in _OUTSIDE:
+        return _OUTSIDE[parameter]
+    _, block, subblock, local = parameter.split(".", 3)
+    name: Subblock = "attention" if subblock == "attention" else "ffn"
+    return checkpoint_name(name, int(block), local)

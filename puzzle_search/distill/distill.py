@@ -1,0 +1,169 @@
+"""Global knowledge distillation (GKD) of a whole child (Puzzle, section 5)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from puzzle_search import __version__
+from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.checkpoint import (
+    CheckpointReader,
+    check_replaceable,
+    decoder_tensor_name,
+    load_decoder,
+    number_type,
+    write_child,
+)
+from puzzle_search.data import TokenBlocks, TokenStream
+from puzzle_search.distill.losses import Distiller
+from puzzle_search.distill.run_folder import RunFolder
+from puzzle_search.distill.settings import DistillSettings
+from puzzle_search.distill.trainer import Trainer
+from puzzle_search.distill.world import World, join_world
+from puzzle_search.errors import InputError
+from puzzle_search.files import value_hash
+from puzzle_search.progress import Progress
+
+RECORD = "distillation.json"
+FORMAT = "puzzle-search.distillation/1"
+
+
+def distill(
+    parent: str | Path,
+    child: str | Path,
+    out: str | Path,
+    stream: TokenStream,
+    held_out: TokenBlocks,
+    settings: DistillSettings,
+    *,
+    out_dtype: str = "bf16",
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Path:
+    """Train the whole child to compute what its parent computes, and write it.
+
+    The metrics and the newest checkpoint stand in ``<out>.run``; a run that was killed goes on
+    from there. The weights written are the last ones. Under ``torchrun`` the processes share the
+    weights and each batch (FSDP2).
+
+    Args:
+        parent: checkpoint folder of the parent.
+        child: checkpoint folder of the child to begin from.
+        out: folder of the distilled child; an existing child there is replaced.
+        stream: training tokens, at its beginning.
+        held_out: tokens on which losses are reported.
+        settings: how to train.
+        out_dtype: of the written weights, ``bf16`` or ``fp32``.
+        device: ``cpu`` or ``cuda``.
+        progress: shows how far it is.
+
+    Raises:
+        InputError: child and parent do not belong together, a loss is not finite, memory ran out,
+            ``out`` is no child, or ``<out>.run`` holds a run that was made from something else.
+    """
+    target = Path(out)
+    check_replaceable(target)
+    number_type(out_dtype)
+    spec = ArchitectureSpec.from_file(Path(child) / "architecture.yaml")
+    steps = settings.steps(stream.length)
+    made_from = {
+        "settings": settings.decisive(),
+        "parent_sha256": CheckpointReader(parent).sha256,
+        "child_sha256": CheckpointReader(child).sha256,
+        "data_sha256": stream.sha256,
+        "held_out_sha256": value_hash(held_out.ids.tolist()),
+    }
+    with join_world(device) as world:
+        run = RunFolder(target.with_name(f"{target.name}.run"))
+        if world.first:
+            run.resume(made_from)
+        world.wait()
+        compute_dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
+        distiller = Distiller(
+            load_decoder(parent, dtype=compute_dtype),
+            load_decoder(child),
+            recompute=settings.activation_checkpointing,
+        )
+        trainer = Trainer(distiller, settings, world)
+        if distiller.child.spec != spec:
+            raise InputError(
+                f"{child}: config.json and architecture.yaml describe different children",
+                remedy="build the child again",
+            )
+        shown = (progress or Progress("distill")).over(steps, done=run.steps_done)
+        with shown if world.first else contextlib.nullcontext(_silent) as advance:
+            _train(trainer, run, stream, held_out, settings, world, advance)
+        weights = trainer.weights()
+        if world.first:
+            record = {
+                "format": FORMAT,
+                "package_version": __version__,
+                "evidence": "measured",
+                "made_from": made_from,
+                "tokens": steps * settings.step_tokens(stream.length),
+                "held_out": run.held_out(),
+            }
+            write_child(
+                target,
+                distiller.child.config,
+                spec,
+                ((decoder_tensor_name(name), tensor) for name, tensor in weights.items()),
+                dtype=out_dtype,
+                tokenizer_from=child,
+                records={RECORD: json.dumps(record, indent=1)},
+            )
+        world.wait()
+    return target
+
+
+def _train(
+    trainer: Trainer,
+    run: RunFolder,
+    stream: TokenStream,
+    held_out: TokenBlocks,
+    settings: DistillSettings,
+    world: World,
+    advance: Callable[[str], None],
+) -> None:
+    """Train from the newest checkpoint, or from the beginning, to the end."""
+    length, newest = stream.length, run.newest()
+    steps, step_tokens = settings.steps(length), settings.step_tokens(length)
+    if newest is not None:
+        trainer.load(newest.folder, newest.step)
+        stream.seek(newest.position)
+    else:
+        entry = {"step": 0, "tokens": 0} | trainer.held_out(held_out)
+        if world.first:
+            run.log(entry)
+    for step in range(1 + (newest.step if newest is not None else 0), steps + 1):
+        started, learning_rate = time.perf_counter(), settings.learning_rate_at(step - 1, steps)
+        losses = trainer.step(stream.take(settings.blocks(length)), learning_rate, number=step)
+        tokens_per_s = step_tokens / (time.perf_counter() - started)
+        entry = {"step": step, "tokens": step * step_tokens, **losses}
+        entry |= {"learning_rate": learning_rate, "tokens_per_s": tokens_per_s}
+        last = step == steps
+        if last or step % settings.held_out_every == 0:
+            entry |= trainer.held_out(held_out)
+        if world.first:
+            run.log(entry)
+        if last or step % settings.checkpoint_every == 0:
+            _save(trainer, run, step, stream, world)
+        advance(f"loss {losses['loss']:.4f}, {tokens_per_s:,.0f} tokens/s")
+
+
+def _silent(unit: str) -> None:
+    """Progress of a process that shows none."""
+
+
+def _save(trainer: Trainer, run: RunFolder, step: int, stream: TokenStream, world: World) -> None:
+    if world.first:
+        with run.checkpoint(step, stream.position) as folder:
+            trainer.save(folder)
+    else:
+        trainer.save(None)

@@ -1,0 +1,114 @@
+"""The folder of a run: what it was made from, its metrics, its newest checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from puzzle_search.data import StreamPosition
+from puzzle_search.errors import InputError
+from puzzle_search.files import (
+    Journal,
+    check_keys,
+    folder_written_whole,
+    read_json,
+    resume_journal,
+    write_text,
+)
+
+FORMAT = "puzzle-search.distillation-state/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder of training state: steps done, and where the data goes on."""
+
+    folder: Path
+    step: int
+    position: StreamPosition
+
+
+class RunFolder:
+    """``journal.jsonl`` says what the run was made from, ``metrics.jsonl`` how it goes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._journal = Journal(folder / "journal.jsonl")
+        self._metrics = Journal(folder / "metrics.jsonl")
+        self._checkpoints = folder / "checkpoints"
+
+    def resume(self, made_from: dict[str, Any]) -> None:
+        """Make the folder as it was when its newest checkpoint was written, or begin it.
+
+        Raises:
+            InputError: the folder holds a run that was made from something else.
+        """
+        if not self._journal.read():  # of a run that was to begin anew
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+        resume_journal(self._journal, made_from)
+        newest = self.newest()
+        for leftover in self._checkpoints.glob("*"):
+            if newest is None or leftover != newest.folder:
+                shutil.rmtree(leftover)
+        last = newest.step if newest is not None else -1
+        kept = [entry for entry in self._metrics.read() if entry["step"] <= last]
+        write_text(self._metrics.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        folders = sorted(self._checkpoints.glob("step_*"))
+        if not folders:
+            return None
+        file = folders[-1] / "state.json"
+        remedy = f"delete {folders[-1]} to begin anew"
+        state = read_json(file, remedy=remedy)
+        check_keys(state, file, required={"format", "step", "position"})
+        check_keys(state["position"], file, required={"epoch", "document", "token"})
+        numbers = [state["step"], *state["position"].values()]
+        if state["format"] != FORMAT or any(type(number) is not int for number in numbers):
+            raise InputError(f"{file} is damaged, or not of format {FORMAT}", remedy=remedy)
+        return Checkpoint(
+            folder=folders[-1],
+            step=state["step"],
+            position=StreamPosition(**state["position"]),
+        )
+
+    @contextlib.contextmanager
+    def checkpoint(self, step: int, position: StreamPosition) -> Iterator[Path]:
+        """Yield a folder to write state into; it becomes the only checkpoint when whole."""
+        target = self._checkpoints / f"step_{step:09d}"
+        older = list(self._checkpoints.glob("step_*"))
+        with folder_written_whole(target) as folder:
+            yield folder
+            state = {"format": FORMAT, "step": step, "position": asdict(position)}
+            write_text(folder / "state.json", json.dumps(state))
+        for outdated in older:
+            shutil.rmtree(outdated)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps before the newest checkpoint."""
+        newest = self.newest()
+        return newest.step if newest is not None else 0
+
+    def held_out(self) -> dict[str, dict[str, float]]:
+        """Held-out losses before the first step and after the last."""
+        entries = self._metrics.read()
+        kept = {"before": entries[0], "after": entries[-1]}
+        return {
+            when: {name: value for name, value in entry.items() if name.startswith("held_out_")}
+            for when, entry in kept.items()
+        }
+
+    def log(self, entry: Mapping[str, float]) -> None:
+        """Add a line to the metrics."""
+        self._metrics.append(entry)

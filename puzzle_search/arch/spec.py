@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.space import Replacement
 from puzzle_search.arch.variants import Variant, check_variant, parse_variant
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_yaml, write_text
@@ -34,6 +35,11 @@ class BlockChoice:
     def ffn_variant(self) -> Variant:
         """The FFN variant, parsed."""
         return parse_variant("ffn", self.ffn)
+
+    @property
+    def replacement(self) -> Replacement:
+        """First and last layer, and both variants by name."""
+        return (self.layers[0], self.layers[-1], self.attention, self.ffn)
 
     def as_dict(self) -> dict[str, Any]:
         """The block as it is written in a spec."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.arch import ArchitectureSpec, BlockChoice
+from puzzle_search.arch import ArchitectureSpec, BlockChoice, Replacement
 from puzzle_search.cost import CostTable
 from puzzle_search.solve.items import Floats, Items, Selection
 from puzzle_search.solve.limits import Limits
@@ -199,23 +199,25 @@ class Problem:
             ),
         )
 
+    @cached_property
+    def replacements(self) -> list[Replacement]:
+        """What every item stands for, both variants by name."""
+        items = self.items
+        columns = (items.first.tolist(), items.last.tolist(), items.attention, items.ffn)
+        return [
+            (first, last, self.attention[attention], self.ffn[ffn])
+            for first, last, attention, ffn in zip(*columns, strict=True)
+        ]
+
     def selection(self, spec: ArchitectureSpec) -> Selection:
         """The items of an architecture.
 
         Raises:
             ValueError: the problem does not offer one of its blocks.
         """
-        items = self.items
-        found = {
-            (int(f), int(n), self.attention[a], self.ffn[v]): item
-            for item, (f, n, a, v) in enumerate(
-                zip(items.first, items.last, items.attention, items.ffn, strict=True)
-            )
-        }
+        found = {replacement: item for item, replacement in enumerate(self.replacements)}
         try:
-            return np.array(
-                [found[b.layers[0], b.layers[-1], b.attention, b.ffn] for b in spec.blocks]
-            )
+            return np.array([found[block.replacement] for block in spec.blocks])
         except KeyError as error:
             raise ValueError(f"block {error} is not in the problem") from error
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,8 @@ class Round:
 
     Attributes:
         number: from 0.
-        spec: the best child measured in this round.
+        solution: the best child measured in this round. Its score and bound are sums of the
+            scores that the problem came with: after round 0 it is not their optimum.
         estimate: its damage by the scores it was chosen with.
         measured: its real damage.
         scored: replacements scored around the child before.
@@ -60,13 +61,18 @@ class Round:
     """
 
     number: int
-    spec: ArchitectureSpec
+    solution: Solution
     estimate: float
     measured: float
     scored: int
     offered: int
     children: int
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The round's figures by name."""
+        shown = {key: value for key, value in vars(self).items() if key != "solution"}
+        return shown | {"estimate_error": self.estimate / self.measured - 1}
 
 
 def refine(
@@ -101,12 +107,12 @@ def refine(
             remedy="leave out the goal, or the rounds",
         )
     started = time.perf_counter()
-    best = solve(problem, max_seconds=max_seconds)
+    best = first = solve(problem, max_seconds=max_seconds)
     least = judge.measure(best.spec)
     doubt = abs(least - best.score)
     yield Round(
         number=0,
-        spec=best.spec,
+        solution=best,
         estimate=best.score,
         measured=least,
         scored=0,
@@ -127,7 +133,7 @@ def refine(
         child = min(tried, key=lambda child: child.measured, default=nothing)
         yield Round(
             number=number,
-            spec=child.solution.spec,
+            solution=_in_terms_of(first, child.solution),
             estimate=child.estimate,
             measured=child.measured,
             scored=len(around.replacements),
@@ -139,6 +145,23 @@ def refine(
             return
         best, least = child.solution, child.measured
         doubt = max(abs(child.measured - child.estimate) for child in tried)
+
+
+def _in_terms_of(first: Solution, found: Solution) -> Solution:
+    """A later child as an answer to the problem that the first one solves."""
+    if found.selection is first.selection:
+        return first
+    objective = first.problem.score(found.selection)
+    gap = (objective - first.bound) / max(abs(objective), abs(first.bound))
+    return replace(
+        found,
+        problem=first.problem,
+        status="feasible",
+        objective=objective,
+        bound=first.bound,
+        gap=gap,
+        prices=(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,17 +210,8 @@ class _Neighbourhood:
     @property
     def replacements(self) -> list[Replacement]:
         """The likely items."""
-        problem = self.child.problem
-        items = problem.items
-        return [
-            (
-                int(items.first[item]),
-                int(items.last[item]),
-                problem.attention[items.attention[item]],
-                problem.ffn[items.ffn[item]],
-            )
-            for item in np.flatnonzero(self.likely)
-        ]
+        offered = self.child.problem.replacements
+        return [offered[item] for item in np.flatnonzero(self.likely)]
 
     def rescored(self, damage: Sequence[float]) -> Problem:
         """The problem with damages as differences from the child, these of the likely items."""

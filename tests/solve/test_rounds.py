@@ -12,6 +12,7 @@ from puzzle_search.arch import ArchitectureSpec, BlockChoice, Replacement, Searc
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InputError
 from puzzle_search.solve import Limits, Problem, Workload, formulate
+from puzzle_search.solve.pairs import PairJudge
 from puzzle_search.solve.rounds import refine
 from tests.solve.helpers import SIDECAR, ScoreRow, ScoreTable, table_of, tiny_config
 
@@ -21,9 +22,13 @@ Choice = tuple[int, int, str, str]
 
 
 class Interacting:
-    """Damage of single blocks, and of every two blocks together; counts what it is asked."""
+    """Damage of single blocks, and of every two blocks together; counts what it is asked.
 
-    def __init__(self, seed: int, strength: float) -> None:
+    The latter is random, or grows with the damage of both.
+    """
+
+    def __init__(self, seed: int, strength: float, *, growing: bool = False) -> None:
+        self.growing = growing
         self.rng = np.random.default_rng(seed)
         self.strength = strength
         self.own: dict[Choice, float] = {}
@@ -41,6 +46,8 @@ class Interacting:
         for pair in itertools.combinations(blocks, 2):
             if all(self.single(block) for block in pair):
                 drawn = float(self.rng.uniform(0, self.strength))
+                if self.growing:
+                    drawn *= self.single(pair[0]) * self.single(pair[1])
                 total += self.both.setdefault(frozenset(pair), drawn)
         return total
 
@@ -111,11 +118,11 @@ def test_rounds_end_where_no_change_of_the_trusted_size_helps(seed: int) -> None
     found = list(refine(problem, judge, rounds=20, trust_layers=2, children=1000))
     best = min(found, key=lambda r: r.measured)
     assert best.measured <= found[0].measured
-    assert best.measured == pytest.approx(judge.damage(blocks_of(best.spec)))
+    assert best.measured == pytest.approx(judge.damage(blocks_of(best.solution.spec)))
     near = [
         blocks
         for blocks in every_child(problem)
-        if sum(a != b for a, b in zip(blocks, blocks_of(best.spec), strict=True)) <= 1
+        if sum(a != b for a, b in zip(blocks, blocks_of(best.solution.spec), strict=True)) <= 1
     ]
     assert min(judge.damage(blocks) for blocks in near) == pytest.approx(best.measured)
 
@@ -165,7 +172,7 @@ def test_a_run_of_layers_can_be_the_answer() -> None:
             judge.own[layer, layer, *pair] = 0.5
     best = min(refine(posed(judge, runs=True), judge, rounds=2), key=lambda r: r.measured)
     merged = BlockChoice(attention="gqa_4", ffn="mlp_64", layers=(1, 2))
-    assert merged in best.spec.blocks
+    assert merged in best.solution.spec.blocks
 
 
 def test_another_goal_is_refused() -> None:
@@ -184,3 +191,43 @@ def test_another_goal_is_refused() -> None:
     fastest = formulate(config, space, ScoreTable(rows, SIDECAR), [workload], goal="throughput")
     with pytest.raises(InputError, match="us_per_token"):
         next(refine(fastest, judge))
+
+
+def test_pairs_of_the_childs_own_blocks_are_measured_once() -> None:
+    judge = Interacting(2, strength=2.0)
+    problem = posed(judge)
+    pairs = PairJudge(judge, problem, tiny_config(LAYERS))
+    found = list(refine(problem, pairs, rounds=4))
+    assert judge.scored == len(pairs.pairs) > 0
+    for (one, other), extra in pairs.pairs.items():
+        assert extra == pytest.approx(judge.both[frozenset([one, other])])
+        assert one < other
+    assert min(r.measured for r in found) <= found[0].measured
+
+
+def test_inferred_damage_is_exact_where_all_pairs_are_known() -> None:
+    judge = Interacting(4, strength=1.0)
+    problem = posed(judge)
+    pairs = PairJudge(judge, problem, tiny_config(LAYERS))
+    chosen = [PAIRS[1], PAIRS[2], PAIRS[3], PAIRS[1]]
+    spec = ArchitectureSpec.of("tiny", chosen)
+    back = (2, 2, *PAIRS[0])
+    assert pairs.around(spec, [back])[back] == pytest.approx(
+        judge.damage(changed(blocks_of(spec), back))
+    )
+
+
+def test_pairs_win_back_some_of_what_one_shot_misses() -> None:
+    gains = []
+    for seed in range(16):
+        judge = Interacting(seed, strength=20.0, growing=True)
+        problem = posed(judge)
+        optimum = min(judge.damage(blocks) for blocks in every_child(problem))
+        pairs = PairJudge(judge, problem, tiny_config(LAYERS))
+        found = list(refine(problem, pairs, rounds=5))
+        best = min(r.measured for r in found)
+        gains.append((found[0].measured - optimum, found[0].measured - best))
+    missed, won = np.array(gains).T
+    assert (missed > 0.01).sum() >= 4  # else this shows nothing
+    assert won.min() >= 0
+    assert won.sum() >= 0.5 * missed.sum()

@@ -1,0 +1,250 @@
+"""What the claims of ``bench/paper.py`` are measured with; every result is kept and taken up again.
+
+A lab has one parent, one device, one scenario, and a folder. Children, libraries and score tables
+lie in that folder; figures in its ``journal.jsonl``, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puzzle_search.arch import ArchitectureSpec, SearchSpace
+from puzzle_search.build import build_child
+from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
+from puzzle_search.checkpoint.block_library import BlockLibrary
+from puzzle_search.cost import CostTable, Profile, Scenario, parse_dtype
+from puzzle_search.data import Split, TokenStream, load_documents, pack_tokens
+from puzzle_search.distill import DistillSettings, distill
+from puzzle_search.evaluate import measure_quality, measure_throughput
+from puzzle_search.files import Journal, resume_journal, value_hash
+from puzzle_search.library import BldSettings, build_library
+from puzzle_search.model import HeterogeneousDecoder
+from puzzle_search.profile import ProfileGrid, measure_profile, open_device
+from puzzle_search.profile.measure import torch_dtype
+from puzzle_search.progress import Progress
+from puzzle_search.solve import Limits, Problem, ScoreTable, Workload, formulate
+from puzzle_search.solve.targets import cost_table, profile_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabSettings:
+    """How much is spent on each figure.
+
+    Attributes:
+        data: source of text.
+        length: tokens in a block.
+        scenario: input and output tokens.
+        batches: sizes that are profiled.
+        bld_tokens: of the full block library, for each variant.
+        score_tokens: on which replacements are scored and rounds judge.
+        test_tokens: on which children are compared with their parent.
+        gkd_tokens: of the short distillation that methods are compared after.
+        long_gkd_tokens: of the distillation of the child that is kept.
+        gkd_learning_rate: its peak.
+        random_specs: architectures of the rank correlation, and the median of random ones.
+        iterations: counted runs of each throughput.
+        device: ``cpu`` or ``cuda``.
+        dtype: of every computation.
+    """
+
+    data: str = "python-stdlib"
+    length: int = 128
+    scenario: str = "128/128"
+    batches: tuple[int, ...] = (8, 32)
+    bld_tokens: int = 65536
+    score_tokens: int = 4096
+    test_tokens: int = 16384
+    gkd_tokens: int = 131072
+    long_gkd_tokens: int = 1048576
+    gkd_learning_rate: float = 1e-3
+    random_specs: int = 100
+    iterations: int = 5
+    device: str = "cpu"
+    dtype: str = "fp32"
+
+
+class Lab:
+    """Makes libraries, scores, problems, children and figures, each once."""
+
+    def __init__(self, parent: Path, space: Path, folder: Path, settings: LabSettings) -> None:
+        self.parent = parent
+        self.folder = folder
+        self.settings = settings
+        self.device = open_device(settings.device)
+        self.model = self._load(parent)
+        self.config = self.model.config
+        self.space = SearchSpace.from_file(space, self.config)
+        self.scenario = Scenario.parse(settings.scenario)
+        self._reader = CheckpointReader(parent)
+        self._journal = Journal(folder / "journal.jsonl")
+        made_from = {"parent": self._reader.sha256, "settings": value_hash(asdict(settings))}
+        self._known = {
+            line["key"]: line["value"] for line in resume_journal(self._journal, made_from)
+        }
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """The value of a key: from the journal, or made now and journaled."""
+        if key not in self._known:
+            value = make()
+            self._journal.append({"key": key, "value": value})
+            self._known[key] = value
+        return self._known[key]
+
+    def tokens(self, split: Split, count: int) -> torch.Tensor:
+        """Blocks of tokens of a split, (blocks, length)."""
+        return pack_tokens(
+            load_documents(self.settings.data, split),
+            load_tokenizer(self.parent),
+            length=self.settings.length,
+            max_tokens=count,
+        ).ids
+
+    @cached_property
+    def score_ids(self) -> torch.Tensor:
+        """Tokens of the validation split on which damage is judged."""
+        return self.tokens("validation", self.settings.score_tokens)
+
+    @cached_property
+    def test_ids(self) -> torch.Tensor:
+        """Tokens of the test split, which no search sees."""
+        return self.tokens("test", self.settings.test_tokens)
+
+    def _load(self, folder: Path) -> HeterogeneousDecoder:
+        dtype = torch_dtype(self.settings.dtype)
+        return load_decoder(folder, dtype=dtype, device=self.device.torch_device)
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """The search space priced by a profile of this machine."""
+        folder = self.folder / "profile"
+        if not (folder / "profile.yaml").exists():
+            grid = ProfileGrid.around(self.scenario, self.settings.batches, point_seconds=2.0)
+            dtype = parse_dtype(self.settings.dtype)
+            measure_profile(
+                self.config, self.space, self.device, dtype, grid, progress=Progress("profile")
+            ).write(folder)
+        target = profile_target(Profile.from_folder(folder))
+        return cost_table(self.config, self.space, target, self.scenario)
+
+    def library(
+        self, share: float = 1.0, *, coupled: SearchSpace | None = None, name: str = "decoupled"
+    ) -> Path:
+        """Folder of a block library trained on a share of the tokens."""
+        tokens = int(self.settings.bld_tokens * share)
+        folder = self.folder / f"library-{name}-{tokens}"
+        if not (folder / "library.json").exists():
+            build_library(
+                self.parent,
+                coupled or self.space,
+                self.tokens("train", max(self.settings.bld_tokens, 16384)),
+                self.tokens("validation", 8192),
+                folder,
+                BldSettings(tokens=tokens),
+                coupled=coupled is not None,
+                progress=Progress(f"library {name}, {tokens} tokens"),
+            )
+        return folder
+
+    def open_library(self, folder: Path) -> BlockLibrary:
+        """A finished library."""
+        return BlockLibrary.from_folder(folder, self.config, self._reader)
+
+    def problem(
+        self, speedup: float, scores: ScoreTable, *, space: SearchSpace | None = None,
+        metric: str = "kl",
+    ) -> Problem:  # fmt: skip
+        """Least damage at a multiple of the parent's predicted throughput."""
+        parent = self.costs.best_cost(ArchitectureSpec.identity(self.config))
+        assert parent is not None, "the parent is loaded, so it fits"
+        limits = Limits(tokens_per_second_per_gpu=parent.tokens_per_second_per_gpu * speedup)
+        return formulate(
+            self.config,
+            space or self.space,
+            scores,
+            [Workload.on_device(self.costs, limits)],
+            metric=metric,
+        )
+
+    def child(self, spec: ArchitectureSpec, library: Path) -> Path:
+        """Checkpoint folder of a child, in the precision of the lab."""
+        key = value_hash([[asdict(block) for block in spec.blocks], library.name])
+        folder = self.folder / "children" / key
+        if not folder.exists():
+            build_child(self.parent, library, spec, folder, dtype=self.settings.dtype)
+        return folder
+
+    def distilled(
+        self, child: Path, tokens: int, losses: tuple[str, ...] = ("cosine", "kl")
+    ) -> Path:
+        """The child after global distillation."""
+        folder = child.with_name(f"{child.name}-{'+'.join(losses)}-{tokens}")
+        if not folder.exists():
+            source, tokenizer = self.settings.data, load_tokenizer(self.parent)
+            length = self.settings.length
+            documents = load_documents(source, "train")
+            distill(
+                self.parent,
+                child,
+                folder,
+                TokenStream(documents, tokenizer, length=length, seed=1),
+                pack_tokens(
+                    load_documents(source, "validation"), tokenizer, length=length, max_tokens=4096
+                ),
+                DistillSettings(
+                    tokens=tokens,
+                    losses=losses,
+                    batch_tokens=2048,
+                    learning_rate=self.settings.gkd_learning_rate,
+                    dtype=self.settings.dtype,
+                    held_out_every=256,
+                    checkpoint_every=256,
+                ),
+                out_dtype=self.settings.dtype,
+                device=self.settings.device,
+                progress=Progress(f"distill {folder.name}"),
+            )
+        return folder
+
+    def quality(self, child: Path) -> dict[str, Any]:
+        """Held-out quality on the test split."""
+
+        def measure() -> dict[str, Any]:
+            return measure_quality(self.model, self._load(child), self.test_ids).as_dict()
+
+        found: dict[str, Any] = self.once(f"quality {child.name}", measure)
+        return found
+
+    def speedups(self, children: Mapping[str, Path]) -> dict[str, float]:
+        """Measured throughput of children over the parent's, all run in turn."""
+
+        def measure() -> dict[str, float]:
+            folders = dict(children)
+            models = [self.model, *(self._load(folder) for folder in folders.values())]
+            specs = [ArchitectureSpec.identity(self.config)]
+            specs += [
+                ArchitectureSpec.from_file(folder / "architecture.yaml")
+                for folder in folders.values()
+            ]
+            best = [self.costs.best_cost(spec) for spec in specs]
+            parent, *others = measure_throughput(
+                models,
+                self.scenario,
+                [cost.point.batch for cost in best if cost is not None],
+                iterations=self.settings.iterations,
+                clock=self.device.clock,
+                progress=Progress("throughput"),
+            )
+            return {
+                name: other.tokens_per_second / parent.tokens_per_second
+                for name, other in zip(folders, others, strict=True)
+            }
+
+        names = value_hash({name: folder.name for name, folder in children.items()})
+        found: dict[str, float] = self.once(f"speedups {names}", measure)
+        return found

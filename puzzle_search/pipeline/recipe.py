@@ -54,13 +54,27 @@ class ScoreSection(_Section):
 class SolveSection(_Section):
     """Throughput asked as a multiple of the parent's measured one, plus a safety margin.
 
-    ``limits`` are linear, such as ``sum(attention == "no_op") <= 4``.
+    ``limits`` are linear, such as ``sum(attention == "no_op") <= 4``. ``rounds`` re-score around
+    the child at most so often, each changing at most ``trust_layers`` layers.
     """
 
     target_speedup: float = Field(gt=0)
     margin: float = Field(default=0.05, ge=0)
+    rounds: int = Field(default=0, ge=0)
+    trust_layers: int = Field(default=4, ge=1)
     limits: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
     max_seconds: float = Field(default=60.0, gt=0)
+
+
+class DistillSection(_Section):
+    """Global distillation of the child, on the train split; left out, there is none."""
+
+    tokens: int = Field(gt=0)
+    batch_tokens: int = Field(default=2048, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    losses: tuple[Literal["lm", "cosine", "kl"], ...] = Field(
+        default=("cosine", "kl"), min_length=1, strict=False
+    )
 
 
 class BenchSection(_Section):
@@ -97,6 +111,7 @@ class Recipe(_Section):
     library: LibrarySection
     score: ScoreSection
     solve: SolveSection
+    distill: DistillSection | None = None
     bench: BenchSection = BenchSection()
     evaluate: EvaluateSection
     generate: GenerateSection

@@ -19,7 +19,8 @@ from puzzle_search.cost import (
     parse_dtype,
 )
 from puzzle_search.cost.scaled import ScaledLatency
-from puzzle_search.data import Split, load_documents, pack_tokens
+from puzzle_search.data import Split, TokenStream, load_documents, pack_tokens
+from puzzle_search.distill import DistillSettings, distill
 from puzzle_search.evaluate import Throughput, measure_quality, measure_throughput
 from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
 from puzzle_search.library import BldSettings, build_library
@@ -42,6 +43,8 @@ from puzzle_search.solve import (
 )
 from puzzle_search.solve.answer import Answer
 from puzzle_search.solve.targets import cost_table, profile_target
+
+_HELD_OUT_TOKENS = 4096  # on which distillation reports its losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +112,17 @@ class Run:
         asked = recipe.solve.model_dump()
         solved = stage("solve", asked, ["baseline", "score"], self._solve)
         self.spec = solved / "architecture.yaml"
-        self.child = stage("build", None, ["solve", "library"], self._build) / "child"
+        self.built = stage("build", None, ["solve", "library"], self._build) / "child"
+        self.child, made_by = self.built, "build"
+        if recipe.distill is not None:
+            distilled = [data, recipe.distill.model_dump()]
+            self.child = stage("distill", distilled, ["build"], self._distill) / "child"
+            made_by = "distill"
         evaluated = [data, recipe.evaluate.model_dump()]
-        self.quality = stage("evaluate", evaluated, ["build"], self._evaluate) / "quality.json"
-        self.bench = stage("bench", bench, ["build", "baseline"], self._bench) / "bench.json"
+        self.quality = stage("evaluate", evaluated, [made_by], self._evaluate) / "quality.json"
+        self.bench = stage("bench", bench, [made_by, "baseline"], self._bench) / "bench.json"
         prompts = recipe.generate.model_dump()
-        samples = stage("generate", prompts, ["build"], self._generate) / "samples.json"
+        samples = stage("generate", prompts, [made_by], self._generate) / "samples.json"
         comparison = self._comparison()
         write_comparison(comparison, self.directory.folder)
         return RunResult(
@@ -242,10 +250,42 @@ class Run:
         spec = ArchitectureSpec.from_file(self.spec)
         build_child(self.recipe.parent, self.library, spec, folder / "child")
 
+    def _distill(self, folder: Path) -> None:
+        section, data = self.recipe.distill, self.recipe.data
+        assert section is not None
+        tokenizer = load_tokenizer(self.recipe.parent)
+        held_out = pack_tokens(
+            load_documents(data.source, "validation"),
+            tokenizer,
+            length=data.length,
+            max_tokens=_HELD_OUT_TOKENS,
+        )
+        distill(
+            self.recipe.parent,
+            self.built,
+            folder / "child",
+            TokenStream(load_documents(data.source, "train"), tokenizer, length=data.length),
+            held_out,
+            DistillSettings(
+                tokens=section.tokens,
+                batch_tokens=section.batch_tokens,
+                learning_rate=section.learning_rate,
+                losses=section.losses,
+                dtype=self.recipe.dtype,
+            ),
+            device=self.recipe.device,
+            progress=Progress("distill"),
+        )
+
     def _evaluate(self, folder: Path) -> None:
+        """Measure the child, and where it was distilled, what it was before."""
         ids = self.tokens("test", self.recipe.evaluate.tokens)
-        quality = measure_quality(self.parent, self._decoder(self.child), ids)
-        write_text(folder / "quality.json", json.dumps(quality.as_dict(), indent=1))
+        found = {
+            name: measure_quality(self.parent, self._decoder(child), ids).as_dict()
+            for name, child in {"built": self.built, "child": self.child}.items()
+            if name == "child" or child != self.child
+        }
+        write_text(folder / "quality.json", json.dumps(found, indent=1))
 
     def _bench(self, folder: Path) -> None:
         """Measure parent and child in turn, each at its best batch."""
@@ -278,6 +318,7 @@ class Run:
     def _comparison(self) -> Comparison:
         spec = ArchitectureSpec.from_file(self.spec)
         baseline, bench = self._read(self.baseline), self._read(self.bench)
+        quality = self._read(self.quality)
         parent_index = self.profile.batches.index(bench["parent"]["batch"])
         identity = ArchitectureSpec.identity(self.config)
         # The parent, run in turn with the child, tells how fast the machine was meanwhile.
@@ -295,7 +336,8 @@ class Run:
             predicted_child=table.cost(spec, self.profile.batches.index(bench["child"]["batch"])),
             measured_parent=bench["parent"],
             measured_child=bench["child"],
-            quality=self._read(self.quality),
+            quality=quality["child"],
+            quality_before=quality.get("built"),
         )
 
     @staticmethod

@@ -33,7 +33,8 @@ class ComparisonRow:
 class Comparison:
     """Predictions made before the child existed, and what was measured on it afterwards.
 
-    ``measured_*`` are the figures of ``Throughput.as_dict``, ``quality`` those of ``Quality``.
+    ``measured_*`` are the figures of ``Throughput.as_dict``, ``quality`` those of ``Quality``;
+    ``quality_before`` is the child's before global distillation, where there was one.
     ``engine_scalar`` makes the parent's predicted throughput equal to the one measured in turn
     with the child; ``solving_scalar`` is the one that stood when the child was chosen, and their
     ratio is how much the machine's own speed changed in between.
@@ -50,6 +51,7 @@ class Comparison:
     measured_parent: dict[str, Any]
     measured_child: dict[str, Any]
     quality: dict[str, Any]
+    quality_before: dict[str, Any] | None = None
 
     def rows(self) -> list[ComparisonRow]:
         """All figures."""
@@ -77,10 +79,16 @@ class Comparison:
                      measured["memory_bytes"] / 1e6, "MB")
                 for who, predicted, measured in sides
             ),
-            _row("damage (KL to parent)", self.spec.solution["score"], self.quality["kl"], "nats"),
+        ]  # fmt: skip
+        built = self.quality_before or self.quality
+        estimate = self.spec.solution["score"]
+        rows.append(_row("damage (KL to parent)", estimate, built["kl"], "nats"))
+        if self.quality_before is not None:
+            rows.append(_row("damage after distillation", None, self.quality["kl"], "nats"))
+        rows += [
             _row("parent accuracy", None, 100 * self.quality["parent_accuracy"], "%"),
             _row("child accuracy", None, 100 * self.quality["child_accuracy"], "%"),
-        ]  # fmt: skip
+        ]
         if self.quality["accuracy_preserved"] is not None:
             preserved = 100 * self.quality["accuracy_preserved"]
             rows.append(_row("accuracy preserved", None, preserved, "%"))

@@ -14,7 +14,7 @@ from puzzle_search.files import file_hash
 from puzzle_search.library import BldSettings, build_library
 from tests.pico import Pico, kill_after, make_pico, run_command, run_here
 
-UNITS = 9
+UNITS = 15
 
 
 def arguments(pico: Pico, out: Path) -> list[object]:
@@ -110,7 +110,7 @@ def test_after_the_remedy_the_library_is_made_anew(pico: Pico, tmp_path: Path) -
     pico.library(tmp_path)
     (tmp_path / "journal.jsonl").unlink()
     library = pico.library(tmp_path, tokens=1024)
-    assert {entry.tokens for entry in library.entries.values()} == {1024}
+    assert {entry.tokens for key, entry in library.entries.items() if "no_op" not in key} == {1024}
     opened = pico.open_library(tmp_path)
     assert opened.sha256 == library.sha256
     opened.block(0, 0, "gqa_1", "")

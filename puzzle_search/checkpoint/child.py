@@ -2,7 +2,8 @@
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``, so widths must be multiples of
-256. The parent's config is kept verbatim under ``puzzle_search.parent_config``. Where that format
+256. The parent's config is kept verbatim under ``puzzle_search.parent_config``, and how many of its
+layers each block stands for under ``layers_per_block`` where that is not one. Where that format
 cannot say what the child computes, the type is ``puzzle-search``, so that a stock engine refuses
 the child instead of computing it wrongly.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from puzzle_search.arch import (
     ArchitectureSpec,
+    BlockChoice,
     Gqa,
     Linear,
     Mlp,
@@ -54,6 +56,9 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
     stock = fits_stock_format(config)
+    own: dict[str, Any] = {"parent": spec.parent, "parent_config": dict(raw)}
+    if spec.num_layers > len(spec.blocks):
+        own["layers_per_block"] = [len(block.layers) for block in spec.blocks]
     return {
         "architectures": ["DeciLMForCausalLM" if stock else "PuzzleSearchForCausalLM"],
         "model_type": STOCK_TYPE if stock else OWN_TYPE,
@@ -73,7 +78,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
             }
             for block in spec.blocks
         ],
-        "puzzle_search": {"parent": spec.parent, "parent_config": dict(raw)},
+        "puzzle_search": own,
     }
 
 
@@ -157,8 +162,23 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     ]
     parent, parent_raw = _parent_of(raw, variants, file)
     config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
-    pairs = [(str(attention), str(ffn)) for attention, ffn in variants]
-    return config, ArchitectureSpec.of(parent, pairs)
+    choices, first = [], 0
+    for (attention, ffn), count in zip(variants, _layers_per_block(raw, blocks, file), strict=True):
+        layers = tuple(range(first, first + count))
+        choices.append(BlockChoice(attention=str(attention), ffn=str(ffn), layers=layers))
+        first += count
+    return config, ArchitectureSpec(parent=parent, blocks=tuple(choices))
+
+
+def _layers_per_block(raw: dict[str, Any], blocks: list[Any], file: Path) -> list[int]:
+    counts = raw.get("puzzle_search", {}).get("layers_per_block", [1] * len(blocks))
+    whole = isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
+    if not whole or len(counts) != len(blocks):
+        raise InputError(
+            f"{file}: layers_per_block is not one positive whole number for each block",
+            remedy="write the child again",
+        )
+    return [int(count) for count in counts]
 
 
 def _parent_of(
@@ -167,7 +187,8 @@ def _parent_of(
     """Name and config of the parent: as written by this package, or told from the child's own."""
     own = raw.get("puzzle_search")
     if own is not None:
-        check_keys(own, f"{file}: puzzle_search", required={"parent", "parent_config"})
+        required = {"parent", "parent_config"}
+        check_keys(own, f"{file}: puzzle_search", required=required, optional={"layers_per_block"})
         if not isinstance(own["parent"], str) or not isinstance(own["parent_config"], dict):
             raise InputError(
                 f"{file}: puzzle_search names no parent or no parent_config",

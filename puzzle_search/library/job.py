@@ -154,9 +154,13 @@ class _Window:
     def _candidates(
         self, key: Replacement, layer: int, calibrations: dict[Subblock, Calibration]
     ) -> Iterator[tuple[str, BlockTensors]]:
-        singles = self._job.singles
-        if singles is not None and key[0] == key[1] and key[2] and key[3]:
-            return iter([("singles", singles.block(*key))])
+        singles, (first, last, attention, ffn) = self._job.singles, key
+        if singles is not None and first == last and attention and ffn:
+            parts: BlockTensors = {
+                "attention": singles.block(first, first, attention, "")["attention"],
+                "ffn": singles.block(first, first, "", ffn)["ffn"],
+            }
+            return iter([("singles", parts)])
         return block_candidates(key, layer, calibrations, self._job.initialisers)
 
     def _student(self, key: Replacement, tensors: BlockTensors) -> Student:
@@ -216,9 +220,9 @@ class _Window:
         settings = self._job.settings
         step_tokens = self._rows * self._length
         steps = settings.tokens // step_tokens
-        # Checks look at some of the held-out blocks: ten of them cost a tenth of the training.
+        # Checks look at some of the held-out blocks: ten of them cost a twentieth of the training.
         held_out = self._held_out.inputs.shape[0]
-        checked = max(1, min(held_out, settings.tokens // (32 * self._length)))
+        checked = min(held_out, max(self._rows, settings.tokens // (64 * self._length)))
         trainings = [
             Training(student, settings, steps, self._error(student, parent, checked))
             if steps and any(module.state_dict() for module in student.values())

@@ -83,10 +83,11 @@ class ParentPass:
         self._before = [self._embed(tokens, table, number) for number, tokens in enumerate(ids)]
 
     def _embed(self, ids: torch.Tensor, table: torch.Tensor, number: int) -> HiddenStates:
-        writer = self._writer((*ids.shape, table.shape[1]), f"before_000_{number}")
-        for part in ids.split(self._rows):
-            writer.append(table[part].to(self._parent.dtype))
-        return writer.finish()
+        shape = (*ids.shape, table.shape[1])
+        with self._writer(shape, f"before_000_{number}") as writer:
+            for part in ids.split(self._rows):
+                writer.append(table[part].to(self._parent.dtype))
+            return writer.finish()
 
     def _writer(self, shape: tuple[int, ...], name: str) -> StatesWriter:
         blocks, length, hidden = shape
@@ -107,16 +108,21 @@ class ParentPass:
         return seen
 
     def _pass(self, layer: ParentLayer, inputs: HiddenStates, number: int) -> LayerActivations:
-        middles = self._writer(inputs.shape, f"middle_{self._layer:03d}_{number}")
-        outputs = self._writer(inputs.shape, f"before_{self._layer + 1:03d}_{number}")
-        for rows in inputs.chunks(self._rows):
-            middle = layer.attention(inputs.rows(rows, self._parent.device), self._rotary, None)
-            output = layer.ffn(middle, self._rotary, None)
-            if not output.isfinite().all():
-                raise InputError(
-                    f"layer {self._layer} of the parent gives activations that are not finite",
-                    remedy="check the parent's weights; distillation needs finite activations",
-                )
-            middles.append(middle)
-            outputs.append(output)
-        return LayerActivations(inputs=inputs, middle=middles.finish(), outputs=outputs.finish())
+        with (
+            self._writer(inputs.shape, f"middle_{self._layer:03d}_{number}") as middles,
+            self._writer(inputs.shape, f"before_{self._layer + 1:03d}_{number}") as outputs,
+        ):
+            for rows in inputs.chunks(self._rows):
+                hidden = inputs.rows(rows, self._parent.device)
+                middle = layer.attention(hidden, self._rotary, None)
+                output = layer.ffn(middle, self._rotary, None)
+                if not output.isfinite().all():
+                    raise InputError(
+                        f"layer {self._layer} of the parent gives activations that are not finite",
+                        remedy="check the parent's weights; distillation needs finite activations",
+                    )
+                middles.append(middle)
+                outputs.append(output)
+            return LayerActivations(
+                inputs=inputs, middle=middles.finish(), outputs=outputs.finish()
+            )

@@ -49,7 +49,7 @@ class HiddenStates:
 
 
 class StatesWriter:
-    """Takes hidden states in parts, in order.
+    """Takes hidden states in parts, in order; closes its file when the block ends.
 
     Args:
         shape: blocks, length, hidden, of the whole.
@@ -62,6 +62,13 @@ class StatesWriter:
         self._file = file.open("wb") if file is not None else None
         self._tensor = torch.empty(shape if file is None else (0,), dtype=dtype)
         self._rows = 0
+
+    def __enter__(self) -> StatesWriter:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def append(self, part: torch.Tensor) -> None:
         """Add the next blocks."""
@@ -76,7 +83,7 @@ class StatesWriter:
         """The states, once all blocks were given."""
         assert self._rows == self._shape[0]
         if self._file is not None:
-            self._file.close()
+            self._file.flush()
         held = self._tensor if self._path is None else self._path
         return HiddenStates(shape=self._shape, dtype=self._dtype, held=held)
 

@@ -96,7 +96,7 @@ def main() -> None:
     initial, trained = defaultdict(float), defaultdict(float)
     entries = json.loads((run.library / "library.json").read_text())["entries"]
     for entry in entries:
-        kind = f"{entry['subblock']} {entry['variant']}"
+        kind = " ".join(f"{part} {entry[part]}" for part in ("attention", "ffn") if entry[part])
         initial[kind] += entry["loss_initial"]
         trained[kind] += entry["loss_trained"]
     print("block loss over all layers, before and after distillation")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,13 @@ _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 class LibraryEntry:
     """One trained replacement: how it was made and what it lost.
 
-    Losses are MSE(parent's output, output with this replacement) / MSE(parent's, 0) after the
-    last layer replaced, on held-out tokens.
+    Losses and errors are MSE(parent's output, output with this replacement) / MSE(parent's, 0)
+    after the last layer replaced, on held-out tokens.
+
+    Attributes:
+        initialised_by: the initialiser that was trained on.
+        initial_errors: error of every initialiser that was tried, by name.
+        tokens: training tokens seen; 0 keeps the initialisation.
     """
 
     first_layer: int
@@ -51,6 +57,7 @@ class LibraryEntry:
     attention: str
     ffn: str
     initialised_by: str
+    initial_errors: dict[str, float]
     tokens: int
     loss_initial: float
     loss_trained: float
@@ -60,6 +67,18 @@ class LibraryEntry:
     def key(self) -> Replacement:
         """What the entry replaces, and by what."""
         return (self.first_layer, self.last_layer, self.attention, self.ffn)
+
+
+def replacement_name(key: Replacement) -> str:
+    """What people call it: ``attention gqa_1 for layer 3``, or with its FFN, or ``layers 3-4``."""
+    layers = f"layer {key[0]}" if key[0] == key[1] else f"layers {key[0]}-{key[1]}"
+    parts = zip(_SUBBLOCKS, key[2:], strict=True)
+    return f"{' with '.join(f'{part} {name}' for part, name in parts if name)} for {layers}"
+
+
+def layers_file_name(key: Replacement) -> str:
+    """``layer_003`` or ``layers_003-004``: what files of these layers are called."""
+    return f"layer_{key[0]:03d}" if key[0] == key[1] else f"layers_{key[0]:03d}-{key[1]:03d}"
 
 
 class BlockLibrary:
@@ -76,7 +95,7 @@ class BlockLibrary:
         self._journal = Journal(self.folder / "journal.jsonl")
         self.entries: dict[Replacement, LibraryEntry] = {}
 
-    @property
+    @cached_property
     def parent_sha256(self) -> str:
         """Hash of the parent's config and weight files."""
         return self._parent.sha256
@@ -105,11 +124,9 @@ class BlockLibrary:
             self.entries[entry.key] = entry
 
     def _file(self, key: Replacement) -> Path:
-        first, last, attention, ffn = key
-        layers = f"layer_{first:03d}" if first == last else f"layers_{first:03d}-{last:03d}"
-        parts = zip(_SUBBLOCKS, (attention, ffn), strict=True)
+        parts = zip(_SUBBLOCKS, key[2:], strict=True)
         names = "+".join(f"{subblock}.{variant}" for subblock, variant in parts if variant)
-        return self.folder / layers / f"{names}.safetensors"
+        return self.folder / layers_file_name(key) / f"{names}.safetensors"
 
     def add(self, entry: LibraryEntry, tensors: BlockTensors) -> None:
         """Store one trained replacement; ``entry.sha256`` is filled in."""
@@ -197,10 +214,8 @@ class BlockLibrary:
     def _trained(self, key: Replacement) -> BlockTensors:
         entry, file = self.entries.get(key), self._file(key)
         if entry is None:
-            layers = f"layer {key[0]}" if key[0] == key[1] else f"layers {key[0]}-{key[1]}"
-            names = " with ".join(name for name in key[2:] if name)
             raise InputError(
-                f"{self.folder} holds no {names} for {layers}",
+                f"{self.folder} holds no {replacement_name(key)}",
                 remedy="train it with 'puzzle-search library', or drop it from the search space",
             )
         handle = open_safetensors(file)

@@ -208,7 +208,8 @@ def _layers(own: Mapping[str, Any], blocks: int, file: Path) -> list[tuple[int, 
         flat = [layer for entry in layers for layer in entry]
     except TypeError:
         layers, flat = [], []
-    if len(layers) != blocks or not all(layers) or flat != list(range(len(flat))):
+    whole = all(layers) and all(type(layer) is int for layer in flat)
+    if len(layers) != blocks or not whole or flat != list(range(len(flat))):
         raise InputError(
             f"{file}: puzzle_search names layers {written!r} for {blocks} blocks",
             remedy="write the child again",

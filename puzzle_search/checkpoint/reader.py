@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from puzzle_search.arch import ParentConfig, Subblock, Variant
+from puzzle_search.arch import ParentConfig, Subblock, Variant, parse_variant
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint.names import checkpoint_name, outside_names, subblock_shapes
 from puzzle_search.errors import InputError
@@ -77,12 +77,39 @@ class CheckpointReader:
         files = [self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))]
         return value_hash([[file.name, file_hash(file)] for file in files])
 
+    def __reduce__(self) -> tuple[type[CheckpointReader], tuple[Path]]:
+        """Readers cross process boundaries without their open files."""
+        return CheckpointReader, (self.folder,)
+
     def tensor(self, name: str, shape: Shape) -> torch.Tensor:
         """Read one tensor.
 
         Raises:
             InputError: it is absent, has another shape, or its file is damaged.
         """
+        tensor: torch.Tensor = self._checked(name, shape).get_tensor(name)
+        return tensor
+
+    def check(self, config: ParentConfig) -> None:
+        """Look for every tensor of a parent, without reading any.
+
+        Raises:
+            InputError: one is absent, has another shape, or its file is damaged.
+        """
+        for name, shape in outside_names(config).items():
+            self._checked(name, shape)
+        own: tuple[tuple[Subblock, str], ...] = (
+            ("attention", config.attention),
+            ("ffn", config.ffn),
+        )
+        for layer in range(config.num_layers):
+            for subblock, variant in own:
+                shapes = subblock_shapes(parse_variant(subblock, variant), config)
+                for local, shape in shapes.items():
+                    self._checked(checkpoint_name(subblock, layer, local), shape)
+
+    def _checked(self, name: str, shape: Shape) -> safe_open:
+        """The open file that holds a tensor of this name and shape."""
         if name not in self._file_of:
             raise InputError(
                 f"{self.folder}: tensor {name} is missing",
@@ -104,8 +131,7 @@ class CheckpointReader:
                 f"{self.folder / file}: tensor {name} has shape {found}, expected {shape}",
                 remedy="use the checkpoint that belongs to its config.json",
             )
-        tensor: torch.Tensor = handle.get_tensor(name)
-        return tensor
+        return handle
 
     def subblock(
         self, subblock: Subblock, block: int, variant: Variant, config: ParentConfig

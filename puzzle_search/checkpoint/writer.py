@@ -6,19 +6,31 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from puzzle_search.errors import InputError
 from puzzle_search.files import write_text, written_whole
 
 
 def save_tensors(
     tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write one safetensors file, whole or not at all."""
+    """Write one safetensors file, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written, mostly because the disk is full.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with written_whole(file) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt"} | (metadata or {}))
+        try:
+            save_file(contiguous, temporary, metadata={"format": "pt"} | (metadata or {}))
+        except SafetensorError as error:  # how the library reports the system's errors
+            raise InputError(
+                f"{file} cannot be written: {error}",
+                remedy="free space on that disk, or write elsewhere; then run the command again",
+            ) from error
 
 
 class CheckpointWriter:

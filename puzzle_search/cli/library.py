@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import DataOption, LengthOption, ParentOption, SpaceOption
+from puzzle_search.cli.options import (
+    DataOption,
+    DeviceOption,
+    LengthOption,
+    ParentOption,
+    SpaceOption,
+)
 
 
 def library(
@@ -17,24 +23,69 @@ def library(
     out: Annotated[Path, typer.Option(help="Library folder; an unfinished one is continued.")],
     tokens: Annotated[int, typer.Option(min=0, help="Training tokens per variant.")] = 65536,
     held_out_tokens: Annotated[int, typer.Option(min=1, help="Tokens for the losses.")] = 8192,
+    calibration_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that initialisers look at.")
+    ] = 16384,
     length: LengthOption = 128,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one step.")] = 1024,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    coupled: Annotated[
+        bool, typer.Option("--coupled", help="Train every pair of variants together too.")
+    ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Library of the same parent: take its singles, begin pairs with them."
+        ),
+    ] = None,
+    initialiser: Annotated[
+        list[str] | None,
+        typer.Option(help="Try this initialiser for its kind of variant, repeatable; else all."),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory for weights, students and hidden states, such as 4GiB."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, or bf16 with fp32 masters. (default: fp32 on cpu, else bf16)"),
+    ] = None,
 ) -> None:
     """Initialise every variant and distil it block by block (BLD)."""
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import load_documents, pack_tokens
     from puzzle_search.library import BldSettings, build_library
+    from puzzle_search.profile import open_device
+    from puzzle_search.solve.parse import parse_bytes
 
+    max_memory_bytes = None if max_memory is None else parse_bytes(max_memory)
+    opened = open_device(device)
     config, tokenizer = ParentConfig.from_file(parent), load_tokenizer(parent)
-    settings = BldSettings(tokens=tokens, learning_rate=learning_rate)
+    settings = BldSettings(tokens=tokens, batch_tokens=batch_tokens, learning_rate=learning_rate)
     train = pack_tokens(
-        load_documents(data, "train"), tokenizer, length=length, max_tokens=max(tokens, 16384)
+        load_documents(data, "train"),
+        tokenizer,
+        length=length,
+        max_tokens=max(tokens, calibration_tokens),
     ).ids
     held_out = pack_tokens(
         load_documents(data, "validation"), tokenizer, length=length, max_tokens=held_out_tokens
     ).ids
     built = build_library(
-        parent, SearchSpace.from_file(space, config), train, held_out, out, settings
+        parent,
+        SearchSpace.from_file(space, config),
+        train,
+        held_out,
+        out,
+        settings,
+        calibration_tokens=calibration_tokens,
+        coupled=coupled,
+        start_from=start_from,
+        initialisers=initialiser or (),
+        max_memory_bytes=max_memory_bytes,
+        dtype=dtype or ("fp32" if device == "cpu" else "bf16"),
+        device=opened.torch_device,
     )
     print(f"{len(built.entries)} variants trained, written to {out}")

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import contextlib
+import errno
+import itertools
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from puzzle_search.arch import ParentConfig, Replacement, SearchSpace, Subblock, parse_variant
-from puzzle_search.checkpoint import CheckpointReader, load_decoder, subblock_from_tensors
-from puzzle_search.checkpoint.block_library import BlockLibrary, LibraryEntry
-from puzzle_search.errors import InputError
-from puzzle_search.files import value_hash
-from puzzle_search.library.bld import (
-    BldSettings,
-    LayerActivations,
-    ParentLayer,
-    block_loss,
-    train_student,
+from puzzle_search.arch import ParentConfig, Replacement, SearchSpace, Subblock
+from puzzle_search.checkpoint import CheckpointReader
+from puzzle_search.checkpoint.block_library import (
+    BlockLibrary,
+    BlockTensors,
+    LibraryEntry,
+    replacement_name,
 )
-from puzzle_search.library.initialise import Calibration, initial_candidates
-from puzzle_search.model import SubblockModule
-from puzzle_search.model.rope import RotarySlice
+from puzzle_search.errors import InputError
+from puzzle_search.executor import Executor, InProcess
+from puzzle_search.files import value_hash
+from puzzle_search.library.bld import BldSettings
+from puzzle_search.library.curves import write_curve
+from puzzle_search.library.initialise import check_initialisers
+from puzzle_search.library.job import SeenLayer, WindowJob, rows_of_a_step, train_window
+from puzzle_search.library.memory import plan_memory
+from puzzle_search.library.parent import Parent, ParentPass
 from puzzle_search.progress import Progress
 
-_SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
-_ROWS = 32  # blocks of tokens that pass through a parent layer at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    layer: int
-    subblock: Subblock
-    variant: str
-
-    @property
-    def key(self) -> Replacement:
-        names = (self.variant, "") if self.subblock == "attention" else ("", self.variant)
-        return (self.layer, self.layer, *names)
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_LAYERS_AT_ONCE = 8  # whose hidden states lie on disk for the workers of an executor
 
 
 def build_library(
@@ -50,147 +44,222 @@ def build_library(
     settings: BldSettings,
     *,
     calibration_tokens: int = 16384,
+    coupled: bool = False,
+    start_from: str | Path | None = None,
+    initialisers: Collection[str] = (),
+    max_memory_bytes: float | None = None,
+    dtype: str = "fp32",
+    device: torch.device | str = "cpu",
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> BlockLibrary:
-    """Initialise and train every variant of the space that has weights of its own.
+    """Initialise and train every replacement of the space.
 
-    Variants are trained apart (decoupled BLD): each beside the parent's other subblock, on the
-    parent's own activations. A variant that training did not improve keeps its initialisation.
+    Singles are trained beside the parent's other subblock on the parent's own activations
+    (decoupled BLD, Puzzle, section 3.1), a block for a run of layers to give what the last of them
+    gives. A replacement that training did not improve keeps its initialisation. Which others
+    train beside it, the memory and the executor change nothing about a replacement's result.
 
     Args:
         parent: checkpoint folder.
-        space: variants by layer.
+        space: variants by layer, and runs.
         train_ids: (blocks, length) tokens to train on.
         held_out_ids: (blocks, length) tokens on which losses are reported.
         out: library folder; an unfinished one is continued.
         settings: how to train.
         calibration_tokens: tokens that initialisers look at.
+        coupled: train every pair of variants together too (coupled BLD).
+        start_from: complete library of the same parent: its singles are taken over, and pairs
+            begin with them.
+        initialisers: names of those to try; none for all.
+        max_memory_bytes: for weights, students and hidden states together, in each process; what
+            does not fit lies in files below ``out`` while it is needed.
+        dtype: ``fp32``, or ``bf16`` with fp32 masters; entries are stored in it.
+        device: where to compute.
+        executor: where layers are trained; in this process by default. Others read hidden
+            states and parent from the file system, which they must share.
         progress: shows how far it is.
 
     Raises:
-        InputError: the parent is damaged, or gives activations that are not finite; or ``out``
-            holds a library that was made from something else.
+        InputError: the parent is damaged, or gives activations that are not finite; ``out``
+            holds a library that was made from something else; the memory or the disk is too
+            small; or ``start_from`` lacks a single.
     """
-    model = load_decoder(parent)
-    config = model.config
-    library = BlockLibrary(out, config, CheckpointReader(parent))
+    check_initialisers(initialisers)
+    if dtype not in _DTYPES:
+        raise InputError(
+            f"dtype {dtype!r} cannot be trained", remedy=f"use one of {', '.join(_DTYPES)}"
+        )
+    config, reader = ParentConfig.from_file(parent), CheckpointReader(parent)
+    reader.check(config)
+    executor = executor or InProcess()
+    alone = isinstance(executor, InProcess)
+    replacements = list(planned_replacements(space, config, coupled=coupled))
+    length = train_ids.shape[1]
+    memory = plan_memory(
+        replacements,
+        config,
+        settings,
+        tokens=train_ids.numel() + held_out_ids.numel(),
+        length=length,
+        dtype=_DTYPES[dtype],
+        max_memory_bytes=max_memory_bytes,
+        files_needed=not alone,
+    )
+    singles = None
+    if start_from is not None:
+        singles = BlockLibrary.from_folder(start_from, config, reader)
+    library = BlockLibrary(out, config, reader)
     made_from = {
         "settings": asdict(settings) | {"calibration_tokens": calibration_tokens},
         "tokens_sha256": value_hash([train_ids.tolist(), held_out_ids.tolist()]),
+        "dtype": dtype,
+        "device": torch.device(device).type,
+        "initialisers": sorted(initialisers),
+        "singles_sha256": None if singles is None else singles.sha256,
     }
-    library.resume(made_from)
-    jobs = list(_jobs(config, space))
-    todo = [job for job in jobs if job.key not in library.entries]
-    progress = progress or Progress("library")
-    with progress.over(len(jobs), done=len(jobs) - len(todo)) as advance:
-        if todo:
-            train, held_out = model.embedding(train_ids), model.embedding(held_out_ids)
-            rotary = model.rotary.slice(0, train_ids.shape[1], train)
-            for index, block in enumerate(model.blocks):
-                layer = ParentLayer(attention=block.attention, ffn=block.ffn)  # type: ignore[arg-type]
-                seen = _activations(layer, train, rotary, index)
-                seen_held_out = _activations(layer, held_out, rotary, index)
-                for job in (job for job in todo if job.layer == index):
-                    entry, student = _run_job(
-                        job,
-                        config,
-                        layer,
-                        seen,
-                        seen_held_out,
-                        rotary,
-                        settings,
-                        calibration_tokens,
+    where = Parent(config=config, reader=reader, dtype=_DTYPES[dtype], device=torch.device(device))
+    with _full_disk_reported(library.folder):
+        library.resume(made_from)
+        todo = [key for key in replacements if key not in library.entries]
+        progress = progress or Progress("library")
+        done = len(replacements) - len(todo)
+        with (
+            _states_folder(library.folder) as folder,
+            progress.over(len(replacements), done=done) as advance,
+        ):
+            if singles is not None:
+                for key in [key for key in todo if _is_single(key)]:
+                    library.add(*_taken_over(singles, key))
+                    todo.remove(key)
+                    advance(replacement_name(key))
+            seen = _SeenLayers(
+                ParentPass(
+                    where,
+                    [train_ids, held_out_ids],
+                    rows_of_a_step(settings, *train_ids.shape),
+                    folder if memory.states_on_disk else None,
+                )
+            )
+            windows = _windows(todo)
+            while windows:
+                last = windows[0][0][1] + (0 if alone else _LAYERS_AT_ONCE - 1)
+                wave = [window for window in windows if window[0][1] <= last]
+                seen.pass_to(wave[-1][0][1], keep_from=min(window[0][0] for window in windows))
+                jobs = [
+                    WindowJob(
+                        parent=where,
+                        replacements=window,
+                        layers=seen.layers(window[0][0], window[0][1]),
+                        settings=settings,
+                        calibration_tokens=calibration_tokens,
+                        initialisers=tuple(initialisers),
+                        singles=singles,
+                        group_bytes=memory.group_bytes,
                     )
-                    library.add(entry, {job.subblock: student.state_dict()})
-                    advance(f"layer {index} {job.variant}")
-                train, held_out = seen.outputs, seen_held_out.outputs
-    library.finish(made_from)
+                    for window in wave
+                ]
+                for trained in executor.run(train_window, jobs):
+                    key = trained.entry.key
+                    write_curve(library.folder, key, trained.curve)
+                    library.add(trained.entry, trained.tensors)
+                    advance(replacement_name(key))
+                windows = windows[len(wave) :]
+            library.finish(made_from)
     return library
 
 
-def _jobs(config: ParentConfig, space: SearchSpace) -> Iterator[_Job]:
+def planned_replacements(
+    space: SearchSpace, config: ParentConfig, *, coupled: bool
+) -> Iterator[Replacement]:
+    """What is trained: the singles of every layer, pairs if coupled, and the runs."""
     for layer in range(config.num_layers):
-        for subblock in _SUBBLOCKS:
-            own = config.attention if subblock == "attention" else config.ffn
-            for variant in space.variants(subblock)[layer]:
-                if variant != own and parse_variant(subblock, variant).tensors(config):
-                    yield _Job(layer=layer, subblock=subblock, variant=variant)
+        attention = [name for name in space.attention[layer] if name != config.attention]
+        ffn = [name for name in space.ffn[layer] if name != config.ffn]
+        yield from ((layer, layer, name, "") for name in attention)
+        yield from ((layer, layer, "", name) for name in ffn)
+        if coupled:
+            yield from ((layer, layer, *pair) for pair in itertools.product(attention, ffn))
+    yield from space.runs
 
 
-@torch.no_grad()
-def _activations(
-    layer: ParentLayer, inputs: torch.Tensor, rotary: RotarySlice, index: int
-) -> LayerActivations:
-    middle = torch.cat([layer.attention(rows, rotary, None) for rows in inputs.split(_ROWS)])
-    outputs = torch.cat([layer.ffn(rows, rotary, None) for rows in middle.split(_ROWS)])
-    if not outputs.isfinite().all():
+def _windows(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]:
+    """Replacements of the same layers, in the order in which the parent's pass ends them."""
+    by_layers: dict[tuple[int, int], list[Replacement]] = {}
+    for key in replacements:
+        by_layers.setdefault((key[1], key[0]), []).append(key)
+    return [tuple(by_layers[layers]) for layers in sorted(by_layers)]
+
+
+def _is_single(key: Replacement) -> bool:
+    return not (key[2] and key[3])
+
+
+def _taken_over(singles: BlockLibrary, key: Replacement) -> tuple[LibraryEntry, BlockTensors]:
+    """A single of another library.
+
+    Raises:
+        InputError: that library lacks it, or its file is damaged.
+    """
+    part: Subblock = "attention" if key[2] else "ffn"
+    tensors = singles.block(*key)[part]
+    if key not in singles.entries:
         raise InputError(
-            f"layer {index} of the parent gives activations that are not finite",
-            remedy="check the parent's weights; distillation needs finite activations",
+            f"{singles.folder} holds no {replacement_name(key)}",
+            remedy="build that library with the same search space first",
         )
-    return LayerActivations(inputs=inputs, middle=middle, outputs=outputs)
+    return singles.entries[key], {part: tensors}
 
 
-def _run_job(
-    job: _Job,
-    config: ParentConfig,
-    layer: ParentLayer,
-    train: LayerActivations,
-    held_out: LayerActivations,
-    rotary: RotarySlice,
-    settings: BldSettings,
-    calibration_tokens: int,
-) -> tuple[LibraryEntry, SubblockModule]:
-    torch.manual_seed(job.layer)
-    variant = parse_variant(job.subblock, job.variant)
-    rows = max(1, calibration_tokens // train.inputs.shape[1])
-    candidates = initial_candidates(
-        variant, _calibration(job.subblock, config, layer, train, rotary, slice(0, rows))
-    )
-    made = []
-    for method, tensors in candidates.items():
-        student = subblock_from_tensors(
-            variant, config, tensors, dtype=train.inputs.dtype, device=train.inputs.device
-        )
-        made.append((block_loss(student, job.subblock, layer, held_out, rotary), method, student))
-    loss_initial, method, student = min(made, key=lambda entry: entry[0])
-    initial = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    train_student(student, job.subblock, layer, train, rotary, settings)
-    loss_trained = block_loss(student, job.subblock, layer, held_out, rotary)
-    if not loss_trained < loss_initial:
-        student.load_state_dict(initial)
-        loss_trained = loss_initial
-    entry = LibraryEntry(
-        first_layer=job.key[0],
-        last_layer=job.key[1],
-        attention=job.key[2],
-        ffn=job.key[3],
-        initialised_by=method,
-        tokens=settings.tokens,
-        loss_initial=loss_initial,
-        loss_trained=loss_trained,
-        sha256="",
-    )
-    return entry, student
+class _SeenLayers:
+    """What the parent's pass saw, kept for as long as a window needs it."""
+
+    def __init__(self, parent_pass: ParentPass) -> None:
+        self._pass = parent_pass
+        self._next = 0
+        self._kept: dict[int, SeenLayer] = {}
+
+    def pass_to(self, last: int, keep_from: int) -> None:
+        """Pass through all layers up to ``last``; forget those before ``keep_from``."""
+        self._forget(keep_from)
+        while self._next <= last:
+            train, held_out = self._pass.next_layer()
+            self._kept[self._next] = SeenLayer(train=train, held_out=held_out)
+            self._next += 1
+            self._forget(keep_from)
+
+    def _forget(self, keep_from: int) -> None:
+        for index in [index for index in self._kept if index < keep_from]:
+            layer = self._kept.pop(index)
+            layer.train.delete()
+            layer.held_out.delete()
+
+    def layers(self, first: int, last: int) -> tuple[SeenLayer, ...]:
+        """These layers, once passed through."""
+        return tuple(self._kept[index] for index in range(first, last + 1))
 
 
-@torch.no_grad()
-def _calibration(
-    subblock: Subblock,
-    config: ParentConfig,
-    layer: ParentLayer,
-    seen: LayerActivations,
-    rotary: RotarySlice,
-    rows: slice,
-) -> Calibration:
-    attention = subblock == "attention"
-    module = layer.attention if attention else layer.ffn
-    inputs = (seen.inputs if attention else seen.middle)[rows]
-    outputs = (seen.middle if attention else seen.outputs)[rows]
-    return Calibration(
-        config=config,
-        subblock=subblock,
-        module=module,
-        normed_TD=module.norm(inputs).flatten(0, 1),
-        output_TD=(outputs - inputs).flatten(0, 1),
-    )
+@contextlib.contextmanager
+def _states_folder(library: Path) -> Iterator[Path]:
+    """A folder for hidden states, which are of no use once the library is built or given up."""
+    folder = library / "hidden_states"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _full_disk_reported(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{folder}: no space is left on the disk",
+            remedy="free some, or keep hidden states in memory with a larger --max-memory; "
+            "then run the same command again to go on",
+        ) from error

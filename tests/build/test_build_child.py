@@ -299,7 +299,7 @@ def refused(made: Made, spec: ArchitectureSpec, out: Path, pattern: str, **optio
 def test_specs_that_cannot_be_built(made: Made, tmp_path: Path) -> None:
     out, own = tmp_path / "child", ("gqa_4", "mlp_512")
     refused(made, spec_of([own] * 3), out, "covers 3 layers")
-    refused(made, spec_of([own] * 3 + [("gqa_1", "mlp_512")]), out, "no gqa_1 for layer")
+    refused(made, spec_of([own] * 3 + [("gqa_1", "mlp_512")]), out, "no attention gqa_1 for layer")
     refused(made, spec_of([own] * 3 + [("gqa_8", "mlp_512")]), out, "gqa_8 does not fit")
     refused(made, spec_of([own] * 3 + [("gqa_4", "mlp_300")]), out, "multiples of 256")
     merged = tuple(

@@ -237,6 +237,30 @@ def test_a_dtype_that_cannot_be_written(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("dtype", "fp16", "'fp16'"),
+        ("initialiser", "men_pool", "'men_pool' is not an initialiser"),
+        ("max-memory", "plenty", "'plenty' is no amount of memory"),
+        ("max-memory", "1MiB", "1 MiB of memory are too few"),
+        ("device", "tpu", "'tpu'"),
+    ],
+)
+def test_options_of_the_library_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pico: Pico,
+    tmp_path: Path,
+    option: str,
+    value: str,
+    expected: str,
+) -> None:
+    arguments = library_arguments(pico, tmp_path / "library", **{option: value})
+    assert expected in refuse(monkeypatch, capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_devices(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pico: Pico
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from puzzle_search.files import file_hash
 from puzzle_search.library import BldSettings, build_library
 from tests.pico import Pico, kill_after, make_pico, run_command, run_here
 
-UNITS = 9
+UNITS = 15
+COUPLED_UNITS = 3 * 5 + 2
+SPACE = """\
+format: puzzle-search.search-space/1
+attention: [gqa_2, gqa_1]
+ffn: [mlp_512, mlp_256, no_op]
+runs: [{lengths: [2], attention: [gqa_1], ffn: [mlp_256]}]
+"""
 
 
 def arguments(pico: Pico, out: Path) -> list[object]:
@@ -25,7 +33,7 @@ def arguments(pico: Pico, out: Path) -> list[object]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    files = [*folder.rglob("*.safetensors"), folder / "library.json"]
+    files = [*folder.rglob("*.safetensors"), *folder.glob("curves/*"), folder / "library.json"]
     return {str(file.relative_to(folder)): file_hash(file) for file in sorted(files)}
 
 
@@ -38,12 +46,15 @@ def results(journal: Path) -> list[tuple[int, int, str, str]]:
 
 
 def test_a_killed_library_is_continued(pico: Pico, tmp_path: Path) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    """Of singles, pairs and blocks for runs, killed among the first pairs."""
+    space, killed, whole = tmp_path / "space.yaml", tmp_path / "killed", tmp_path / "whole"
+    space.write_text(SPACE)
+    coupled = replace(pico, space_file=space)
     journal = killed / "journal.jsonl"
-    before = kill_after(journal, 3, *arguments(pico, killed))
+    before = kill_after(journal, 5, *arguments(coupled, killed), "--coupled")
     assert not (killed / "library.json").exists()
     done = before.count(b"\n") - 1
-    assert 2 <= done < UNITS
+    assert 4 <= done < COUPLED_UNITS
     # A crash in the middle of a write: the last whole entry loses its second half.
     kept = before[: before.rstrip(b"\n").rfind(b"\n") + 40]
     journal.write_bytes(kept)
@@ -52,17 +63,19 @@ def test_a_killed_library_is_continued(pico: Pico, tmp_path: Path) -> None:
         for file in killed.rglob("*.safetensors")
         if file.name[0] != "."
     }
-    finished = run_command(*arguments(pico, killed))
+    finished = run_command(*arguments(coupled, killed), "--coupled")
     assert finished.returncode == 0, finished.stderr
     # Not one journaled unit was done again; its files are those of the first process.
     repeated = {f for f, time in written.items() if f.stat().st_mtime_ns != time}
     assert len(written) - len(repeated) == done - 1
     units = results(journal)
-    assert len(units) == len(set(units)) == UNITS
+    assert len(units) == len(set(units)) == COUPLED_UNITS
     assert journal.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
 
-    run_here(*arguments(pico, whole))
+    run_here(*arguments(coupled, whole), "--coupled")
     assert hashes(killed) == hashes(whole)
+    assert {(0, 0, "gqa_1", "no_op"), (0, 1, "gqa_1", "mlp_256")} <= set(units)
+    assert not (killed / "hidden_states").exists()
 
 
 def test_a_finished_library_is_not_made_again(pico: Pico, tmp_path: Path) -> None:
@@ -110,7 +123,7 @@ def test_after_the_remedy_the_library_is_made_anew(pico: Pico, tmp_path: Path) -
     pico.library(tmp_path)
     (tmp_path / "journal.jsonl").unlink()
     library = pico.library(tmp_path, tokens=1024)
-    assert {entry.tokens for entry in library.entries.values()} == {1024}
+    assert {entry.tokens for key, entry in library.entries.items() if "no_op" not in key} == {1024}
     opened = pico.open_library(tmp_path)
     assert opened.sha256 == library.sha256
     opened.block(0, 0, "gqa_1", "")

@@ -151,7 +151,7 @@ def test_a_run_killed_in_the_library_ends_well(pico: Pico, tmp_path: Path) -> No
     assert done(run).keys() == set(STAGES)
     content = journal.read_bytes()
     assert content.startswith(before[: before.rfind(b"\n") + 1])
-    assert content.count(b"\n") == 1 + 9
+    assert content.count(b"\n") == 1 + 15
     assert result.child.is_dir()
 
 

@@ -1,36 +1,89 @@
-"""What an initialiser may look at."""
+"""What an initialiser may look at: one parent subblock, and what it saw and gave, streamed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 
 from puzzle_search.arch import ParentConfig, Subblock
 from puzzle_search.model import SubblockModule
+from puzzle_search.model.rope import RotarySlice
+from puzzle_search.model.subblocks.gqa import GqaAttention
+from puzzle_search.model.subblocks.mlp import SwigluMlp
 
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """One parent subblock with its activations on calibration tokens.
+    """One parent subblock with sums over calibration tokens, made when first asked for.
 
-    Attributes:
+    The tokens pass through in chunks; what is kept does not grow with their number.
+
+    Args:
         config: the parent's shape.
         subblock: attention or FFN.
         module: the parent's subblock.
-        normed_TD: its normed input, tokens first.
-        output_TD: its contribution to the residual stream.
+        chunks: gives the hidden states before and after the subblock, both (B, L, D), chunk by
+            chunk; called once for each kind of sum.
+        rotary: angles of the positions in a chunk.
     """
 
-    config: ParentConfig
-    subblock: Subblock
-    module: SubblockModule
-    normed_TD: torch.Tensor
-    output_TD: torch.Tensor
+    def __init__(
+        self,
+        config: ParentConfig,
+        subblock: Subblock,
+        module: SubblockModule,
+        chunks: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]],
+        rotary: RotarySlice,
+    ) -> None:
+        self.config = config
+        self.subblock = subblock
+        self._module = module
+        self._chunks = chunks
+        self._rotary = rotary
 
     @property
     def tensors(self) -> Tensors:
-        """Copies of the parent's tensors by local name: a student is trained in place."""
-        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        """The parent's tensors by local name in fp32; copies, since students train in place."""
+        return {
+            name: value.detach().to(torch.float32, copy=True)
+            for name, value in self._module.state_dict().items()
+        }
+
+    @cached_property
+    @torch.no_grad()
+    def activity(self) -> torch.Tensor:
+        """Mean |X_i| of the channels that the output projection reads.
+
+        (I,) of an FFN; (H * E,), what the query heads attended to, of an attention.
+        """
+        module, total, tokens = self._module, None, 0
+        for before, _ in self._chunks():
+            normed = module.norm(before)
+            if isinstance(module, SwigluMlp):
+                channels = module.channels(normed)
+            else:
+                assert isinstance(module, GqaAttention)
+                channels = module.heads(normed, self._rotary, None)
+            part = channels.abs().flatten(0, 1).sum(dim=0, dtype=torch.float64)
+            total = part if total is None else total + part
+            tokens += before.shape[0] * before.shape[1]
+        assert total is not None
+        return (total / tokens).float()
+
+    @cached_property
+    @torch.no_grad()
+    def least_squares_sums(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """X'X and X'Y in fp64, (D, D) each, of normed inputs X and the subblock's outputs Y."""
+        gram = cross = None
+        for before, after in self._chunks():
+            x_TD = self._module.norm(before).flatten(0, 1).double()
+            y_TD = (after.double() - before.double()).flatten(0, 1)
+            parts = x_TD.T @ x_TD, x_TD.T @ y_TD
+            gram = parts[0] if gram is None else gram.add_(parts[0])
+            cross = parts[1] if cross is None else cross.add_(parts[1])
+        assert gram is not None
+        assert cross is not None
+        return gram, cross

@@ -37,6 +37,13 @@ class GqaAttention(SubblockModule):
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
     ) -> torch.Tensor:
         """Attend from the new tokens to all tokens so far."""
+        out: torch.Tensor = self.o_proj(self.heads(x_BLD, rotary, cache))
+        return out
+
+    def heads(
+        self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
+    ) -> torch.Tensor:
+        """What the query heads attended to, (B, L, H * E), from normed input."""
         batch, length, _ = x_BLD.shape
         heads = (batch, length, -1, self.head_dim)
         q_BHLE = self.q_norm(self.q_proj(x_BLD).view(heads)).transpose(1, 2)
@@ -46,8 +53,7 @@ class GqaAttention(SubblockModule):
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
         attended_BHLE = self._attend(q_BHLE, k_BKSE, v_BKSE)
-        out: torch.Tensor = self.o_proj(attended_BHLE.transpose(1, 2).reshape(batch, length, -1))
-        return out
+        return attended_BHLE.transpose(1, 2).reshape(batch, length, -1)
 
     def _attend(
         self, q_BHLE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -80,4 +81,5 @@ def distill(
     folder = distill_child(
         parent, child, out, stream, held_out, settings, out_dtype=out_dtype, device=device
     )
-    print(f"distilled child written to {folder}")
+    if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun, the one that writes
+        print(f"distilled child written to {folder}")

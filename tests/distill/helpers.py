@@ -54,7 +54,13 @@ class StopAfter(Progress):
 
 
 def distilled(
-    pico: Pico, child: Path, out: Path, *, progress: Progress | None = None, **settings: Any
+    pico: Pico,
+    child: Path,
+    out: Path,
+    *,
+    track: str | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> Path:
     chosen = {"tokens": 512 * 8, "batch_tokens": 512, "learning_rate": 2e-3} | settings
     return distill(
@@ -65,6 +71,7 @@ def distilled(
         blocks_of(pico, 256),
         DistillSettings(**chosen),
         out_dtype="fp32",
+        track=track,
         progress=progress,
     )
 

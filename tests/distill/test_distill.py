@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,17 +58,22 @@ def unbroken(pico: Pico, child: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-def killed_at_step_20(pico: Pico, child: Path, out: Path) -> None:
-    journal = out.with_name("out.run") / "metrics.jsonl"
-    assert kill_after(journal, 20, *arguments(pico, child, out)).count(b"\n") < 60
+@pytest.fixture(scope="module")
+def killed(pico: Pico, child: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed; to be copied."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    run = out.with_name("out.run")
+    before = kill_after(run / "metrics.jsonl", 20, *arguments(pico, child, out))
+    assert before.count(b"\n") < 60
     assert not out.exists()
+    return run
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(
-    pico: Pico, child: Path, unbroken: Path, tmp_path: Path
+    pico: Pico, child: Path, killed: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    killed_at_step_20(pico, child, out)
+    shutil.copytree(killed, tmp_path / "out.run")
     with (tmp_path / "out.run" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 1')  # a crash in the middle of a write
     finished = run_command(*arguments(pico, child, out))
@@ -143,13 +149,13 @@ def test_a_run_may_go_on_with_smaller_micro_batches(
 @pytest.mark.slow
 @pytest.mark.parametrize("begun_alone", [False, True])
 def test_two_processes_compute_what_one_does(
-    pico: Pico, child: Path, unbroken: Path, tmp_path: Path, begun_alone: bool
+    pico: Pico, child: Path, killed: Path, unbroken: Path, tmp_path: Path, begun_alone: bool
 ) -> None:
     """FSDP2 over gloo: from the beginning, 8 blocks each a step; or going on, 3 blocks in turn."""
     out = tmp_path / "out"
     words = arguments(pico, child, out)
     if begun_alone:
-        killed_at_step_20(pico, child, out)
+        shutil.copytree(killed, tmp_path / "out.run")
         words += ["--micro-batch-tokens", 96, "--activation-checkpointing"]
     finished = run_on_two(*words)
     assert finished.returncode == 0, finished.stderr

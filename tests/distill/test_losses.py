@@ -167,6 +167,19 @@ def test_bf16_keeps_updates_that_its_weights_could_not_hold(
     assert same.float().mean() > 0.9
 
 
+def test_too_little_memory_says_what_to_do(
+    pico: Pico, child: Path, blocks: TokenBlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    trainer, _ = trainer_of(pico, child)
+    monkeypatch.setattr(HeterogeneousDecoder, "block_states", out_of_memory)
+    with pytest.raises(InputError, match="step 7 ran out of GPU memory") as caught:
+        trainer.step(blocks, 1e-3, number=7)
+    assert "--micro-batch-tokens" in caught.value.remedy
+
+
 def test_a_child_of_another_parent(pico: Pico) -> None:
     other = load_decoder(pico.parent)
     with pytest.raises(InputError, match="merged layers"):

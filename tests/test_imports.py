@@ -29,7 +29,8 @@ VERBS = {
     "score",
 }
 LEVELS: list[set[str]] = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"pipeline"},
     VERBS,
     {"data"},

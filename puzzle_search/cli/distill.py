@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,10 @@ def distill(
     dtype: TorchDtypeOption = "fp32",
     out_dtype: Annotated[str, typer.Option(help="Of the written weights: bf16 or fp32.")] = "bf16",
     device: DeviceOption = "cpu",
+    track: Annotated[
+        str | None,
+        typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Order of the documents.")] = 0,
 ) -> None:
     """Train the whole child against its parent (GKD); a killed run goes on."""
@@ -78,6 +83,15 @@ def distill(
         load_documents(data, "validation"), tokenizer, length=length, max_tokens=held_out_tokens
     )
     folder = distill_child(
-        parent, child, out, stream, held_out, settings, out_dtype=out_dtype, device=device
+        parent,
+        child,
+        out,
+        stream,
+        held_out,
+        settings,
+        out_dtype=out_dtype,
+        device=device,
+        track=track,
     )
-    print(f"distilled child written to {folder}")
+    if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun, the one that writes
+        print(f"distilled child written to {folder}")

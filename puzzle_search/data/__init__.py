@@ -1,6 +1,7 @@
 """Text in, token blocks out: documents, their held-out splits, and packing."""
 
-from puzzle_search.data.documents import Document, Split, load_documents, split_of
+from puzzle_search.data.documents import Split, load_documents, split_of
+from puzzle_search.data.sources import Document
 from puzzle_search.data.stream import StreamPosition, TokenStream
 from puzzle_search.data.tokens import TokenBlocks, pack_tokens
 

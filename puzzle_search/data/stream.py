@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from puzzle_search.data.documents import Document
+from puzzle_search.data.sources import Document
 from puzzle_search.data.tokens import TokenBlocks, Tokenizer, document_tokens, epoch_order
 from puzzle_search.errors import InputError
 from puzzle_search.files import value_hash
@@ -59,7 +59,7 @@ class TokenStream:
     @property
     def sha256(self) -> str:
         """Hash of the documents, the block length and the seed."""
-        texts = [[document.name, document.text] for document in self._documents]
+        texts = [[document.name, document.text, document.messages] for document in self._documents]
         return value_hash([self.length, self.seed, texts])
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from jinja2 import TemplateError
 
-from puzzle_search.data.documents import Document
+from puzzle_search.data.sources import Document
 from puzzle_search.errors import InputError
 
 
@@ -17,9 +18,14 @@ class Tokenizer(Protocol):
     """The part of a transformers tokenizer that packing needs."""
 
     eos_token_id: int | None
+    chat_template: Any
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
         """Return the token ids of a text."""
+        ...
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool = ...) -> Any:
+        """Return the text of a conversation."""
         ...
 
 
@@ -67,9 +73,34 @@ class TokenBlocks:
 
 
 def document_tokens(document: Document, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of a document, an end-of-text token behind them where the tokenizer has one."""
-    ids = tokenizer.encode(document.text, add_special_tokens=False)
-    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+    """Token ids of a document, an end-of-text token behind them where the tokenizer has one.
+
+    A conversation is written out by the tokenizer's chat template.
+
+    Raises:
+        InputError: a conversation without a chat template, or one that the template refuses.
+    """
+    text = _conversation(document, tokenizer) if document.messages else document.text
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    end = tokenizer.eos_token_id
+    ended = bool(document.messages) and ids[-1:] == [end]  # by the template itself
+    return ids if end is None or ended else [*ids, end]
+
+
+def _conversation(document: Document, tokenizer: Tokenizer) -> str:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{document.name} is a conversation, and the tokenizer has no chat template",
+            remedy="use a parent with a chat template, or give texts",
+        )
+    try:
+        text: str = tokenizer.apply_chat_template(list(document.messages), tokenize=False)
+    except TemplateError as error:
+        raise InputError(
+            f"{document.name}: the chat template refuses it: {error}",
+            remedy="correct the order and roles of its messages",
+        ) from error
+    return text
 
 
 def epoch_order(documents: int, *, seed: int, epoch: int = 0) -> list[int]:

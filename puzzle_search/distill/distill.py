@@ -24,6 +24,7 @@ from puzzle_search.data import TokenBlocks, TokenStream
 from puzzle_search.distill.losses import Distiller
 from puzzle_search.distill.run_folder import RunFolder
 from puzzle_search.distill.settings import DistillSettings
+from puzzle_search.distill.trackers import tracking
 from puzzle_search.distill.trainer import Trainer
 from puzzle_search.distill.world import World, join_world
 from puzzle_search.errors import InputError
@@ -44,6 +45,7 @@ def distill(
     *,
     out_dtype: str = "bf16",
     device: str = "cpu",
+    track: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Train the whole child to compute what its parent computes, and write it.
@@ -61,11 +63,13 @@ def distill(
         settings: how to train.
         out_dtype: of the written weights, ``bf16`` or ``fp32``.
         device: ``cpu`` or ``cuda``.
+        track: ``tensorboard``, ``wandb`` or ``trackio``, beside ``metrics.jsonl``.
         progress: shows how far it is.
 
     Raises:
         InputError: child and parent do not belong together, a loss is not finite, memory ran out,
             ``out`` is no child, or ``<out>.run`` holds a run that was made from something else.
+        MissingDependencyError: the tracker is not installed.
     """
     target = Path(out)
     check_replaceable(target)
@@ -97,8 +101,18 @@ def distill(
                 remedy="build the child again",
             )
         shown = (progress or Progress("distill")).over(steps, done=run.steps_done)
-        with shown if world.first else contextlib.nullcontext(_silent) as advance:
-            _train(trainer, run, stream, held_out, settings, world, advance)
+        name = track if world.first else None
+        with (
+            shown if world.first else contextlib.nullcontext(_silent) as advance,
+            tracking(name, run.folder, made_from, steps_done=run.steps_done) as also_log,
+        ):
+
+            def log(entry: dict[str, float]) -> None:
+                if world.first:
+                    run.log(entry)
+                    also_log(entry)
+
+            _train(trainer, run, stream, held_out, settings, world, log, advance)
         weights = trainer.weights()
         if world.first:
             record = {
@@ -129,6 +143,7 @@ def _train(
     held_out: TokenBlocks,
     settings: DistillSettings,
     world: World,
+    log: Callable[[dict[str, float]], None],
     advance: Callable[[str], None],
 ) -> None:
     """Train from the newest checkpoint, or from the beginning, to the end."""
@@ -138,20 +153,17 @@ def _train(
         trainer.load(newest.folder, newest.step)
         stream.seek(newest.position)
     else:
-        entry = {"step": 0, "tokens": 0} | trainer.held_out(held_out)
-        if world.first:
-            run.log(entry)
+        log({"step": 0, "tokens": 0} | trainer.held_out(held_out))
     for step in range(1 + (newest.step if newest is not None else 0), steps + 1):
         started, learning_rate = time.perf_counter(), settings.learning_rate_at(step - 1, steps)
         losses = trainer.step(stream.take(settings.blocks(length)), learning_rate, number=step)
         tokens_per_s = step_tokens / (time.perf_counter() - started)
-        entry = {"step": step, "tokens": step * step_tokens, **losses}
+        entry: dict[str, float] = {"step": step, "tokens": step * step_tokens, **losses}
         entry |= {"learning_rate": learning_rate, "tokens_per_s": tokens_per_s}
         last = step == steps
         if last or step % settings.held_out_every == 0:
             entry |= trainer.held_out(held_out)
-        if world.first:
-            run.log(entry)
+        log(entry)
         if last or step % settings.checkpoint_every == 0:
             _save(trainer, run, step, stream, world)
         advance(f"loss {losses['loss']:.4f}, {tokens_per_s:,.0f} tokens/s")

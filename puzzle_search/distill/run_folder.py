@@ -37,7 +37,7 @@ class RunFolder:
     """``journal.jsonl`` says what the run was made from, ``metrics.jsonl`` how it goes."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._journal = Journal(folder / "journal.jsonl")
         self._metrics = Journal(folder / "metrics.jsonl")
         self._checkpoints = folder / "checkpoints"

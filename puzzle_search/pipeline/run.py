@@ -98,7 +98,7 @@ class Run:
         """Do every stage that is not done yet."""
         recipe, stage = self.recipe, self.directory.stage
         shape = [self.parent_key, asdict(self.space), recipe.scenario, recipe.dtype]
-        texts = [[d.name, d.text] for d in load_documents(recipe.data.source)]
+        texts = [[d.name, d.text, d.messages] for d in load_documents(recipe.data.source)]
         data = recipe.data.model_dump() | {"sha256": value_hash(texts)}
         machine = [recipe.profile.model_dump(), self.device.identity]
         profile = stage("profile", [shape, machine], [], self._profile)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,8 @@ from safetensors.torch import load_file
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder, load_tokenizer
 from puzzle_search.errors import InputError
-from tests.distill.helpers import PAIRS, distilled, make_child, metrics
-from tests.pico import Pico, kill_after, run_command
+from tests.distill.helpers import PAIRS, StopAfter, distilled, make_child, metrics
+from tests.pico import Pico, environment, kill_after, run_command
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +32,186 @@ def test_the_child_comes_nearer_to_its_parent(pico: Pico, child: Path, tmp_path:
     before, after = lines[0], lines[-1]
     assert after["held_out_kl"] < 0.7 * before["held_out_kl"]
     assert after["held_out_cosine"] < before["held_out_cosine"]
+
+
+def arguments(pico: Pico, child: Path, out: Path) -> list[object]:
+    return [
+        "distill", "--parent", pico.parent, "--child", child, "--data", pico.corpus, "--out", out,
+        "--tokens", 512 * 60, "--batch-tokens", 512, "--length", 32, "--held-out-tokens", 256,
+        "--held-out-every", 7, "--checkpoint-every", 4, "--losses", "lm,cosine,kl",
+        "--learning-rate", 2e-3, "--out-dtype", "fp32",
+    ]  # fmt: skip
+
+
+def untimed(out: Path) -> list[dict[str, float]]:
+    return [
+        {key: value for key, value in line.items() if key != "tokens_per_s"}
+        for line in metrics(out)
+    ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(pico: Pico, child: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    finished = run_command(*arguments(pico, child, out))
+    assert finished.returncode == 0, finished.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def killed(pico: Pico, child: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed; to be copied."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    run = out.with_name("out.run")
+    before = kill_after(run / "metrics.jsonl", 20, *arguments(pico, child, out))
+    assert before.count(b"\n") < 60
+    assert not out.exists()
+    return run
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(
+    pico: Pico, child: Path, killed: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(killed, tmp_path / "out.run")
+    with (tmp_path / "out.run" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 1')  # a crash in the middle of a write
+    finished = run_command(*arguments(pico, child, out))
+    assert finished.returncode == 0, finished.stderr
+    assert [line["step"] for line in untimed(out)] == list(range(61))
+    assert untimed(out) == untimed(unbroken)
+    for name in ("model.safetensors", "config.json", "architecture.yaml", "distillation.json"):
+        assert (out / name).read_bytes() == (unbroken / name).read_bytes()
+    kept = [folder.name for folder in (tmp_path / "out.run/checkpoints").iterdir()]
+    assert kept == ["step_000000060"]
+
+
+def test_the_written_child(pico: Pico, child: Path, tmp_path: Path) -> None:
+    out = distilled(pico, child, tmp_path / "out")
+    spec = ArchitectureSpec.from_file(out / "architecture.yaml")
+    assert [(block.attention, block.ffn) for block in spec.blocks] == PAIRS
+    assert spec.solution == {"asked": {"note": "kept"}}
+    assert (out / "config.json").read_bytes() == (child / "config.json").read_bytes()
+    assert load_tokenizer(out).encode("text") == load_tokenizer(pico.parent).encode("text")
+    record = json.loads((out / "distillation.json").read_text())
+    assert record["tokens"] == 512 * 8
+    lines = metrics(out)
+    for when, line in (("before", lines[0]), ("after", lines[-1])):
+        assert record["held_out"][when] == {k: v for k, v in line.items() if "held_out" in k}
+    trained = load_file(out / "model.safetensors")
+    untrained = load_file(child / "model.safetensors")
+    assert trained.keys() == untrained.keys()
+    assert all(not torch.equal(trained[name], untrained[name]) for name in trained)
+    # The last weights, as the last checkpoint has them.
+    state = load_file(tmp_path / "out.run/checkpoints/step_000000008/weights.safetensors")
+    decoder = load_decoder(out).state_dict()
+    assert all(torch.equal(decoder[name], state[name]) for name in decoder)
+
+
+def test_a_finished_run_is_written_again(pico: Pico, child: Path, tmp_path: Path) -> None:
+    out = distilled(pico, child, tmp_path / "out")
+    before = (out / "model.safetensors").read_bytes()
+    lines = metrics(out)
+    (out / "model.safetensors").unlink()
+    distilled(pico, child, tmp_path / "out")
+    assert (out / "model.safetensors").read_bytes() == before
+    assert metrics(out) == lines
+
+
+def test_another_run_is_refused(pico: Pico, child: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    distilled(pico, child, out)
+    with pytest.raises(InputError, match="settings differ"):
+        distilled(pico, child, out, learning_rate=1e-3)
+    with pytest.raises(InputError, match="child_sha256 differ"):
+        distilled(pico, out, out)
+    (tmp_path / "out.run" / "journal.jsonl").unlink()  # the remedy
+    distilled(pico, child, out, tokens=512 * 2)
+    assert [line["step"] for line in metrics(out)] == [0, 1, 2]
+
+
+def test_a_run_may_go_on_with_smaller_micro_batches(
+    pico: Pico, child: Path, tmp_path: Path
+) -> None:
+    """As the message after too little memory says."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    distilled(pico, child, whole)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(pico, child, stopped, checkpoint_every=2, progress=StopAfter(5))
+    assert [line["step"] for line in metrics(stopped)] == list(range(6))
+    less = {"micro_batch_tokens": 64, "activation_checkpointing": True}
+    distilled(pico, child, stopped, **less)
+    assert [line["step"] for line in metrics(stopped)] == list(range(9))
+    for one, other in zip(untimed(whole), untimed(stopped), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun_alone", [False, True])
+def test_two_processes_compute_what_one_does(
+    pico: Pico, child: Path, killed: Path, unbroken: Path, tmp_path: Path, begun_alone: bool
+) -> None:
+    """FSDP2 over gloo: from the beginning, 8 blocks each a step; or going on, 3 blocks in turn."""
+    out = tmp_path / "out"
+    words = arguments(pico, child, out)
+    if begun_alone:
+        shutil.copytree(killed, tmp_path / "out.run")
+        words += ["--micro-batch-tokens", 96, "--activation-checkpointing"]
+    finished = run_on_two(*words)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("distilled child written") == 1
+    for one, other in zip(untimed(unbroken), untimed(out), strict=True):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-6)
+    alone, both, begun = (
+        load_file(folder / "model.safetensors") for folder in (unbroken, out, child)
+    )
+    for name, tensor in alone.items():
+        assert (both[name] - tensor).norm() < 1e-2 * (tensor - begun[name]).norm()
+
+
+def run_on_two(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command line under torchrun, in two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "puzzle_search", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pico: Pico, child: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"step \d+: .*not finite; the last checkpoint is kept"):
+        distilled(pico, child, tmp_path / "out", learning_rate=1e30, checkpoint_every=1)
+    assert not (tmp_path / "out").exists()
+    [kept] = (tmp_path / "out.run/checkpoints").iterdir()
+    assert all(t.isfinite().all() for t in load_file(kept / "weights.safetensors").values())
+
+
+def test_what_is_no_child_is_not_overwritten(pico: Pico, child: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(InputError, match="is not a child"):
+        distilled(pico, child, tmp_path / "precious")
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"losses": ("kl", "mse")}, "losses kl, mse are not known"),
+        ({"losses": ()}, "are not known"),
+        ({"learning_rate": float("nan")}, "learning_rate nan"),
+        ({"batch_tokens": 31}, "less than one block of 32"),
+        ({"tokens": 511}, "511 tokens are less than one batch of 512"),
+        ({"dtype": "fp16"}, "dtype 'fp16'"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+    ],
+)
+def test_settings_that_cannot_be_used(
+    pico: Pico, child: Path, tmp_path: Path, settings: dict[str, object], pattern: str
+) -> None:
+    with pytest.raises(InputError, match=pattern):
+        distilled(pico, child, tmp_path / "out", **settings)
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from puzzle_search.build import build_child
 from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import CostTable, Profile, Scenario, parse_dtype
-from puzzle_search.data import Split, TokenStream, load_documents, pack_tokens
+from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
 from puzzle_search.evaluate import measure_quality, measure_throughput
 from puzzle_search.files import Journal, resume_journal, value_hash
@@ -98,11 +98,11 @@ class Lab:
 
     def tokens(self, split: Split, count: int) -> torch.Tensor:
         """Blocks of tokens of a split, (blocks, length)."""
-        return pack_tokens(
+        return sample_tokens(
             load_documents(self.settings.data, split),
             load_tokenizer(self.parent),
             length=self.settings.length,
-            max_tokens=count,
+            tokens=count,
         ).ids
 
     @cached_property
@@ -193,8 +193,8 @@ class Lab:
                 child,
                 folder,
                 TokenStream(documents, tokenizer, length=length, seed=1),
-                pack_tokens(
-                    load_documents(source, "validation"), tokenizer, length=length, max_tokens=4096
+                sample_tokens(
+                    load_documents(source, "validation"), tokenizer, length=length, tokens=4096
                 ),
                 DistillSettings(
                     tokens=tokens,

@@ -62,7 +62,7 @@ def distill(
 ) -> None:
     """Train the whole child against its parent (GKD); a killed run goes on."""
     from puzzle_search.checkpoint import load_tokenizer
-    from puzzle_search.data import TokenStream, load_documents, pack_tokens
+    from puzzle_search.data import TokenStream, load_documents, sample_tokens
     from puzzle_search.distill import DistillSettings
     from puzzle_search.distill import distill as distill_child
 
@@ -79,8 +79,8 @@ def distill(
     )
     tokenizer = load_tokenizer(parent)
     stream = TokenStream(load_documents(data, "train"), tokenizer, length=length, seed=seed)
-    held_out = pack_tokens(
-        load_documents(data, "validation"), tokenizer, length=length, max_tokens=held_out_tokens
+    held_out = sample_tokens(
+        load_documents(data, "validation"), tokenizer, length=length, tokens=held_out_tokens
     )
     folder = distill_child(
         parent,

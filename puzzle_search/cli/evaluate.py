@@ -21,11 +21,11 @@ def evaluate(
 ) -> None:
     """Measure a child against its parent on held-out text: KL, loss, accuracy."""
     from puzzle_search.checkpoint import load_decoder, load_tokenizer
-    from puzzle_search.data import load_documents, pack_tokens
+    from puzzle_search.data import load_documents, sample_tokens
     from puzzle_search.evaluate import measure_quality
 
-    ids = pack_tokens(
-        load_documents(data, "test"), load_tokenizer(parent), length=length, max_tokens=tokens
+    ids = sample_tokens(
+        load_documents(data, "test"), load_tokenizer(parent), length=length, tokens=tokens
     ).ids
     quality = measure_quality(load_decoder(parent), load_decoder(child), ids).as_dict()
     if as_json:

@@ -55,7 +55,7 @@ def library(
     """Initialise every variant and distil it block by block (BLD)."""
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.checkpoint import load_tokenizer
-    from puzzle_search.data import load_documents, pack_tokens
+    from puzzle_search.data import load_documents, sample_tokens
     from puzzle_search.library import BldSettings, build_library
     from puzzle_search.profile import open_device
     from puzzle_search.solve.parse import parse_bytes
@@ -64,14 +64,14 @@ def library(
     opened = open_device(device)
     config, tokenizer = ParentConfig.from_file(parent), load_tokenizer(parent)
     settings = BldSettings(tokens=tokens, batch_tokens=batch_tokens, learning_rate=learning_rate)
-    train = pack_tokens(
+    train = sample_tokens(
         load_documents(data, "train"),
         tokenizer,
         length=length,
-        max_tokens=max(tokens, calibration_tokens),
+        tokens=max(tokens, calibration_tokens),
     ).ids
-    held_out = pack_tokens(
-        load_documents(data, "validation"), tokenizer, length=length, max_tokens=held_out_tokens
+    held_out = sample_tokens(
+        load_documents(data, "validation"), tokenizer, length=length, tokens=held_out_tokens
     ).ids
     built = build_library(
         parent,

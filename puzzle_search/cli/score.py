@@ -26,16 +26,16 @@ def score(
     from puzzle_search.arch import SearchSpace
     from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
     from puzzle_search.checkpoint.block_library import BlockLibrary
-    from puzzle_search.data import load_documents, pack_tokens
+    from puzzle_search.data import load_documents, sample_tokens
     from puzzle_search.files import Journal
     from puzzle_search.score import score_replacements
 
     model = load_decoder(parent)
-    ids = pack_tokens(
+    ids = sample_tokens(
         load_documents(data, "validation"),
         load_tokenizer(parent),
         length=length,
-        max_tokens=tokens,
+        tokens=tokens,
     ).ids
     table = score_replacements(
         model,

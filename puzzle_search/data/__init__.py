@@ -3,7 +3,7 @@
 from puzzle_search.data.documents import Split, load_documents, split_of
 from puzzle_search.data.sources import Document
 from puzzle_search.data.stream import StreamPosition, TokenStream
-from puzzle_search.data.tokens import TokenBlocks, pack_tokens
+from puzzle_search.data.tokens import TokenBlocks, pack_tokens, sample_tokens
 
 __all__ = [
     "Document",
@@ -13,5 +13,6 @@ __all__ = [
     "TokenStream",
     "load_documents",
     "pack_tokens",
+    "sample_tokens",
     "split_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,10 @@ from jinja2 import TemplateError
 
 from puzzle_search.data.sources import Document
 from puzzle_search.errors import InputError
+
+# Tokens that are packed to choose from: so many times those asked for, up to a limit.
+_POOL_FACTOR = 64
+_LARGEST_POOL_TOKENS = 2**24
 
 
 class Tokenizer(Protocol):
@@ -111,7 +115,7 @@ def epoch_order(documents: int, *, seed: int, epoch: int = 0) -> list[int]:
 
 
 def pack_tokens(
-    documents: list[Document],
+    documents: Sequence[Document],
     tokenizer: Tokenizer,
     *,
     length: int,
@@ -145,3 +149,29 @@ def pack_tokens(
             remedy="give more text, more tokens, or a shorter block length",
         )
     return TokenBlocks.cut(ids, starts, blocks=blocks, length=length)
+
+
+def sample_tokens(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, length: int, tokens: int, seed: int = 0
+) -> TokenBlocks:
+    """Blocks from all over the documents, evenly spaced, for figures that stand for all of them.
+
+    The first blocks of a packed text come from one or two documents, and so does what is
+    measured on them.
+
+    Args:
+        documents: the texts.
+        tokenizer: as in ``pack_tokens``.
+        length: tokens in a block.
+        tokens: how many to choose, in whole blocks; fewer where there are no more.
+        seed: fixes the order of the documents.
+
+    Raises:
+        InputError: the documents give less than one block.
+    """
+    asked = tokens // length
+    pool = max(tokens, min(_POOL_FACTOR * tokens, _LARGEST_POOL_TOKENS)) if asked else tokens
+    packed = pack_tokens(documents, tokenizer, length=length, max_tokens=pool, seed=seed)
+    blocks = len(packed.ids)
+    chosen = torch.linspace(0, blocks - 1, min(blocks, asked)).round().long()
+    return TokenBlocks(ids=packed.ids[chosen], document_starts=packed.document_starts[chosen])

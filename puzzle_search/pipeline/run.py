@@ -19,7 +19,7 @@ from puzzle_search.cost import (
     parse_dtype,
 )
 from puzzle_search.cost.scaled import ScaledLatency
-from puzzle_search.data import Split, TokenStream, load_documents, pack_tokens
+from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
 from puzzle_search.evaluate import Throughput, measure_quality, measure_throughput
 from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
@@ -139,11 +139,11 @@ class Run:
     def tokens(self, split: Split, count: int) -> torch.Tensor:
         """Blocks of tokens of a split, (blocks, length)."""
         data = self.recipe.data
-        blocks = pack_tokens(
+        blocks = sample_tokens(
             load_documents(data.source, split),
             load_tokenizer(self.recipe.parent),
             length=data.length,
-            max_tokens=count,
+            tokens=count,
         )
         return blocks.ids.to(self.device.torch_device)
 
@@ -254,11 +254,11 @@ class Run:
         section, data = self.recipe.distill, self.recipe.data
         assert section is not None
         tokenizer = load_tokenizer(self.recipe.parent)
-        held_out = pack_tokens(
+        held_out = sample_tokens(
             load_documents(data.source, "validation"),
             tokenizer,
             length=data.length,
-            max_tokens=_HELD_OUT_TOKENS,
+            tokens=_HELD_OUT_TOKENS,
         )
         distill(
             self.recipe.parent,

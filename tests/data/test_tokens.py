@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puzzle_search.data import Document, TokenBlocks, pack_tokens
+from puzzle_search.data import Document, TokenBlocks, pack_tokens, sample_tokens
 from puzzle_search.errors import InputError
 
 END = 1000
@@ -108,3 +108,27 @@ def test_batches_cover_the_blocks_in_order() -> None:
     batches = list(packed.batches(2))
     assert [tuple(batch.shape) for batch in batches] == [(2, 8), (2, 8), (1, 8)]
     assert torch.equal(torch.cat(batches), packed.ids)
+
+
+def test_a_sample_comes_from_all_over_the_documents() -> None:
+    texts = documents(*(chr(300 + n) * 50 for n in range(100)))
+    sample = sample_tokens(texts, Codepoints(), length=10, tokens=200)
+    assert sample.ids.shape == sample.document_starts.shape == (20, 10)
+    assert len(set(joined(sample)) - {END}) >= 20  # packed, they would come from four documents
+    packed = {tuple(row) for row in pack_tokens(texts, Codepoints(), length=10).ids.tolist()}
+    rows = [tuple(row) for row in sample.ids.tolist()]
+    assert len(set(rows)) == 20
+    assert set(rows) <= packed
+
+
+@given(st.integers(1, 9), st.integers(1, 200))
+def test_a_sample_is_as_large_as_asked_or_all_there_is(length: int, tokens: int) -> None:
+    everything = pack_tokens(LETTERS, Codepoints(), length=length)
+    if tokens < length:
+        with pytest.raises(InputError, match="less than one block"):
+            sample_tokens(LETTERS, Codepoints(), length=length, tokens=tokens)
+        return
+    sample = sample_tokens(LETTERS, Codepoints(), length=length, tokens=tokens)
+    assert len(sample.ids) == min(tokens // length, len(everything.ids))
+    again = sample_tokens(LETTERS, Codepoints(), length=length, tokens=tokens)
+    assert torch.equal(sample.ids, again.ids)

@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 		exit 2; \
 	fi
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,eval,plots,ray]'
 	@touch $@
 
 demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small model on this machine.

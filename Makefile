@@ -5,6 +5,7 @@ PYTHON ?= $(shell for name in python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format clean
@@ -24,11 +25,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
 	@touch $@
 
+$(TESTABLE): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+		-e '.[data,eval,ray]' tensorboard
+	@touch $@
+
 demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small model on this machine.
 	$(BIN)/puzzle-search solve --gpu h100 --target-tps 6000
 	$(BIN)/puzzle-search run examples/stdlib-lm/recipe.yaml
 
-test: lint ## Lint, check types, run every test that this machine can run.
+test: $(TESTABLE) lint ## Lint, check types, run every test that this machine can run.
 	$(BIN)/pytest
 
 lint: $(READY) ## Check style, format and types.

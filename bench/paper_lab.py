@@ -60,9 +60,9 @@ class LabSettings:
     bld_tokens: int = 65536
     score_tokens: int = 4096
     test_tokens: int = 16384
-    gkd_tokens: int = 131072
-    long_gkd_tokens: int = 1048576
-    gkd_learning_rate: float = 1e-3
+    gkd_tokens: int = 65536
+    long_gkd_tokens: int = 524288
+    gkd_learning_rate: float = 5e-4
     random_specs: int = 100
     iterations: int = 5
     device: str = "cpu"
@@ -147,6 +147,7 @@ class Lab:
                 folder,
                 BldSettings(tokens=tokens),
                 coupled=coupled is not None,
+                start_from=None if coupled is None else self.library(share),
                 progress=Progress(f"library {name}, {tokens} tokens"),
             )
         return folder

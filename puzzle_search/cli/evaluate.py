@@ -8,28 +8,65 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import DataOption, JsonOption, LengthOption
+from puzzle_search.cli.options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    LengthOption,
+    TorchDtypeOption,
+)
 
 
 def evaluate(
     parent: Annotated[Path, typer.Argument(help="Checkpoint folder of the parent.")],
-    child: Annotated[Path, typer.Argument(help="Checkpoint folder of the child.")],
+    children: Annotated[list[Path], typer.Argument(help="Checkpoint folders of its children.")],
     data: DataOption,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of the test split.")] = 32768,
     length: LengthOption = 128,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-eval, with commas; needs the extra 'eval'."),
+    ] = None,
+    task_dir: Annotated[
+        Path | None, typer.Option(help="Folder with task files (YAML) of your own.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Documents of each task. (default: all)")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests of a task at once.")] = 8,
+    device: DeviceOption = "cpu",
+    dtype: TorchDtypeOption = "fp32",
+    markdown: Annotated[Path | None, typer.Option(help="File for the table, in Markdown.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a child against its parent on held-out text: KL, loss, accuracy."""
-    from puzzle_search.checkpoint import load_decoder, load_tokenizer
+    """Measure children against their parent: KL, loss, accuracy, tasks, and what is preserved."""
+    from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import load_documents, sample_tokens
-    from puzzle_search.evaluate import measure_quality
+    from puzzle_search.errors import InputError
+    from puzzle_search.evaluate import Tasks, TaskSettings, evaluate_children
+    from puzzle_search.files import write_text
+    from puzzle_search.profile import open_device
+    from puzzle_search.profile.measure import torch_dtype
 
+    if tasks is None and (task_dir is not None or limit is not None):
+        raise InputError("--task-dir and --limit are of tasks", remedy="name some with --tasks")
     ids = sample_tokens(
         load_documents(data, "test"), load_tokenizer(parent), length=length, tokens=tokens
     ).ids
-    quality = measure_quality(load_decoder(parent), load_decoder(child), ids).as_dict()
+    asked = tasks and TaskSettings(
+        names=tuple(tasks.split(",")), folder=task_dir, limit=limit, batch_size=batch_size
+    )
+    evaluation = evaluate_children(
+        parent,
+        children,
+        ids,
+        tasks=Tasks(asked) if asked else None,
+        dtype=torch_dtype(dtype),
+        device=open_device(device).torch_device,
+    )
+    if markdown is not None:
+        write_text(markdown, evaluation.markdown())
     if as_json:
-        print(json.dumps(quality))
-        return
-    for name, value in quality.items():
-        print(f"{name:20} {'unknown' if value is None else format(value, '.5g')}")
+        print(json.dumps(evaluation.as_dict()))
+    else:
+        print(evaluation.markdown(), end="")

@@ -15,6 +15,21 @@ DataOption = Annotated[
 LengthOption = Annotated[int, typer.Option("--length", min=2, help="Tokens in a block of text.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 TorchDtypeOption = Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")]
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="Where jobs run: local, or ray for a Ray cluster.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Local processes. (default: 1, this one)"),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="host:port of the Ray cluster. (default: auto, this machine's)"),
+]
+GpusPerJobOption = Annotated[
+    int | None,
+    typer.Option("--gpus-per-job", min=0, help="GPUs of each job on the Ray cluster. (default: 0)"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 # What specs are held against; what is left out is what the spec was solved for.

@@ -3,51 +3,88 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder
-from puzzle_search.model.losses import token_kl
+from puzzle_search.model.losses import log_probs, token_kl
 
 _ROWS = 16
+_TOKENS = 2048  # whose logits are held at a time
+_TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelQuality:
+    """Means over held-out tokens; standard errors are over blocks of tokens.
+
+    Attributes:
+        loss: next-token loss, nats.
+        accuracy: share of next tokens that the model ranks first.
+        top5_accuracy: share of next tokens among the model's first five.
+    """
+
+    loss: float
+    loss_stderr: float
+    accuracy: float
+    accuracy_stderr: float
+    top5_accuracy: float
+    top5_accuracy_stderr: float
+
+    @property
+    def perplexity(self) -> float:
+        """Of the next token."""
+        return math.exp(self.loss)
+
+    def as_dict(self) -> dict[str, float]:
+        """All figures, by name."""
+        return asdict(self) | {"perplexity": self.perplexity}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Means over held-out tokens.
+    """Parent and child on the same held-out tokens.
 
     Attributes:
         kl: KL(parent || child), nats per token.
         kl_stderr: its standard error, over blocks of tokens.
-        parent_loss: the parent's next-token loss, nats.
-        child_loss: the child's.
-        parent_accuracy: share of next tokens that the parent ranks first.
-        child_accuracy: the child's.
         agreement: share of tokens on which both rank the same token first.
+        agreement_stderr: its standard error.
         tokens: how many tokens.
     """
 
+    parent: ModelQuality
+    child: ModelQuality
     kl: float
     kl_stderr: float
-    parent_loss: float
-    child_loss: float
-    parent_accuracy: float
-    child_accuracy: float
     agreement: float
+    agreement_stderr: float
     tokens: int
 
     @property
     def accuracy_preserved(self) -> float | None:
         """The child's accuracy as a share of the parent's; None where the parent has none."""
-        return self.child_accuracy / self.parent_accuracy if self.parent_accuracy else None
+        return share(self.child.accuracy, self.parent.accuracy)
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures, by name."""
-        return asdict(self) | {"accuracy_preserved": self.accuracy_preserved}
+        """All figures, by name; those of a model begin with ``parent_`` or ``child_``."""
+        models = {"parent": self.parent, "child": self.child}
+        own = {name: value for name, value in vars(self).items() if name not in models}
+        named = {
+            f"{who}_{name}": value
+            for who, model in models.items()
+            for name, value in model.as_dict().items()
+        }
+        return own | named | {"accuracy_preserved": self.accuracy_preserved}
+
+
+def share(child: float, parent: float) -> float | None:
+    """What a child keeps of a figure; None where the parent has nothing."""
+    return child / parent if parent else None
 
 
 @torch.inference_mode()
@@ -65,35 +102,64 @@ def measure_quality(
             f"{child.config.name} has {child.config.vocab_size}: they cannot be compared",
             remedy="compare a child with its own parent",
         )
-    kl, losses, correct, agree = [], [], [], []
-    for rows in ids.split(_ROWS):
-        logits = [model(rows) for model in (parent, child)]
-        kl.append(token_kl(*logits).mean(dim=1))
-        target = rows[:, 1:]
-        ranked = [part.argmax(-1) for part in logits]
-        agree.append((ranked[0] == ranked[1]).float().mean(dim=1))
-        losses.append(
-            torch.stack(
-                [
-                    F.cross_entropy(part[:, :-1].transpose(1, 2), target, reduction="none").mean(
-                        dim=1
-                    )
-                    for part in logits
-                ]
-            )
-        )
-        correct.append(
-            torch.stack([(best[:, :-1] == target).float().mean(dim=1) for best in ranked])
-        )
-    kl_all = torch.cat(kl).double()
-    loss_all, correct_all = torch.cat(losses, dim=1), torch.cat(correct, dim=1)
+    by_block: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+    for rows in ids.to(parent.embedding.weight.device).split(_ROWS):
+        for name, values_BL in _compare(parent, child, rows).items():
+            by_block[name].append(values_BL.double().mean(dim=1))
+    means = {name: _mean(torch.cat(blocks)) for name, blocks in by_block.items()}
+    kl, agreement = means["kl"], means["agreement"]
     return Quality(
-        kl=float(kl_all.mean()),
-        kl_stderr=float(kl_all.std() / math.sqrt(len(kl_all))) if len(kl_all) > 1 else 0.0,
-        parent_loss=float(loss_all[0].mean()),
-        child_loss=float(loss_all[1].mean()),
-        parent_accuracy=float(correct_all[0].mean()),
-        child_accuracy=float(correct_all[1].mean()),
-        agreement=float(torch.cat(agree).mean()),
+        parent=_model_quality(means, "parent"),
+        child=_model_quality(means, "child"),
+        kl=kl[0],
+        kl_stderr=kl[1],
+        agreement=agreement[0],
+        agreement_stderr=agreement[1],
         tokens=ids.numel(),
+    )
+
+
+def _compare(
+    parent: HeterogeneousDecoder, child: HeterogeneousDecoder, rows: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Figures of every token, (blocks, length); those of next tokens, (blocks, length - 1)."""
+    models = {"parent": parent, "child": child}
+    hidden = {name: model.hidden_states(rows).flatten(0, 1) for name, model in models.items()}
+    # The last token of a block has no next one; what is compared with is dropped below.
+    targets = rows.roll(-1, dims=1).flatten()
+    found: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+    for start in range(0, len(targets), _TOKENS):
+        part = slice(start, start + _TOKENS)
+        logits = {name: model.logits(hidden[name][part]) for name, model in models.items()}
+        found["kl"].append(token_kl(logits["parent"], logits["child"]))
+        best = {name: values.argmax(-1) for name, values in logits.items()}
+        found["agreement"].append(best["parent"] == best["child"])
+        target = targets[part, None]
+        for name, values in logits.items():
+            top = values.topk(min(_TOP, values.shape[-1]), dim=-1).indices
+            found[f"{name}_loss"].append(-log_probs(values).gather(1, target)[:, 0])
+            found[f"{name}_accuracy"].append(best[name] == target[:, 0])
+            found[f"{name}_top5_accuracy"].append((top == target).any(-1))
+    whole = {name: torch.cat(parts).view(rows.shape) for name, parts in found.items()}
+    of_each_token = {"kl", "agreement"}
+    return {n: v if n in of_each_token else v[:, :-1] for n, v in whole.items()}
+
+
+def _mean(blocks: torch.Tensor) -> tuple[float, float]:
+    """Mean over blocks, and its standard error."""
+    stderr = float(blocks.std() / math.sqrt(len(blocks))) if len(blocks) > 1 else 0.0
+    return float(blocks.mean()), stderr
+
+
+def _model_quality(means: dict[str, tuple[float, float]], who: str) -> ModelQuality:
+    loss, accuracy, top5 = (
+        means[f"{who}_{name}"] for name in ("loss", "accuracy", "top5_accuracy")
+    )
+    return ModelQuality(
+        loss=loss[0],
+        loss_stderr=loss[1],
+        accuracy=accuracy[0],
+        accuracy_stderr=accuracy[1],
+        top5_accuracy=top5[0],
+        top5_accuracy_stderr=top5[1],
     )

@@ -69,13 +69,18 @@ class HeterogeneousDecoder(nn.Module):
             device=weight.device,
         )
 
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model can attend to."""
+        window = self.config.sliding_window
+        longest = self.config.max_position_embeddings
+        return longest if window is None else min(longest, window)
+
     def _check_context(self, length: int, remedy: str) -> None:
-        limit = self.config.max_position_embeddings
-        if self.config.sliding_window is not None:
-            limit = min(limit, self.config.sliding_window)
-        if length > limit:
+        if length > self.max_length:
             raise InputError(
-                f"{length} tokens exceed the {limit} that {self.config.name} can attend to",
+                f"{length} tokens exceed the {self.max_length} that "
+                f"{self.config.name} can attend to",
                 remedy=remedy,
             )
 

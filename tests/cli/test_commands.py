@@ -108,16 +108,17 @@ def test_build_writes_a_checkpoint(child: Path) -> None:
 
 def test_evaluate_compares(pico: Pico, child: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", pico.corpus, "--tokens", 512, "--length", 32]
-    run_here("evaluate", pico.parent, child, *arguments, "--json")
-    assert json.loads(capsys.readouterr().out)["kl"] > 1e-3
-    run_here("evaluate", pico.parent, pico.parent, *arguments, "--json")
-    same = json.loads(capsys.readouterr().out)
+    run_here("evaluate", pico.parent, child, pico.parent, *arguments, "--json")
+    other, same = json.loads(capsys.readouterr().out)["children"]
+    assert other["kl"] > 1e-3
     assert abs(same["kl"]) < 1e-6
     assert same["agreement"] == 1
     assert same["parent_loss"] == same["child_loss"]
     assert same["accuracy_preserved"] in (1, None)
-    run_here("evaluate", pico.parent, child, *arguments)
-    assert "kl_stderr" in capsys.readouterr().out
+    table = child.parent / "table.md"
+    run_here("evaluate", pico.parent, child, *arguments, "--markdown", table)
+    assert capsys.readouterr().out == table.read_text()
+    assert table.read_text().startswith("| figure | parent | child | accuracy preserved |\n")
 
 
 def test_bench_measures_in_turn(

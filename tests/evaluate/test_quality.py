@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
-from puzzle_search.evaluate import Quality, measure_quality
+from puzzle_search.evaluate import measure_quality
 from puzzle_search.model import HeterogeneousDecoder
 from tests.model.pico import random_ids, write_parent
 
@@ -52,13 +52,18 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def loss(logits: np.ndarray, ids: np.ndarray) -> float:
-    chosen = np.take_along_axis(log_softmax(logits)[:, :-1], ids[:, 1:, None], axis=-1)
-    return float(-chosen.mean())
+def token_losses(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return -np.take_along_axis(log_softmax(logits)[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
 
 
-def accuracy(logits: np.ndarray, ids: np.ndarray) -> float:
-    return float((logits[:, :-1].argmax(-1) == ids[:, 1:]).mean())
+def right(logits: np.ndarray, ids: np.ndarray, top: int = 1) -> np.ndarray:
+    """Whether each next token is among the first ``top``: fewer than that are above it."""
+    chosen = np.take_along_axis(logits[:, :-1], ids[:, 1:, None], axis=-1)
+    return (logits[:, :-1] > chosen).sum(-1) < top
+
+
+def stderr(values: np.ndarray) -> float:
+    return float(values.mean(axis=1).std(ddof=1) / np.sqrt(ROWS))
 
 
 def test_a_model_against_itself(parent: Model, ids: torch.Tensor) -> None:
@@ -66,7 +71,7 @@ def test_a_model_against_itself(parent: Model, ids: torch.Tensor) -> None:
     assert quality.kl == 0
     assert quality.kl_stderr == 0
     assert quality.agreement == 1
-    assert quality.child_loss == quality.parent_loss
+    assert quality.child.loss == quality.parent.loss
     assert quality.accuracy_preserved == 1
 
 
@@ -77,23 +82,39 @@ def test_figures_equal_numpy(parent: Model, other: Model, ids: torch.Tensor) -> 
     kl = (np.exp(p) * (p - q)).sum(-1)
     assert kl.shape == (ROWS, LENGTH)
     assert quality.kl == pytest.approx(kl.mean(), rel=1e-4)
-    by_row = kl.mean(axis=1)
-    assert quality.kl_stderr == pytest.approx(by_row.std(ddof=1) / np.sqrt(ROWS), rel=1e-3)
-    assert quality.parent_loss == pytest.approx(loss(parent.logits, tokens), rel=1e-4)
-    assert quality.child_loss == pytest.approx(loss(other.logits, tokens), rel=1e-4)
-    assert quality.parent_accuracy == pytest.approx(accuracy(parent.logits, tokens), rel=1e-5)
-    assert quality.child_accuracy == pytest.approx(accuracy(other.logits, tokens), rel=1e-5)
-    assert 0 < quality.child_accuracy < 1
-    agree = (parent.logits.argmax(-1) == other.logits.argmax(-1)).mean()
-    assert quality.agreement == pytest.approx(agree, rel=1e-5)
+    assert quality.kl_stderr == pytest.approx(stderr(kl), rel=1e-3)
+    agree = parent.logits.argmax(-1) == other.logits.argmax(-1)
+    assert quality.agreement == pytest.approx(agree.mean(), rel=1e-5)
+    assert quality.agreement_stderr == pytest.approx(stderr(agree), rel=1e-5)
     assert quality.tokens == ROWS * LENGTH
+    for found, logits in ((quality.parent, parent.logits), (quality.child, other.logits)):
+        losses = token_losses(logits, tokens)
+        assert found.loss == pytest.approx(losses.mean(), rel=1e-4)
+        assert found.loss_stderr == pytest.approx(stderr(losses), rel=1e-3)
+        assert found.perplexity == pytest.approx(np.exp(losses.mean()), rel=1e-4)
+        first, five = right(logits, tokens), right(logits, tokens, 5)
+        assert found.accuracy == pytest.approx(first.mean(), rel=1e-5)
+        assert found.accuracy_stderr == pytest.approx(stderr(first), rel=1e-5)
+        assert found.top5_accuracy == pytest.approx(five.mean(), rel=1e-5)
+        assert found.top5_accuracy_stderr == pytest.approx(stderr(five), rel=1e-5)
+        assert 0 < found.accuracy < found.top5_accuracy < 1
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 12 * 16])
+def test_the_tokens_held_at_a_time_change_nothing(
+    parent: Model, other: Model, ids: torch.Tensor, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measure_quality(parent.decoder, other.decoder, ids).as_dict()
+    monkeypatch.setattr("puzzle_search.evaluate.quality._TOKENS", tokens)
+    parts = measure_quality(parent.decoder, other.decoder, ids).as_dict()
+    assert parts == pytest.approx(whole, rel=1e-4)
 
 
 def test_kl_is_parent_to_child(parent: Model, other: Model, ids: torch.Tensor) -> None:
     there = measure_quality(parent.decoder, other.decoder, ids)
     back = measure_quality(other.decoder, parent.decoder, ids)
     assert abs(there.kl - back.kl) > 0.01 * there.kl
-    assert (back.parent_loss, back.child_loss) == (there.child_loss, there.parent_loss)
+    assert (back.parent, back.child) == (there.child, there.parent)
     assert back.agreement == there.agreement
 
 
@@ -103,22 +124,15 @@ def test_one_row_has_no_standard_error(parent: Model, other: Model, ids: torch.T
     assert quality.kl_stderr == 0
 
 
-def test_share_of_the_parents_accuracy() -> None:
-    figures = {
-        "kl": 0.1,
-        "kl_stderr": 0.0,
-        "parent_loss": 1.0,
-        "child_loss": 1.1,
-        "child_accuracy": 0.3,
-        "agreement": 0.9,
-        "tokens": 10,
-    }
-    quality = Quality(parent_accuracy=0.4, **figures)
-    assert quality.as_dict() == figures | {
-        "parent_accuracy": 0.4,
-        "accuracy_preserved": pytest.approx(0.75),
-    }
-    assert Quality(parent_accuracy=0.0, **figures).accuracy_preserved is None
+def test_share_of_the_parents_accuracy(parent: Model, other: Model, ids: torch.Tensor) -> None:
+    quality = measure_quality(parent.decoder, other.decoder, ids)
+    figures = quality.as_dict()
+    share = right(other.logits, ids.numpy()).sum() / right(parent.logits, ids.numpy()).sum()
+    assert figures["accuracy_preserved"] == pytest.approx(share)
+    assert figures["parent_loss"] == quality.parent.loss
+    assert figures["child_perplexity"] == quality.child.perplexity
+    hopeless = replace(quality, parent=replace(quality.parent, accuracy=0.0))
+    assert hopeless.accuracy_preserved is None
 
 
 def test_other_vocabulary_is_refused(parent: Model, tmp_path: Path, ids: torch.Tensor) -> None:

@@ -1,0 +1,135 @@
+"""A real Ray cluster of two nodes on this machine, one of them killed in the middle."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.executor import InProcess, LostJobError, RayExecutor, open_executor
+from tests.executor import jobs
+
+MEMORY = {"object_store_memory": 80_000_000}
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Any]:
+    """A cluster of one node of one processor."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'puzzle-search[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, **MEMORY},
+        )
+        yield cluster
+        cluster.shutdown()
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"puzzle-search\[ray\]"):
+        open_executor("ray")
+
+
+@pytest.mark.slow
+def test_one_of_two_nodes_is_killed_in_the_middle(head: Any, tmp_path: Path) -> None:
+    doomed = head.add_node(num_cpus=1, **MEMORY)
+    head.wait_for_nodes()
+    sent = [(number, str(tmp_path), 0.5) for number in range(8)]
+    found = []
+    for result in RayExecutor(head.address).run(jobs.node_and_wait, sent):
+        found.append(result)
+        if len(found) == 1:
+            kill_in_the_middle_of_a_job(head, doomed, tmp_path, result[0])
+    runs = Counter(mark.name.partition("-")[0] for mark in tmp_path.iterdir())
+    assert max(runs.values()) == 2  # the killed one ran again
+    ran_on = {mark.read_text() for mark in tmp_path.iterdir()}
+    assert doomed.node_id in ran_on
+    assert len(ran_on) == 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in Ray's jobs
+    here = [(n, bits) for n in range(8) for bits in InProcess().run(jobs.bits_of_a_sum, [n])]
+    torch.set_num_threads(threads)
+    assert sorted(found) == here
+
+
+def kill_in_the_middle_of_a_job(cluster: Any, node: Any, folder: Path, done: int) -> None:
+    deadline = time.monotonic() + 60
+    known = {mark.name for mark in folder.iterdir()}
+    while not any(
+        mark.read_text() == node.node_id
+        for mark in folder.iterdir()
+        if mark.name not in known and mark.name.partition("-")[0] != str(done)
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(head: Any, tmp_path: Path) -> None:
+    sent = [("a", str(tmp_path), 1), ("b", str(tmp_path), 0)]
+    found = list(RayExecutor(head.address).run(jobs.die_until, sent))
+    assert sorted(found) == ["a first", "a second", "b first", "b second"]
+    with pytest.raises(LostJobError, match="lost with its worker or node 3 times"):
+        list(RayExecutor(head.address).run(jobs.die_until, [("c", str(tmp_path), 99)]))
+    assert len((tmp_path / "c").read_text()) == 3
+
+
+@pytest.mark.slow
+def test_an_error_ends_the_run(head: Any) -> None:
+    with pytest.raises(InputError, match="the bad job was refused") as raised:
+        list(RayExecutor(head.address).run(jobs.refuse, ["bad", "fine", "fine"]))
+    assert raised.value.remedy == "leave it out"
+    # The processor is free again: jobs that sleep for a minute are not run to their end.
+    assert list(RayExecutor(head.address).run(jobs.count_up, [("a", 1)])) == [("a", 0)]
+
+
+@pytest.mark.slow
+def test_each_job_has_its_own_gpu(head: Any) -> None:
+    node = head.add_node(num_cpus=2, num_gpus=2, **MEMORY)
+    head.wait_for_nodes()
+    executor = RayExecutor(head.address, gpus_per_job=1)
+    assert sorted(executor.run(jobs.visible_gpu, [0, 1])) == ["0", "1"]
+    head.remove_node(node)
+
+
+@pytest.mark.slow
+def test_the_connection_of_a_program_stays_open(head: Any) -> None:
+    import ray
+
+    with ray.init(address=head.address, log_to_driver=False):
+        assert list(RayExecutor(head.address).run(jobs.count_up, [("a", 2)])) == [
+            ("a", 0),
+            ("a", 1),
+        ]
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at '127.0.0.1:1'"),
+        ("ray://head", "'ray://head' is not host:port"),
+    ],
+)
+def test_no_cluster_at_the_address(address: str, message: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=message):
+        list(RayExecutor(address).run(jobs.count_up, [("a", 1)]))

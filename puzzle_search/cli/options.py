@@ -15,6 +15,14 @@ DataOption = Annotated[
 LengthOption = Annotated[int, typer.Option("--length", min=2, help="Tokens in a block of text.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 TorchDtypeOption = Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Memory to keep within, e.g. 4GiB. (default: no limit)",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 # What specs are held against; what is left out is what the spec was solved for.

@@ -13,6 +13,22 @@ from puzzle_search.model.rope import Rotary, RotarySlice
 from puzzle_search.model.subblocks import make_subblock
 
 
+def check_context(config: ParentConfig, length: int, remedy: str) -> None:
+    """Check that so many tokens can attend to each other.
+
+    Raises:
+        InputError: they are more than the positions or the sliding window.
+    """
+    limit = config.max_position_embeddings
+    if config.sliding_window is not None:
+        limit = min(limit, config.sliding_window)
+    if length > limit:
+        raise InputError(
+            f"{length} tokens exceed the {limit} that {config.name} can attend to",
+            remedy=remedy,
+        )
+
+
 class Block(nn.Module):
     """An attention subblock, then an FFN subblock."""
 
@@ -54,7 +70,7 @@ class HeterogeneousDecoder(nn.Module):
         Raises:
             InputError: the context is longer than the model can attend to.
         """
-        self._check_context(max_length, "ask for a shorter prompt or fewer new tokens")
+        check_context(self.config, max_length, "ask for a shorter prompt or fewer new tokens")
         weight = self.embedding.weight
         return KvCache(
             [choice.attention_variant for choice in self.spec.blocks],
@@ -65,16 +81,6 @@ class HeterogeneousDecoder(nn.Module):
             device=weight.device,
         )
 
-    def _check_context(self, length: int, remedy: str) -> None:
-        limit = self.config.max_position_embeddings
-        if self.config.sliding_window is not None:
-            limit = min(limit, self.config.sliding_window)
-        if length > limit:
-            raise InputError(
-                f"{length} tokens exceed the {limit} that {self.config.name} can attend to",
-                remedy=remedy,
-            )
-
     def hidden_states(self, ids_BL: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
         """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given.
 
@@ -82,7 +88,7 @@ class HeterogeneousDecoder(nn.Module):
             InputError: a full pass is longer than the model can attend to.
         """
         if cache is None:
-            self._check_context(ids_BL.shape[1], "use shorter blocks of tokens")
+            check_context(self.config, ids_BL.shape[1], "use shorter blocks of tokens")
         start = cache.length if cache is not None else 0
         x_BLD: torch.Tensor = self.embedding(ids_BL)
         rotary = self.rotary.slice(start, ids_BL.shape[1], x_BLD)

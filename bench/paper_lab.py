@@ -25,10 +25,13 @@ from puzzle_search.evaluate import measure_quality, measure_throughput
 from puzzle_search.files import Journal, resume_journal, value_hash
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder
+from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device
 from puzzle_search.profile.measure import torch_dtype
 from puzzle_search.progress import Progress
+from puzzle_search.score import score_replacements
 from puzzle_search.solve import Limits, Problem, ScoreTable, Workload, formulate
+from puzzle_search.solve.rounds import Judge, refine
 from puzzle_search.solve.targets import cost_table, profile_target
 
 
@@ -155,6 +158,54 @@ class Lab:
     def open_library(self, folder: Path) -> BlockLibrary:
         """A finished library."""
         return BlockLibrary.from_folder(folder, self.config, self._reader)
+
+    def scores(self, library: Path, *, space: SearchSpace | None = None) -> ScoreTable:
+        """Composed replace-1-block scores of a library, in KL and in LM loss."""
+        file = self.folder / f"scores-{library.name}.csv"
+        if not file.exists():
+            score_replacements(
+                self.parent,
+                self.open_library(library),
+                list((space or self.space).replacements(self.config)),
+                self.score_ids,
+                journal=Journal(file.with_suffix(".jsonl")),
+                metrics=["kl", "lm_loss"],
+                progress=Progress(f"score {library.name}"),
+                **self._computing,
+            ).table(self.config.name, data=f"{self.settings.data}, validation split").write(file)
+        return ScoreTable.from_file(file)
+
+    @property
+    def _computing(self) -> dict[str, Any]:
+        return {"device": self.settings.device, "dtype": torch_dtype(self.settings.dtype)}
+
+    def judge(self, library: Path) -> ScoringJudge:
+        """Measures damage on the tokens of the scores."""
+        return ScoringJudge(
+            self.parent,
+            self.open_library(library),
+            self.score_ids,
+            self.folder / f"judged-{library.name}",
+            **self._computing,
+        )
+
+    def rounds(
+        self, key: str, problem: Problem, judge: Judge, library: Path
+    ) -> list[dict[str, Any]]:
+        """Figures of every round, and the KL of its child on the test split."""
+
+        def search() -> list[dict[str, Any]]:
+            return [
+                done.as_dict() | {"test_kl": self.kl(done.solution.spec, library)}
+                for done in refine(problem, judge)
+            ]
+
+        found: list[dict[str, Any]] = self.once(key, search)
+        return found
+
+    def kl(self, spec: ArchitectureSpec, library: Path) -> float:
+        """KL to the parent of a child on the test split, nats a token."""
+        return float(self.quality(self.child(spec, library))["kl"])
 
     def problem(
         self, speedup: float, scores: ScoreTable, *, space: SearchSpace | None = None,

@@ -7,7 +7,7 @@ from puzzle_search.arch.parameters import (
     kv_values_per_token,
     subblock_parameters,
 )
-from puzzle_search.arch.space import Replacement, SearchSpace
+from puzzle_search.arch.space import Replacement, SearchSpace, canonical
 from puzzle_search.arch.spec import ArchitectureSpec, BlockChoice
 from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Subblock, Variant, parse_variant
 
@@ -24,6 +24,7 @@ __all__ = [
     "Subblock",
     "Variant",
     "architecture_parameters",
+    "canonical",
     "embedding_parameters",
     "kv_values_per_token",
     "parse_variant",

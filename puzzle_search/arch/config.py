@@ -61,6 +61,13 @@ class ParentConfig:
         return f"mlp_{self.intermediate_size}"
 
     @property
+    def max_context(self) -> int:
+        """Tokens that can attend to each other: positions, or the sliding window."""
+        return min(
+            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
+        )
+
+    @property
     def rope_settings(self) -> dict[str, Any]:
         """The rope keys of the config, verbatim."""
         return {key: self.raw[key] for key in _ROPE_KEYS if key in self.raw}

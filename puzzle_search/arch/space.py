@@ -19,6 +19,15 @@ FORMAT = "puzzle-search.search-space/1"
 Replacement = tuple[int, int, str, str]
 
 
+def canonical(replacement: Replacement, config: ParentConfig) -> Replacement:
+    """A replacement with the parent's own subblocks of a single layer as empty names."""
+    first, last, attention, ffn = replacement
+    if first < last:
+        return replacement
+    attention = "" if attention == config.attention else attention
+    return first, last, attention, "" if ffn == config.ffn else ffn
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Allowed attention and FFN variants, one tuple a layer; the parent's own are always there.

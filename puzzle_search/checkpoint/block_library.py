@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from puzzle_search import __version__
-from puzzle_search.arch import ParentConfig, Replacement, Subblock, parse_variant
+from puzzle_search.arch import ParentConfig, Replacement, Subblock, canonical, parse_variant
 from puzzle_search.checkpoint.names import subblock_shapes
 from puzzle_search.checkpoint.reader import CheckpointReader, open_safetensors
 from puzzle_search.checkpoint.writer import save_tensors
@@ -90,7 +90,7 @@ class BlockLibrary:
 
     def __init__(self, folder: str | Path, config: ParentConfig, parent: CheckpointReader) -> None:
         self.folder = Path(folder)
-        self._config = config
+        self.config = config
         self._parent = parent
         self._journal = Journal(self.folder / "journal.jsonl")
         self.entries: dict[Replacement, LibraryEntry] = {}
@@ -146,7 +146,7 @@ class BlockLibrary:
             "format": FORMAT,
             "package_version": __version__,
             "evidence": "measured",
-            "parent": self._config.name,
+            "parent": self.config.name,
             "parent_sha256": self.parent_sha256,
             "made_from": made_from,
             "entries": entries,
@@ -190,10 +190,8 @@ class BlockLibrary:
         """
         if first_layer < last_layer:
             return self._trained((first_layer, last_layer, attention, ffn))
-        config = self._config
-        attention = "" if attention == config.attention else attention
-        ffn = "" if ffn == config.ffn else ffn
-        pair = (first_layer, first_layer, attention, ffn)
+        pair = canonical((first_layer, first_layer, attention, ffn), self.config)
+        *_, attention, ffn = pair
         if attention and ffn and pair in self.entries:
             return self._trained(pair)
         return {
@@ -202,7 +200,7 @@ class BlockLibrary:
         }
 
     def _single(self, layer: int, subblock: Subblock, variant: str) -> dict[str, torch.Tensor]:
-        config = self._config
+        config = self.config
         if not variant:
             own = config.attention if subblock == "attention" else config.ffn
             return self._parent.subblock(subblock, layer, parse_variant(subblock, own), config)
@@ -226,7 +224,7 @@ class BlockLibrary:
             if not variant:
                 continue
             named = tensors[subblock] = {}
-            shapes = subblock_shapes(parse_variant(subblock, variant), self._config)
+            shapes = subblock_shapes(parse_variant(subblock, variant), self.config)
             for name, shape in shapes.items():
                 named[name] = handle.get_tensor(f"{subblock}.{name}")
                 if tuple(named[name].shape) != shape:

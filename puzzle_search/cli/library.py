@@ -8,11 +8,16 @@ from typing import Annotated
 import typer
 
 from puzzle_search.cli.options import (
+    AddressOption,
     DataOption,
     DeviceOption,
+    ExecutorOption,
+    GpusPerJobOption,
     LengthOption,
+    MaxMemoryOption,
     ParentOption,
     SpaceOption,
+    WorkersOption,
 )
 
 
@@ -42,10 +47,11 @@ def library(
         list[str] | None,
         typer.Option(help="Try this initialiser for its kind of variant, repeatable; else all."),
     ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(help="Memory for weights, students and hidden states, such as 4GiB."),
-    ] = None,
+    max_memory: MaxMemoryOption = None,
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_job: GpusPerJobOption = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[
         str | None,
@@ -56,6 +62,7 @@ def library(
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import load_documents, sample_tokens
+    from puzzle_search.executor import open_executor
     from puzzle_search.library import BldSettings, build_library
     from puzzle_search.profile import open_device
     from puzzle_search.solve.parse import parse_bytes
@@ -87,5 +94,8 @@ def library(
         max_memory_bytes=max_memory_bytes,
         dtype=dtype or ("fp32" if device == "cpu" else "bf16"),
         device=opened.torch_device,
+        executor=open_executor(
+            executor, workers=workers, address=address, gpus_per_job=gpus_per_job
+        ),
     )
     print(f"{len(built.entries)} variants trained, written to {out}")

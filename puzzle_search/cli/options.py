@@ -30,6 +30,14 @@ GpusPerJobOption = Annotated[
     int | None,
     typer.Option("--gpus-per-job", min=0, help="GPUs of each job on the Ray cluster. (default: 0)"),
 ]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Memory to keep within, e.g. 4GiB. (default: no limit)",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 # What specs are held against; what is left out is what the spec was solved for.

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import DataOption, LengthOption, ParentOption, SpaceOption
+from puzzle_search.cli.options import (
+    AddressOption,
+    DataOption,
+    DeviceOption,
+    ExecutorOption,
+    GpusPerJobOption,
+    LengthOption,
+    MaxMemoryOption,
+    ParentOption,
+    SpaceOption,
+    TorchDtypeOption,
+    WorkersOption,
+)
 
 
 def score(
@@ -21,30 +33,89 @@ def score(
     composed: Annotated[
         bool, typer.Option(help="Score every pair, not only single subblocks.")
     ] = True,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="all, or some of kl, lm_loss, top1_disagreement, top5_disagreement, "
+            "top10_disagreement, hidden_cosine_distance."
+        ),
+    ] = "kl,lm_loss,top1_disagreement,hidden_cosine_distance",
+    max_memory: MaxMemoryOption = None,
+    kl_top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--kl-top-k",
+            min=1,
+            help="KL over the parent's so many likeliest tokens and one bucket for the rest. "
+            "(default: the whole vocabulary)",
+            show_default=False,
+        ),
+    ] = None,
+    around: Annotated[
+        Path | None,
+        typer.Option(help="Replace blocks of this child (architecture.yaml), not the parent's."),
+    ] = None,
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    gpus_per_job: GpusPerJobOption = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Passes to divide the work into. (default: one a worker, 8 on Ray)"
+        ),
+    ] = None,
+    device: DeviceOption = "cpu",
+    dtype: TorchDtypeOption = "fp32",
 ) -> None:
-    """Replace one block at a time and measure the damage: KL to the parent per token."""
-    from puzzle_search.arch import SearchSpace
-    from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
+    """Replace one block at a time and measure the damage to the parent's predictions."""
+    from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
+    from puzzle_search.checkpoint import CheckpointReader, load_tokenizer
     from puzzle_search.checkpoint.block_library import BlockLibrary
     from puzzle_search.data import load_documents, sample_tokens
+    from puzzle_search.executor import open_executor
     from puzzle_search.files import Journal
-    from puzzle_search.score import score_replacements
+    from puzzle_search.profile import open_device
+    from puzzle_search.profile.measure import torch_dtype
+    from puzzle_search.score import parse_metrics, replacements_around, score_replacements
+    from puzzle_search.solve.parse import parse_bytes
 
-    model = load_decoder(parent)
+    open_device(device)
+    config = ParentConfig.from_file(parent)
+    search_space = SearchSpace.from_file(space, config)
+    base = None if around is None else ArchitectureSpec.from_file(around)
     ids = sample_tokens(
         load_documents(data, "validation"),
         load_tokenizer(parent),
         length=length,
         tokens=tokens,
     ).ids
-    table = score_replacements(
-        model,
-        BlockLibrary.from_folder(library, model.config, CheckpointReader(parent)),
-        SearchSpace.from_file(space, model.config),
+    scores = score_replacements(
+        parent,
+        BlockLibrary.from_folder(library, config, CheckpointReader(parent)),
+        list(
+            search_space.replacements(config, composed=composed)
+            if base is None
+            else replacements_around(config, search_space, base, composed=composed)
+        ),
         ids,
         journal=Journal(out.with_suffix(".journal.jsonl")),
-        data=f"{data}, validation split",
-        composed=composed,
+        base=base,
+        metrics=parse_metrics(metrics),
+        max_memory_bytes=None if max_memory is None else parse_bytes(max_memory),
+        kl_top_k=kl_top_k,
+        executor=open_executor(
+            executor, workers=workers, address=address, gpus_per_job=gpus_per_job
+        ),
+        jobs=jobs or workers or (8 if executor == "ray" else 1),
+        device=device,
+        dtype=torch_dtype(dtype),
     )
+    table = scores.table(config.name, data=f"{data}, validation split")
     table.write(out)
-    print(f"{len(table.rows)} replacements scored, written to {out}")
+    replacements = len(
+        {(row.first_layer, row.last_layer, row.attention, row.ffn) for row in table.rows}
+    )
+    print(f"{replacements} replacements scored, written to {out}")
+    for row in scores.base:
+        print(f"the child itself: {row.metric} {row.value:.5g} +- {row.stderr:.2g}")

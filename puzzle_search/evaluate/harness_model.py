@@ -77,7 +77,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # has no type information
         def answer(indices: list[int]) -> list[tuple[float, bool]]:
             texts = [requests[i][1] + requests[i][2] for i in indices]
             # Too long a context loses its beginning; the last token is predicted, never read.
-            read = [text[-(self._decoder.max_length + 1) :][:-1] for text in texts]
+            read = [text[-(self._decoder.config.max_context + 1) :][:-1] for text in texts]
             longest = max(map(len, read))
             padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in read])
             hidden_BLD = self._decoder.hidden_states(padded.to(self._torch_device))
@@ -92,7 +92,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # has no type information
         if len(continuation) > len(hidden_LD):
             raise InputError(
                 f"a task asks for the likelihood of {len(continuation)} tokens at once; "
-                f"{self._decoder.config.name} can attend to {self._decoder.max_length}",
+                f"{self._decoder.config.name} can attend to {self._decoder.config.max_context}",
                 remedy="leave out that task",
             )
         logits_LV = self._decoder.logits(hidden_LD[-len(continuation) :])
@@ -130,7 +130,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # has no type information
         windows: Iterator[tuple[list[int], list[int]]] = get_rolling_token_windows(
             token_list=self.tok_encode(text),
             prefix_token=self.prefix_token_id,
-            max_seq_len=self._decoder.max_length,
+            max_seq_len=self._decoder.config.max_context,
             context_len=1,
         )
         return windows
@@ -138,10 +138,12 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # has no type information
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Completions, up to a stop sequence that is left out."""
         asked = [_Generation(**_known_settings(request.args[1])) for request in requests]
-        room = [self._decoder.max_length - generation.max_new_tokens for generation in asked]
+        room = [
+            self._decoder.config.max_context - generation.max_new_tokens for generation in asked
+        ]
         if min(room) < 1:
             raise InputError(
-                f"a task generates more tokens than the {self._decoder.max_length} that "
+                f"a task generates more tokens than the {self._decoder.config.max_context} that "
                 f"{self._decoder.config.name} can attend to",
                 remedy="leave out that task, or lower max_gen_toks in it",
             )

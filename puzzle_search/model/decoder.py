@@ -17,6 +17,19 @@ from puzzle_search.model.rope import Rotary, RotarySlice
 from puzzle_search.model.subblocks import make_subblock
 
 
+def check_context(config: ParentConfig, length: int, remedy: str) -> None:
+    """Check that so many tokens can attend to each other.
+
+    Raises:
+        InputError: they are more than the positions or the sliding window.
+    """
+    if length > config.max_context:
+        raise InputError(
+            f"{length} tokens exceed the {config.max_context} that {config.name} can attend to",
+            remedy=remedy,
+        )
+
+
 class Block(nn.Module):
     """An attention subblock, then an FFN subblock."""
 
@@ -58,7 +71,7 @@ class HeterogeneousDecoder(nn.Module):
         Raises:
             InputError: the context is longer than the model can attend to.
         """
-        self._check_context(max_length, "ask for a shorter prompt or fewer new tokens")
+        check_context(self.config, max_length, "ask for a shorter prompt or fewer new tokens")
         weight = self.embedding.weight
         return KvCache(
             [choice.attention_variant for choice in self.spec.blocks],
@@ -68,21 +81,6 @@ class HeterogeneousDecoder(nn.Module):
             dtype=weight.dtype,
             device=weight.device,
         )
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that the model can attend to."""
-        window = self.config.sliding_window
-        longest = self.config.max_position_embeddings
-        return longest if window is None else min(longest, window)
-
-    def _check_context(self, length: int, remedy: str) -> None:
-        if length > self.max_length:
-            raise InputError(
-                f"{length} tokens exceed the {self.max_length} that "
-                f"{self.config.name} can attend to",
-                remedy=remedy,
-            )
 
     def block_states(
         self, ids_BL: torch.Tensor, cache: KvCache | None = None, *, recompute: bool = False
@@ -96,7 +94,7 @@ class HeterogeneousDecoder(nn.Module):
             InputError: a full pass is longer than the model can attend to.
         """
         if cache is None:
-            self._check_context(ids_BL.shape[1], "use shorter blocks of tokens")
+            check_context(self.config, ids_BL.shape[1], "use shorter blocks of tokens")
         start = cache.length if cache is not None else 0
         x_BLD: torch.Tensor = self.embedding(ids_BL)
         rotary = self.rotary.slice(start, ids_BL.shape[1], x_BLD)

@@ -221,16 +221,17 @@ class Run:
     def _score(self, folder: Path) -> None:
         section = self.recipe.score
         reader = CheckpointReader(self.recipe.parent)
-        table = score_replacements(
-            self.parent,
+        scores = score_replacements(
+            self.recipe.parent,
             BlockLibrary.from_folder(self.library, self.config, reader),
-            self.space,
+            list(self.space.replacements(self.config, composed=section.composed)),
             self.tokens("validation", section.tokens),
             journal=Journal(folder / "journal.jsonl"),
-            data=f"{self.recipe.data.source}, validation split",
-            composed=section.composed,
+            device=self.recipe.device,
+            dtype=torch_dtype(self.recipe.dtype),
             progress=Progress("score"),
         )
+        table = scores.table(self.config.name, data=f"{self.recipe.data.source}, validation split")
         table.write(folder / "scores.csv")
 
     def _solve(self, folder: Path) -> None:

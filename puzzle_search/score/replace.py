@@ -1,197 +1,182 @@
-"""Replace one block of the parent at a time and measure the damage (Puzzle, section 4.1).
+"""Replace one block of the parent, or of a child, at a time and measure the damage to the parent.
 
-The parent's hidden states before every layer are computed once; a replacement runs its own block
-and the parent's layers after it, nothing before. Every result is journaled: a killed run loses
-the one replacement it was at.
+Puzzle, section 4.1. Replacements are divided into jobs by layers; results are journaled as they
+come.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from puzzle_search import __version__
-from puzzle_search.arch import ParentConfig, SearchSpace, Subblock, parse_variant
-from puzzle_search.checkpoint import subblock_from_tensors
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, Replacement
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.errors import InputError
-from puzzle_search.files import Journal, check_keys, resume_journal, value_hash
-from puzzle_search.model import HeterogeneousDecoder, SubblockModule
-from puzzle_search.model.losses import kl_to_log_probs, log_probs
-from puzzle_search.model.rope import RotarySlice
+from puzzle_search.executor import Executor, InProcess
+from puzzle_search.files import Journal, value_hash
+from puzzle_search.model.decoder import check_context
 from puzzle_search.progress import Progress
-from puzzle_search.solve import ScoreRow, ScoreTable
-from puzzle_search.solve.score_table import FORMAT
-
-_SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
-_ROWS = 16  # blocks of tokens that pass through the model at once
+from puzzle_search.score.around import base_blocks, check_replacements
+from puzzle_search.score.measure import BASE, Judge, Measured
+from puzzle_search.score.metrics import DEFAULT_METRICS, check_metrics
+from puzzle_search.score.plan import chunk_rows, make_plan
+from puzzle_search.score.results import ScoreJournal, Scores
+from puzzle_search.score.sweep import Sweeper
+from puzzle_search.score.top_tokens import read_top_tokens, write_top_tokens
+from puzzle_search.score.vocabulary import TopTokens, Wanted
+from puzzle_search.score.weights import Sources, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Replacement:
-    layer: int
-    attention: str
-    ffn: str
+class _Job:
+    """Some of the replacements; ``known`` are the parent's likeliest tokens from disk."""
+
+    sources: Sources
+    blocks: tuple[Replacement, ...]
+    replacements: tuple[Replacement, ...]
+    ids_BL: torch.Tensor
+    wanted: Wanted
+    max_memory_bytes: float | None
+    known: TopTokens | None
 
 
 def score_replacements(
-    model: HeterogeneousDecoder,
+    parent: str | Path,
     library: BlockLibrary,
-    space: SearchSpace,
+    replacements: Sequence[Replacement],
     ids: torch.Tensor,
     *,
     journal: Journal,
-    data: str,
-    composed: bool = True,
+    base: ArchitectureSpec | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    max_memory_bytes: float | None = None,
+    kl_top_k: int | None = None,
+    executor: Executor | None = None,
+    jobs: int = 1,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
-) -> ScoreTable:
-    """KL(parent || parent with one block replaced), per token, for every replacement.
+) -> Scores:
+    """Damage to the parent's predictions when blocks of the base are replaced.
 
     Args:
-        model: the parent.
+        parent: its checkpoint folder.
         library: trained variants.
-        space: variants by layer.
+        replacements: to score; in a single layer an empty name is the parent's own subblock.
         ids: (blocks, length) held-out tokens.
         journal: results are appended here, and those already there are not measured again.
-        data: what the tokens are, for the table's sidecar.
-        composed: score every (attention, FFN) pair, not only single subblocks.
+        base: a child whose blocks are replaced; the parent itself by default. The child's own
+            damage is measured too.
+        metrics: names out of ``METRICS``, all of them damage: lower is better.
+        max_memory_bytes: for weights, hidden states and logits together, in every job.
+        kl_top_k: KL over the parent's so many likeliest tokens and one bucket for all others,
+            which are kept beside the journal; over the whole vocabulary by default.
+        executor: where the jobs run; in this process by default.
+        jobs: how many the replacements are divided into.
+        device: torch device of the work.
+        dtype: of weights and hidden states; logits are computed in fp32.
         progress: shows how far it is.
 
     Raises:
-        InputError: the library lacks a variant, the journal is of other tokens, another parent or
-            library, or a score is not finite.
+        InputError: the library lacks a variant or is damaged, a replacement does not fit the base,
+            the journal is of something else, the memory is too little, or a score is not finite.
     """
-    config = model.config
-    replacements = list(_replacements(config, space, composed))
+    config = ParentConfig.from_file(parent)
+    check_context(config, ids.shape[1], "use shorter blocks of tokens")
+    if kl_top_k is not None and not 0 < kl_top_k <= config.vocab_size:
+        raise InputError(
+            f"KL over {kl_top_k} tokens: {config.name} has {config.vocab_size}",
+            remedy="use fewer, or leave it out for all of them",
+        )
+    wanted = Wanted(metrics=check_metrics(metrics), kl_top_k=kl_top_k)
+    blocks = base_blocks(config, base)
+    asked = check_replacements(replacements, config, base)
     made_from = {
         "library_sha256": library.sha256,
         "tokens_sha256": value_hash(ids.tolist()),
-        "dtype": str(model.embedding.weight.dtype),
+        "dtype": str(dtype),
+        "metrics": list(wanted.metrics),
+        "kl_top_k": kl_top_k,
+        "base": None if base is None else [list(block) for block in blocks],
     }
-    rows = {}
-    for line in resume_journal(journal, made_from):
-        check_keys(line, f"{journal.path}, a score", required={f.name for f in fields(ScoreRow)})
-        row = ScoreRow(**line)
-        rows[row.first_layer, row.attention, row.ffn] = row
-    progress = progress or Progress("score")
-    keys = {(r.layer, r.attention, r.ffn) for r in replacements}
-    with torch.inference_mode(), progress.over(len(keys), done=len(keys & rows.keys())) as advance:
-        if not keys <= rows.keys():
-            parent = _ParentStates(model, ids)
-            modules = _Modules(config, library)
-            for replacement in replacements:
-                key = (replacement.layer, replacement.attention, replacement.ffn)
-                if key in rows:
-                    continue
-                rows[key] = _score(replacement, parent, modules)
-                journal.append(asdict(rows[key]))
-                advance(f"layer {replacement.layer} {replacement.attention} {replacement.ffn}")
-    sidecar: dict[str, Any] = {
-        "format": FORMAT,
-        "package_version": __version__,
-        "parent": config.name,
-        "evidence": "measured",
-        "data": f"{data}, {ids.numel()} tokens, sha256 {made_from['tokens_sha256']}",
-        "made_by": "puzzle-search score",
-    }
-    return ScoreTable((row for key, row in rows.items() if key in keys), sidecar)
-
-
-def _replacements(
-    config: ParentConfig, space: SearchSpace, composed: bool
-) -> Iterator[_Replacement]:
-    """Every replacement; the parent's own subblock is written as an empty string."""
-    for layer in range(space.num_layers):
-        for attention in space.attention[layer]:
-            for ffn in space.ffn[layer]:
-                own_attention, own_ffn = attention == config.attention, ffn == config.ffn
-                if own_attention and own_ffn:
-                    continue
-                if composed or own_attention or own_ffn:
-                    yield _Replacement(
-                        layer=layer,
-                        attention="" if own_attention else attention,
-                        ffn="" if own_ffn else ffn,
-                    )
-
-
-class _ParentStates:
-    """Hidden states of the parent before every layer, and its log-probabilities at the end."""
-
-    def __init__(self, model: HeterogeneousDecoder, ids: torch.Tensor) -> None:
-        self.model = model
-        hidden = model.embedding(ids)
-        self.rotary: RotarySlice = model.rotary.slice(0, ids.shape[1], hidden)
-        self.before = []
-        for block in model.blocks:
-            self.before.append(hidden)
-            hidden = torch.cat([block(part, self.rotary) for part in hidden.split(_ROWS)])
-        self.log_probs = [log_probs(model.logits(part)) for part in hidden.split(_ROWS)]
-
-
-class _Modules:
-    """Modules of the layer at hand, loaded once each."""
-
-    def __init__(self, config: ParentConfig, library: BlockLibrary) -> None:
-        self._config = config
-        self._library = library
-        self._layer = -1
-        self._loaded: dict[tuple[Subblock, str], SubblockModule] = {}
-
-    def get(
-        self, layer: int, subblock: Subblock, variant: str, like: torch.Tensor
-    ) -> SubblockModule:
-        if layer != self._layer:
-            self._layer, self._loaded = layer, {}
-        if (subblock, variant) not in self._loaded:
-            names = (variant, "") if subblock == "attention" else ("", variant)
-            self._loaded[subblock, variant] = subblock_from_tensors(
-                parse_variant(subblock, variant),
-                self._config,
-                self._library.block(layer, layer, *names)[subblock],
-                dtype=like.dtype,
-                device=like.device,
-            )
-        return self._loaded[subblock, variant]
-
-
-def _score(replacement: _Replacement, parent: _ParentStates, modules: _Modules) -> ScoreRow:
-    model, layer = parent.model, replacement.layer
-    start = parent.before[layer]
-    own: dict[Subblock, SubblockModule] = {
-        "attention": model.blocks[layer].attention,  # type: ignore[dict-item]
-        "ffn": model.blocks[layer].ffn,  # type: ignore[dict-item]
-    }
-    chosen = []
-    for subblock in _SUBBLOCKS:
-        variant = replacement.attention if subblock == "attention" else replacement.ffn
-        chosen.append(modules.get(layer, subblock, variant, start) if variant else own[subblock])
-    per_block: list[torch.Tensor] = []
-    for part, teacher in zip(start.split(_ROWS), parent.log_probs, strict=True):
-        hidden = part
-        for module in chosen:
-            hidden = module(hidden, parent.rotary, None)
-        for block in model.blocks[layer + 1 :]:
-            hidden = block(hidden, parent.rotary)
-        per_block.append(kl_to_log_probs(teacher, model.logits(hidden)).mean(dim=1))
-    values = torch.cat(per_block).double()
-    if not values.isfinite().all():
-        raise InputError(
-            f"layer {layer} with attention {replacement.attention or 'of the parent'} and FFN "
-            f"{replacement.ffn or 'of the parent'} gives a score that is not finite",
-            remedy="check the parent's weights, or train that variant again",
-        )
-    return ScoreRow(
-        first_layer=layer,
-        last_layer=layer,
-        attention=replacement.attention,
-        ffn=replacement.ffn,
-        metric="kl",
-        value=float(values.mean()),
-        stderr=float(values.std() / math.sqrt(max(1, len(values)))) if len(values) > 1 else 0.0,
-        tokens=int(start.shape[0] * start.shape[1]),
+    scores = ScoreJournal(journal, made_from)
+    everything = asked if base is None else [*asked, BASE]
+    missing = [replacement for replacement in everything if replacement not in scores.found]
+    top_file = journal.path.with_suffix(".parent-top.safetensors")
+    top_from = {key: made_from[key] for key in ("tokens_sha256", "dtype")}
+    top_from |= {"parent_sha256": library.parent_sha256, "k": wanted.parent_top}
+    job = _Job(
+        sources=Sources(
+            parent=Path(parent),
+            library=library.folder,
+            entries=library.entries,
+            config=config,
+            device=device,
+            dtype=dtype,
+        ),
+        blocks=blocks,
+        replacements=(),
+        ids_BL=ids.cpu(),
+        wanted=wanted,
+        max_memory_bytes=max_memory_bytes,
+        known=read_top_tokens(top_file, top_from) if kl_top_k is not None else None,
     )
+    work = [replace(job, replacements=part) for part in _divided(missing, blocks, jobs)]
+    done = len(everything) - len(missing)
+    with (progress or Progress("score")).over(len(everything), done=done) as advance:
+        for result in (executor or InProcess()).run(_score, work):
+            if isinstance(result, TopTokens):
+                write_top_tokens(result, top_file, top_from)
+                continue
+            scores.add(*result)
+            first, _, attention, ffn = result[0]
+            advance(f"layer {first} {attention} {ffn}" if result[0] != BASE else "the child")
+    own = scores.rows([] if base is None else [BASE], tokens=ids.numel())
+    last_layer = config.num_layers - 1
+    return Scores(
+        rows=scores.rows(asked, tokens=ids.numel()),
+        base=[replace(row, first_layer=0, last_layer=last_layer) for row in own],
+        tokens=ids.numel(),
+        made_from=made_from,
+    )
+
+
+def _divided(
+    replacements: Sequence[Replacement], blocks: Sequence[Replacement], jobs: int
+) -> list[tuple[Replacement, ...]]:
+    """Parts of about equal work, whole layers each; the base itself goes with the last."""
+    layers = blocks[-1][1] + 1
+    ordered = sorted(replacements, key=lambda r: layers if r == BASE else r[0])
+    work = [layers - replacement[0] for replacement in ordered]
+    parts: list[list[Replacement]] = [[] for _ in range(jobs)]
+    passed, part = 0, 0
+    for number, replacement in enumerate(ordered):
+        new_layer = number > 0 and replacement[0] != ordered[number - 1][0]
+        if new_layer and replacement != BASE:
+            part = min(jobs - 1, passed * jobs // sum(work))
+        parts[part].append(replacement)
+        passed += work[number]
+    return [tuple(part) for part in parts if part]
+
+
+@torch.inference_mode()
+def _score(job: _Job) -> Iterator[Measured | TopTokens]:
+    """Score the replacements of one job, in one pass over the weights if they fit."""
+    replacements = [replacement for replacement in job.replacements if replacement != BASE]
+    rows, length = job.ids_BL.shape
+    plan = make_plan(
+        job.sources, job.blocks, replacements, (rows, length), job.wanted, job.max_memory_bytes
+    )
+    weights = Weights(job.sources, job.blocks if plan.resident else None)
+    ids = job.ids_BL.to(weights.device).split(chunk_rows(weights.device, length))
+    judge = Judge(weights, ids, job.wanted, known=job.known, one_by_one=plan.resident)
+    sweeper = Sweeper(weights, job.blocks, ids, judge)
+    sweeps = list(plan.sweeps(replacements)) or [[]]
+    for number, sweep in enumerate(sweeps, start=1):
+        with_base = BASE in job.replacements and number == len(sweeps)
+        yield from sweeper.sweep(sweep, with_base=with_base)
+        if number == 1 and job.wanted.kl_top_k is not None and job.known is None:
+            yield judge.top_tokens

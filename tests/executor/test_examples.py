@@ -44,7 +44,6 @@ def test_bash_can_read_it(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.xfail(reason="distill and the executors of library and score are not merged yet")
 def test_the_command_line_has_what_is_asked_of_it(name: str) -> None:
     asked = calls(name)
     assert asked.keys() == COMMANDS

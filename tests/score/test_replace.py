@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from puzzle_search.arch import ArchitectureSpec, SearchSpace
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.build import build_child
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
@@ -32,14 +32,13 @@ def score(
     ids: torch.Tensor | None = None,
 ) -> ScoreTable:
     return score_replacements(
-        pico.decoder(),
+        pico.parent,
         pico.open_library(library),
-        pico.space,
+        list(pico.space.replacements(pico.config, composed=composed)),
         pico.tokens("validation", TOKENS) if ids is None else ids,
         journal=Journal(journal),
-        data="text",
-        composed=composed,
-    )
+        metrics=("kl",),
+    ).table("parent", data="text")
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +205,10 @@ def test_a_score_that_is_not_finite_is_refused(
     journal = Journal(tmp_path / "journal.jsonl")
     with pytest.raises(InputError, match=r"layer 1 .*gqa_1 .*not finite"):
         score_replacements(
-            pico.decoder(),
+            pico.parent,
             library,
-            SearchSpace.uniform(pico.config, attention=["gqa_1"], ffn=[]),
+            [(layer, layer, "gqa_1", "") for layer in range(3)],
             pico.tokens("validation", 128),
             journal=journal,
-            data="text",
         )
     assert [line.get("first_layer") for line in journal.read()] == [None, 0]

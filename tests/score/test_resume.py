@@ -15,6 +15,7 @@ def arguments(pico: Pico, library: Path, out: Path) -> list[object]:
     return [
         "score", "--parent", pico.parent, "--library", library, "--space", pico.space_file,
         "--data", pico.corpus, "--out", out, "--tokens", 2048, "--length", 32,
+        "--metrics", "kl,lm_loss",
     ]  # fmt: skip
 
 
@@ -44,5 +45,5 @@ def test_killed_scoring_is_continued(pico: Pico, pico_library: Path, tmp_path: P
 
     run_here(*arguments(pico, pico_library, whole))
     assert scores(killed) == scores(whole)
-    assert len(scores(whole)) == UNITS
+    assert len(scores(whole)) == 2 * UNITS  # metrics
     assert killed.with_suffix(".yaml").read_text() == whole.with_suffix(".yaml").read_text()

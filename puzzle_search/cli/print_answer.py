@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from puzzle_search.cost import ScenarioCost
     from puzzle_search.solve.answer import Answer
     from puzzle_search.solve.fleet import Quote
+    from puzzle_search.solve.rounds import Round
 
 
 def print_answer(answer: Answer) -> None:
@@ -129,4 +130,21 @@ def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left")
+    return table
+
+
+def round_table(rounds: Sequence[Round]) -> Table:
+    """What every round estimated, measured and cost."""
+    table = _table("round", "estimate", "measured", "error", "scored", "children", "seconds")
+    for done in rounds:
+        figures = done.as_dict()
+        table.add_row(
+            str(done.number) if done.number else "one-shot",
+            f"{done.estimate:.4g}",
+            f"{done.measured:.4g}",
+            f"{figures['estimate_error']:+.1%}",
+            f"{done.scored} of {done.offered}" if done.number else "",
+            str(done.children),
+            f"{done.seconds:.1f}",
+        )
     return table

@@ -19,6 +19,7 @@ from puzzle_search.cli.options import (
 )
 
 _SERVING, _CHILD, _SEARCH = "Limits of serving", "Limits of the child", "Search"
+_ROUNDS = "Rounds: measure the child, score around it, solve again"
 
 
 # Options that mean something to imported tables.
@@ -133,6 +134,42 @@ def solve(
     backend: Annotated[
         str, typer.Option(help="Exact step: scip, highs or cp-sat.", rich_help_panel=_SEARCH)
     ] = "scip",
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="At most so many; needs --parent, --library and --data.",
+            min=0,
+            rich_help_panel=_ROUNDS,
+        ),
+    ] = 0,
+    parent: Annotated[
+        Path | None, typer.Option(help="Its checkpoint folder.", rich_help_panel=_ROUNDS)
+    ] = None,
+    library: Annotated[
+        Path | None, typer.Option(help="Complete block library.", rich_help_panel=_ROUNDS)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="python-stdlib, or a folder or file of text.", rich_help_panel=_ROUNDS),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Held-out tokens to judge on.", min=1, rich_help_panel=_ROUNDS)
+    ] = 16384,
+    length: Annotated[
+        int, typer.Option(help="Tokens in a block of text.", min=2, rich_help_panel=_ROUNDS)
+    ] = 128,
+    trust_layers: Annotated[
+        int, typer.Option(help="Layers that a round may change.", min=1, rich_help_panel=_ROUNDS)
+    ] = 4,
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs",
+            help="Cheaper: measure pairs of the child's own blocks, infer the other "
+            "replacements from them.",
+            rich_help_panel=_ROUNDS,
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the architecture spec here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -203,6 +240,21 @@ def solve(
         margin=parse_fraction(margin),
     )
     offers = parse_offers(gpu)
+    if rounds:
+        from puzzle_search.cli.solve_rounds import RoundOptions, solve_rounds
+
+        if len(offers) > 1 or solutions > 1:
+            raise InputError("rounds improve one answer", remedy="name one GPU, ask for one answer")
+        solve_rounds(
+            question,
+            RoundOptions(
+                rounds=rounds, parent=parent, library=library, data=data, tokens=tokens,
+                length=length, trust_layers=trust_layers, pairs=pairs, max_seconds=max_seconds,
+            ),
+            out=out,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     if len(offers) > 1 or offers[0].usd_per_hour is not None:
         if solutions > 1:
             raise InputError("several GPUs give one answer each", remedy="name one GPU, unpriced")

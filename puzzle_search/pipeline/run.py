@@ -26,6 +26,7 @@ from puzzle_search.files import Journal, file_hash, read_json, value_hash, write
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder, generate
 from puzzle_search.pipeline.recipe import Recipe
+from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run_directory import RunDirectory
 from puzzle_search.profile import Device, ProfileGrid, measure_profile, open_device
 from puzzle_search.profile.measure import torch_dtype
@@ -42,6 +43,7 @@ from puzzle_search.solve import (
     solve,
 )
 from puzzle_search.solve.answer import Answer
+from puzzle_search.solve.rounds import best_round, refine
 from puzzle_search.solve.targets import cost_table, profile_target
 
 _HELD_OUT_TOKENS = 4096  # on which distillation reports its losses
@@ -235,17 +237,44 @@ class Run:
         table.write(folder / "scores.csv")
 
     def _solve(self, folder: Path) -> None:
-        solution = solve(self.problem(), max_seconds=self.recipe.solve.max_seconds)
-        inputs = {
-            "scores": file_hash(self.scores),
-            "profile": str(self.profile.sidecar["latency_sha256"]),
+        section, problem = self.recipe.solve, self.problem()
+        origins: dict[str, Any] = {
+            "asked": {"solve": section.model_dump(mode="json")},
+            "inputs": {
+                "scores": file_hash(self.scores),
+                "profile": str(self.profile.sidecar["latency_sha256"]),
+            },
         }
-        asked = {"solve": self.recipe.solve.model_dump(mode="json")}
-        answer = Answer(
-            solution=solution, config=self.config, origins={"asked": asked, "inputs": inputs}
-        )
+        if section.rounds:
+            done = list(
+                refine(
+                    problem,
+                    self._judge(folder / "rounds"),
+                    rounds=section.rounds,
+                    trust_layers=section.trust_layers,
+                    max_seconds=section.max_seconds,
+                )
+            )
+            solution = best_round(done).solution
+            origins["rounds"] = [entry.as_dict() for entry in done]
+        else:
+            solution = solve(problem, max_seconds=section.max_seconds)
+        answer = Answer(solution=solution, config=self.config, origins=origins)
         answer.spec.write(folder / "architecture.yaml")
         write_text(folder / "solution.json", json.dumps(answer.as_dict(), indent=1))
+
+    def _judge(self, folder: Path) -> ScoringJudge:
+        """Measures children on the tokens that replacements were scored on."""
+        return ScoringJudge(
+            self.recipe.parent,
+            BlockLibrary.from_folder(
+                self.library, self.config, CheckpointReader(self.recipe.parent)
+            ),
+            self.tokens("validation", self.recipe.score.tokens),
+            folder,
+            device=self.recipe.device,
+            dtype=torch_dtype(self.recipe.dtype),
+        )
 
     def _build(self, folder: Path) -> None:
         spec = ArchitectureSpec.from_file(self.spec)

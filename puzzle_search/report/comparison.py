@@ -81,8 +81,7 @@ class Comparison:
             ),
         ]  # fmt: skip
         built = self.quality_before or self.quality
-        estimate = self.spec.solution["score"]
-        rows.append(_row("damage (KL to parent)", estimate, built["kl"], "nats"))
+        rows.append(_row("damage (KL to parent)", self._estimate, built["kl"], "nats"))
         if self.quality_before is not None:
             rows.append(_row("damage after distillation", None, self.quality["kl"], "nats"))
         rows += [
@@ -103,6 +102,19 @@ class Comparison:
         return ratio
 
     @property
+    def _estimate(self) -> float:
+        """Damage as estimated when the child was chosen: in its round, or by summed scores."""
+        rounds = self.spec.solution.get("rounds", [])
+        chosen = min(rounds, key=lambda done: float(done["measured"]), default=None)
+        return float(self.spec.solution["score"] if chosen is None else chosen["estimate"])
+
+    @property
+    def _estimated_by(self) -> str:
+        if "rounds" in self.spec.solution:
+            return "that of the child before plus the changes of the last round (measured)"
+        return "the sum of replace-1-block scores (measured)"
+
+    @property
     def _chosen_at(self) -> float:
         """Throughput of the child as predicted by the solver."""
         return float(self.spec.solution["scenarios"][0]["tokens_per_second_per_gpu"])
@@ -115,7 +127,7 @@ class Comparison:
             f"{self.measured_parent['batch']}, child {bench['batch']}; {self.date}",
             f"predicted: profile of subblocks (measured) x one engine scalar "
             f"{self.engine_scalar:.3f}, which fits the parent's throughput and knows nothing of "
-            f"the child; damage is the sum of replace-1-block scores (measured)",
+            f"the child; damage is {self._estimated_by}",
             f"when the child was chosen it was predicted at {self._chosen_at:,.0f} tok/s; by the "
             f"parent's throughput the machine's own speed has changed by "
             f"{self.solving_scalar / self.engine_scalar - 1:+.1%} since",

@@ -147,6 +147,11 @@ def refine(
         doubt = max(abs(child.measured - child.estimate) for child in tried)
 
 
+def best_round(rounds: Sequence[Round]) -> Round:
+    """The one with the least damage measured."""
+    return min(rounds, key=lambda done: done.measured)
+
+
 def _in_terms_of(first: Solution, found: Solution) -> Solution:
     """A later child as an answer to the problem that the first one solves."""
     if found.selection is first.selection:

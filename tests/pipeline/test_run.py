@@ -77,7 +77,7 @@ def test_every_stage_is_done_and_reported(pico: Pico, finished: Path) -> None:
     assert rows["speed-up"]["measured"] == pytest.approx(speedup)
     assert rows["speed-up"]["predicted"] >= 1.1 * (1 - 1e-6)
     quality = json.loads((run / "evaluate" / "quality.json").read_text())
-    assert rows["damage (KL to parent)"]["measured"] == quality["kl"] > 0
+    assert rows["damage (KL to parent)"]["measured"] == quality["child"]["kl"] > 0
     markdown = (run / "report.md").read_text()
     assert all(f"| {what} |" in markdown for what in rows)
 

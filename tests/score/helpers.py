@@ -115,6 +115,7 @@ def add_random(pico: Pico, folder: Path, replacements: list[Replacement]) -> Non
         entry = LibraryEntry(
             first_layer=first, last_layer=last, attention=attention, ffn=ffn,
             initialised_by="random", tokens=0, loss_initial=1.0, loss_trained=1.0, sha256="",
+            initial_errors={"random": 1.0},
         )  # fmt: skip
         [block] = spec_with(pico, None, (first, last, attention, ffn)).blocks[first : first + 1]
         tensors: BlockTensors = {

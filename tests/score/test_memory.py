@@ -160,7 +160,9 @@ def test_faults_of_the_library(pico: Pico, pico_library: Path, tmp_path: Path) -
     folder = tmp_path / "library"
     shutil.copytree(pico_library, folder)
     missing: list[Replacement] = [(0, 1, "gqa_1", "mlp_256")]
-    with pytest.raises(InputError, match="holds no gqa_1 with mlp_256 for layers 0-1"):
+    with pytest.raises(
+        InputError, match="holds no attention gqa_1 with ffn mlp_256 for layers 0-1"
+    ):
         score(pico, folder, tmp_path / "a.jsonl", replacements=missing)
     file = folder / "layer_001" / "ffn.mlp_256.safetensors"
     file.write_bytes(file.read_bytes()[:-8])

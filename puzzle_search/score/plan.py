@@ -91,8 +91,8 @@ def make_plan(
     least = memory.fixed_bytes + memory.candidate_bytes
     if limit_bytes < least:
         raise InputError(
-            f"scoring {tokens} tokens takes at least {math.ceil(least / 2**20)}MiB, and the limit is "
-            f"{limit_bytes / 2**20:.0f}MiB",
+            f"scoring {tokens} tokens takes at least {math.ceil(least / 2**20)}MiB, and the "
+            f"limit is {limit_bytes / 2**20:.0f}MiB",
             remedy="allow that much memory, or score on fewer tokens",
         )
     room = limit_bytes - memory.fixed_bytes - memory.kept_bytes

@@ -63,8 +63,8 @@ class LabSettings:
     bld_tokens: int = 65536
     score_tokens: int = 4096
     test_tokens: int = 16384
-    gkd_tokens: int = 65536
-    long_gkd_tokens: int = 524288
+    gkd_tokens: int = 32768
+    long_gkd_tokens: int = 262144
     gkd_learning_rate: float = 5e-4
     random_specs: int = 100
     iterations: int = 5

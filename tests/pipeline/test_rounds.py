@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, architecture_parameters
 from puzzle_search.build import build_child
 from puzzle_search.checkpoint import load_decoder
+from puzzle_search.errors import InputError
 from puzzle_search.evaluate import measure_quality
 from puzzle_search.pipeline.recipe import read_recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run import run_recipe
-from tests.pico import LENGTH, Pico, run_command
+from tests.pico import LENGTH, ROOT, Pico, run_here
 from tests.pipeline.test_run import write_recipe
 
 PAIRS = [("gqa_1", "mlp_512"), ("gqa_2", "mlp_256"), ("linear", "no_op")]
@@ -85,67 +88,70 @@ def test_a_recipe_with_rounds_and_distillation(pico: Pico, tmp_path: Path) -> No
     assert run_recipe(read_recipe(file), tmp_path / "run").skipped[-1] == "generate"
 
 
+TEXT = (ROOT / "docs/rounds.md").read_text(encoding="utf-8")
+[COMMANDS] = re.findall(r"^```bash\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
 @pytest.fixture(scope="module")
-def asked(pico: Pico, pico_library: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """A question of rounds about the pico parent, without the options of rounds."""
-    folder = tmp_path_factory.mktemp("asked")
-    for name, content in (
-        ("config.json", (pico.parent / "config.json").read_text()),
-        ("space.yaml", pico.space_file.read_text()),
-    ):
-        (folder / name).write_text(content)
-    scored = run_command(
+def work(pico: Pico, pico_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands of the docs name."""
+    folder = tmp_path_factory.mktemp("work")
+    for name, path in (("parent", pico.parent), ("library", pico_library), ("corpus", pico.corpus)):
+        (folder / name).symlink_to(path)
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").symlink_to(pico.parent / "config.json")
+    (model / "space.yaml").symlink_to(pico.space_file)
+    run_here(
         "score", "--parent", pico.parent, "--library", pico_library, "--space", pico.space_file,
         "--data", pico.corpus, "--tokens", TOKENS, "--length", LENGTH,
-        "--out", folder / "scores.csv",
+        "--out", model / "scores.csv",
     )  # fmt: skip
-    assert scored.returncode == 0, scored.stderr
-    return [
-        "solve",
-        "--model",
-        folder,
-        "--gpu",
-        "cpu",
-        "--scenario",
-        "16/16",
-        "--max-params",
-        0.00023,
+    return folder
+
+
+def run_documented(command: str) -> None:
+    name, *words = shlex.split(command)
+    assert name == "puzzle-search"
+    run_here(*words, "--tokens", TOKENS, "--length", LENGTH)
+
+
+@pytest.mark.parametrize("command", COMMANDS.splitlines())
+def test_the_documented_command_runs(
+    command: str,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(work)
+    run_documented(command)
+    assert "one-shot" in capsys.readouterr().out
+    out = Path(re.findall(r"--out (\S+)", command)[0])
+    spec = ArchitectureSpec.from_file(out)
+    first, *later = spec.solution["rounds"]
+    assert first["number"] == 0
+    assert later
+    assert architecture_parameters(spec, ParentConfig.from_file("parent")) <= 230_000
+    assert list(out.with_suffix(".rounds").glob("*.jsonl"))
+    run_documented(f"{command} --json")
+    again = json.loads(capsys.readouterr().out)
+    names = ("number", "estimate", "measured", "scored", "children")
+    assert [[r[n] for n in names] for r in again["rounds"]] == [
+        [r[n] for n in names] for r in spec.solution["rounds"]
     ]
 
 
-@pytest.mark.parametrize("extra", [[], ["--pairs"]])
-def test_rounds_on_the_command_line(
-    pico: Pico, pico_library: Path, asked: list[object], extra: list[str], tmp_path: Path
-) -> None:
-    given = ["--parent", pico.parent, "--library", pico_library, "--data", pico.corpus]
-    spec = tmp_path / "child.yaml"
-    ended = run_command(
-        *asked, *given, "--rounds", 2, "--tokens", TOKENS, "--length", LENGTH, *extra,
-        "--out", spec, "--json",
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    answer = json.loads(ended.stdout)
-    first, *later = answer["rounds"]
-    assert first["number"] == 0
-    assert later
-    assert answer["params"] <= 230_000
-    written = ArchitectureSpec.from_file(spec)
-    assert written.solution["rounds"] == answer["rounds"]
-    shown = run_command(*asked, *given, "--rounds", 1, "--tokens", TOKENS, "--length", LENGTH)
-    assert "one-shot" in shown.stdout
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("command", "message"),
     [
-        (["--rounds", 1], "give --parent, --library and --data"),
-        (["--rounds", 1, "--solutions", 2], "rounds improve one answer"),
+        ("solve --rounds 1", "take"),
+        ("solve --rounds 1 --solutions 2", "rounds improve one answer"),
+        ("solve --rounds 1 --goal memory --parent parent --library library --data corpus", "model"),
     ],
 )
 def test_rounds_that_cannot_be_done(
-    asked: list[object], options: list[object], message: str
+    work: Path, command: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = run_command(*asked, *options)
-    assert ended.returncode == 2
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
+    monkeypatch.chdir(work)
+    with pytest.raises(InputError, match=message):
+        run_here(*shlex.split(command))

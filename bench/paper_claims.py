@@ -16,8 +16,9 @@ from paper_methods import fewest_layers_dropped, most_parameters
 from scipy.stats import spearmanr
 
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
-from puzzle_search.solve import Problem, solve
+from puzzle_search.solve import Problem, ScoreTable, solve
 from puzzle_search.solve.baselines import greedy, random_specs, uniform
+from puzzle_search.solve.pairs import PairJudge
 
 SPEEDUPS = (1.5, 2.17, 3.2)
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.45)
@@ -99,50 +100,53 @@ class Claims:
 
     def rounds(self) -> Claim:
         """What re-scoring around the child buys."""
-        judge = self.lab.judge(self.library)
         rows: list[list[Any]] = []
-        better, gains = 0, {}
-        for budget in BUDGETS:
-            problem = self.problem(1 / budget)
-            found = self.lab.rounds(f"rounds {budget}", problem, judge, self.library)
-            first, best = found[0], min(found, key=lambda r: float(r["measured"]))
-            better += best["test_kl"] < first["test_kl"]
-            gains[budget] = best["test_kl"] / first["test_kl"] - 1
-            others = {
-                "greedy": greedy(problem),
-                "layers": fewest_layers_dropped(problem, self.scores, self.lab.config),
-                "uniform": uniform(problem),
-            }
-            beside = [
-                None if spec is None else self.lab.kl(spec, self.library)
-                for spec in others.values()
-            ]
-            rows.append(
-                [
-                    budget,
-                    first["test_kl"],
-                    best["test_kl"],
-                    gains[budget],
-                    *beside,
-                    sum(r["scored"] for r in found),
-                    sum(r["children"] for r in found),
-                    sum(r["seconds"] for r in found),
-                ]
-            )
-        deep = {budget: gain for budget, gain in gains.items() if budget <= 0.6}
+        verdicts = []
+        for share, name in ((0.0, "not trained"), (1.0, "trained")):
+            library = self.lab.library(share)
+            scores = self.lab.scores(library)
+            gains = {}
+            for budget in BUDGETS:
+                row, gains[budget] = self.budget_rounds(budget, library, scores)
+                rows.append([name, budget, *row])
+            lower = sum(gain < 0 for gain in gains.values())
+            deep = ", ".join(f"{gains[b]:+.0%} at {b}" for b in BUDGETS if b <= 0.6)
+            verdicts.append(f"blocks {name}: lower at {lower} of {len(BUDGETS)} budgets, {deep}")
         return Claim(
             name="rounds",
             question="Does re-scoring around the child and solving again lower its real KL?",
             paper="no such step in the paper",
             columns=[
-                "cost of the parent's", "one-shot KL", "rounds KL", "change", "greedy KL",
-                "layers dropped KL", "best uniform KL", "replacements scored",
-                "children measured", "seconds",
+                "blocks", "cost of the parent's", "one-shot KL", "pairs KL", "rounds KL", "change",
+                "greedy KL", "layers dropped KL", "best uniform KL", "pairs measured",
+                "replacements scored", "children measured", "seconds",
             ],
             rows=rows,
-            verdict=f"lower at {better} of {len(BUDGETS)} budgets; at 0.6 and below "
-            + ", ".join(f"{gain:+.0%}" for gain in deep.values()),
+            verdict="; ".join(verdicts),
         )  # fmt: skip
+
+    def budget_rounds(
+        self, budget: float, library: Path, scores: ScoreTable
+    ) -> tuple[list[Any], float]:
+        """One-shot, pairs, rounds and other ways at one budget; and what rounds change."""
+        lab = self.lab
+        problem, judge = self.problem(1 / budget, scores=scores), lab.judge(library)
+        key = f"{budget} {library.name}"
+        found = lab.rounds(f"rounds {key}", problem, judge, library)
+        pair_judge = PairJudge(judge, problem, lab.config)
+        by_pairs = lab.rounds(f"pairs {key}", problem, pair_judge, library)
+        pairs = lab.once(f"measured pairs {key}", lambda: len(pair_judge.pairs))
+        first, best, cheap = found[0], _best(found), _best(by_pairs)
+        change = best["test_kl"] / first["test_kl"] - 1
+        others = (
+            greedy(problem),
+            fewest_layers_dropped(problem, scores, lab.config),
+            uniform(problem),
+        )
+        beside = [None if spec is None else lab.kl(spec, library) for spec in others]
+        spent = [sum(r[name] for r in found) for name in ("scored", "children", "seconds")]
+        figures = [first["test_kl"], cheap["test_kl"], best["test_kl"], change]
+        return [*figures, *beside, pairs, *spent], change
 
     def search(self) -> Claim:
         """The solver against other ways to choose from the same library."""
@@ -360,3 +364,8 @@ class Claims:
 
 def _rank(estimated: list[float], measured: list[float]) -> float:
     return float(spearmanr(estimated, measured).statistic)
+
+
+def _best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The round that measured the least damage, on the tokens of the scores."""
+    return min(rounds, key=lambda done: float(done["measured"]))

@@ -45,7 +45,7 @@ def _shown(value: object, column: str) -> str:
 def plot(claim: Claim, folder: Path) -> Path | None:
     """One picture of a claim that has one: KL by what is varied, a line for each way."""
     axes = {
-        "rounds": (0, None, [1, 2, 4, 5, 6], "cost, as a part of the parent's"),
+        "rounds": (1, 0, [2, 3, 4], "cost, as a part of the parent's"),
         "search": (2, 1, [3, 5], "measured speed-up"),
         "metric": (0, 1, [2, 4], "speed-up asked"),
         "bld_tokens": (0, 1, [2], "tokens of distillation a variant"),

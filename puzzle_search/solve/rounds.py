@@ -92,8 +92,8 @@ def refine(
         problem: damages, costs and limits; its goal is the score.
         judge: measures real damage.
         rounds: at most.
-        trust_layers: layers that a round may change, at most; half as many, and so on to one,
-            are tried too.
+        trust_layers: layers that a round may change; half as many, and so on to one, are tried
+            too, and twice as many, and so on, only where all of these hold nothing better.
         children: to measure, of each such number of layers.
         max_seconds: of each search.
 
@@ -125,10 +125,16 @@ def refine(
         around = _Neighbourhood.of(best, doubt)
         found = judge.around(best.spec, around.replacements)
         problem = around.rescored([found[key] - least for key in around.replacements])
-        tried = [
-            _Child(solution=s, estimate=least + s.score, measured=judge.measure(s.spec))
-            for s in around.steps(problem, trust_layers, children, max_seconds)
-        ]
+        tried: list[_Child] = []
+        for layers in _trust_regions(trust_layers, problem.items.num_layers):
+            if layers > trust_layers and any(child.measured < least for child in tried):
+                break
+            known = {child.solution.selection.tobytes() for child in tried}
+            for step in around.steps(problem, layers, children, max_seconds):
+                if step.selection.tobytes() not in known:
+                    measured = judge.measure(step.spec)
+                    estimate = least + step.score
+                    tried.append(_Child(solution=step, estimate=estimate, measured=measured))
         nothing = _Child(solution=best, estimate=least, measured=least)
         child = min(tried, key=lambda child: child.measured, default=nothing)
         yield Round(
@@ -145,6 +151,17 @@ def refine(
             return
         best, least = child.solution, child.measured
         doubt = max(abs(child.measured - child.estimate) for child in tried)
+
+
+def _trust_regions(layers: int, all_layers: int) -> Iterator[int]:
+    """So many layers, half as many, and so on to one; then twice as many, and so on to all."""
+    smaller = layers
+    while smaller:
+        yield smaller
+        smaller //= 2
+    while layers < all_layers:
+        layers = min(2 * layers, all_layers)
+        yield layers
 
 
 def best_round(rounds: Sequence[Round]) -> Round:
@@ -231,18 +248,14 @@ class _Neighbourhood:
     def steps(
         self, problem: Problem, trust_layers: int, children: int, max_seconds: float
     ) -> Iterator[Solution]:
-        """The best changes of at most so many layers, then half as many, and so on to one."""
+        """The best changes of at most so many layers that are better by the scores."""
         items, selection = problem.items, self.child.selection
         changed: Floats = 1.0 + (items.last - items.first).astype(np.float64)
         changed[~self.likely] = items.num_layers + 1.0
         changed[selection] = 0.0
         measure = item_measure("layers", changed, problem.attention, problem.ffn)
-        seen = {selection.tobytes()}
-        while trust_layers:
-            bound = Bound(limit="layers changed", measure=measure, at_most=float(trust_layers))
-            near = replace(problem, bounds=(*problem.bounds, bound))
-            for step in diverse(near, solutions=children, min_distance=1, max_seconds=max_seconds):
-                if step.selection.tobytes() not in seen and step.score < 0:
-                    seen.add(step.selection.tobytes())
-                    yield replace(step, problem=problem)
-            trust_layers //= 2
+        bound = Bound(limit="layers changed", measure=measure, at_most=float(trust_layers))
+        near = replace(problem, bounds=(*problem.bounds, bound))
+        for step in diverse(near, solutions=children, min_distance=1, max_seconds=max_seconds):
+            if step.score < 0:
+                yield replace(step, problem=problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,37 +43,51 @@ def _shown(value: object, column: str) -> str:
     return f"{value:.0f}" if abs(value) >= 50 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def plot(claim: Claim, folder: Path) -> Path | None:
-    """One picture of a claim that has one: KL by what is varied, a line for each way."""
-    axes = {
-        "rounds": (1, 0, [2, 3, 4], "cost, as a part of the parent's"),
-        "search": (2, 1, [3, 5], "measured speed-up"),
-        "metric": (0, 1, [2, 4], "speed-up asked"),
-        "bld_tokens": (0, 1, [2], "tokens of distillation a variant"),
-        "preserved": (1, 0, [4], "tokens of global distillation"),
-    }
-    if claim.name not in axes:
-        return None
-    x, group, values, label = axes[claim.name]
-    figure, panels = plt.subplots(
-        1, len(values) if group is not None else 1, figsize=(9, 4), squeeze=False, sharey=True
-    )
-    for number, value in enumerate(values):
-        panel = panels[0][number if group is not None else 0]
-        lines = defaultdict(list)
-        for row in claim.rows:
-            name = str(row[group]) if group is not None else claim.columns[value]
-            if row[value] is not None:
-                lines[name].append((row[x], row[value]))
-        for name, points in lines.items():
-            panel.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-        panel.set_xlabel(label)
-        panel.set_ylabel(claim.columns[value] if group is not None else "KL to the parent, nats")
-        panel.set_yscale("log" if "KL" in claim.columns[value] else "linear")
-        panel.legend(fontsize=8)
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """What of a claim's columns is drawn, by number: panels by one, lines by another, or by y."""
+
+    x: int
+    y: list[int]
+    panels: int | None = None
+    lines: int | None = None
+    label: str
+
+
+_PICTURES = {
+    "rounds": _Picture(
+        x=1, y=[2, 3, 4, 6, 7, 8], panels=0, label="cost, as a part of the parent's"
+    ),
+    "search": _Picture(x=2, y=[3, 5], lines=1, label="measured speed-up"),
+    "metric": _Picture(x=0, y=[2, 4], lines=1, label="speed-up asked"),
+    "bld_tokens": _Picture(x=0, y=[2], lines=1, label="tokens of distillation a variant"),
+    "preserved": _Picture(x=1, y=[4], lines=0, label="tokens of global distillation"),
+}
+
+
+def plot(claim: Claim, folder: Path) -> None:
+    """One picture of a claim that has one."""
+    picture = _PICTURES.get(claim.name)
+    if picture is None:
+        return
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in claim.rows:
+        for column in picture.y:
+            name = claim.columns[column]
+            panel = name if picture.panels is None else f"{claim.columns[0]} {row[picture.panels]}"
+            line = name if picture.lines is None else str(row[picture.lines])
+            if row[column] is not None:
+                drawn[panel][line].append((row[picture.x], row[column]))
+    figure, axes = plt.subplots(1, len(drawn), figsize=(5 * len(drawn), 4), squeeze=False)
+    for axis, (panel, lines) in zip(axes[0], drawn.items(), strict=True):
+        for line, points in lines.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=line)
+        is_kl = any("KL" in claim.columns[column] for column in picture.y)
+        axis.set(title=panel, xlabel=picture.label, yscale="log" if is_kl else "linear")
+        axis.set_ylabel("KL to the parent, nats" if is_kl else claim.columns[picture.y[0]])
+        axis.legend(fontsize=8)
     figure.suptitle(claim.question, fontsize=10)
     figure.tight_layout()
-    target = folder / f"{claim.name}.png"
-    figure.savefig(target, dpi=120)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{claim.name}.png", dpi=120)
     plt.close(figure)
-    return target

@@ -18,7 +18,7 @@ from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.build import build_child
 from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
 from puzzle_search.checkpoint.block_library import BlockLibrary
-from puzzle_search.cost import CostTable, Profile, Scenario, parse_dtype
+from puzzle_search.cost import CostTable, Profile, Scenario, Target, parse_dtype
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
 from puzzle_search.evaluate import measure_quality, measure_throughput
@@ -123,8 +123,8 @@ class Lab:
         return load_decoder(folder, dtype=dtype, device=self.device.torch_device)
 
     @cached_property
-    def costs(self) -> CostTable:
-        """The search space priced by a profile of this machine."""
+    def target(self) -> Target:
+        """This machine, by a profile of it."""
         folder = self.folder / "profile"
         if not (folder / "profile.yaml").exists():
             grid = ProfileGrid.around(self.scenario, self.settings.batches, point_seconds=2.0)
@@ -132,8 +132,12 @@ class Lab:
             measure_profile(
                 self.config, self.space, self.device, dtype, grid, progress=Progress("profile")
             ).write(folder)
-        target = profile_target(Profile.from_folder(folder))
-        return cost_table(self.config, self.space, target, self.scenario)
+        return profile_target(Profile.from_folder(folder))
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """The whole search space, priced."""
+        return cost_table(self.config, self.space, self.target, self.scenario)
 
     def library(
         self, share: float = 1.0, *, coupled: SearchSpace | None = None, name: str = "decoupled"
@@ -215,11 +219,13 @@ class Lab:
         parent = self.costs.best_cost(ArchitectureSpec.identity(self.config))
         assert parent is not None, "the parent is loaded, so it fits"
         limits = Limits(tokens_per_second_per_gpu=parent.tokens_per_second_per_gpu * speedup)
+        space = space or self.space
+        costs = cost_table(self.config, space, self.target, self.scenario)
         return formulate(
             self.config,
-            space or self.space,
+            space,
             scores,
-            [Workload.on_device(self.costs, limits)],
+            [Workload.on_device(costs, limits)],
             metric=metric,
         )
 

@@ -48,7 +48,10 @@ class InProcess:
 
 
 def packed(work: Callable[[Job], Iterator[Result]], job: Job) -> bytes:
-    """A job as it is sent to a worker."""
+    """A job as it is sent to a worker.
+
+    Pickled, as every call between processes is; such bytes are never written or read from files.
+    """
     return pickle.dumps((work, job))
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from puzzle_search.errors import InputError
+from puzzle_search.model.schedule import warmup_cosine
 
 LOSSES = ("lm", "cosine", "kl")
 DTYPES = ("fp32", "bf16")
@@ -107,8 +108,4 @@ class DistillSettings:
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """Learning rate of a step, the first being 0."""
-        warmup = max(1, steps // 20)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        done = (step - warmup) / max(1, steps - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * warmup_cosine(step, steps)

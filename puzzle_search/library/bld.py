@@ -6,7 +6,6 @@ one (decoupled), or both (coupled, and blocks that stand for a run of layers). P
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from puzzle_search.library.parent import ParentLayer
 from puzzle_search.library.states import LayerActivations
 from puzzle_search.model import SubblockModule
 from puzzle_search.model.rope import RotarySlice
+from puzzle_search.model.schedule import warmup_cosine
 from puzzle_search.model.subblocks.linear import LinearSubblock
 
 Student = dict[Subblock, SubblockModule]
@@ -170,7 +170,7 @@ class Training:
     def step(self, step: int, parent: ParentLayer, batch: Batch, rotary: RotarySlice) -> None:
         """Take one step towards the parent's output."""
         for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * _schedule(step, self._steps)
+            group["lr"] = group["peak"] * warmup_cosine(step, self._steps)
         loss = normalised_error(block_output(self.student, parent, batch, rotary), batch.outputs)
         loss.backward()
         for master, weight in zip(self._masters, self._weights, strict=True):
@@ -211,10 +211,3 @@ def load_tensors(student: Student, tensors: BlockTensors) -> None:
     """Put weights into a student."""
     for part, module in student.items():
         module.load_state_dict(tensors[part])
-
-
-def _schedule(step: int, steps: int) -> float:
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

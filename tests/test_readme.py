@@ -22,6 +22,7 @@ SMALLER = {
     "held_out_tokens: 8192": "held_out_tokens: 1024",
     "iterations: 10": "iterations: 2",
     "tokens: 32768": "tokens: 2048",
+    "tokens: 49152": "tokens: 4096",
 }
 
 

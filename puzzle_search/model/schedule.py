@@ -6,7 +6,7 @@ import math
 
 
 def warmup_cosine(step: int, steps: int) -> float:
-    """Part of the peak at a step, the first being 0: up over 5% of the steps, then a cosine to 0."""
+    """Part of the peak at a step, the first being 0: up over 5%, then down a cosine to 0."""
     warmup = max(1, steps // 20)
     if step < warmup:
         return (step + 1) / warmup

@@ -47,9 +47,10 @@ case $STAGE in
 library)
     start_ray
     puzzle-search library --parent "$PARENT" --space "$SPACE" --data "$DATA" \
-        --out "$WORK/library" --executor ray --address "$head:6379"
+        --out "$WORK/library" --device cuda --executor ray --address "$head:6379" --gpus-per-job 1
     puzzle-search score --parent "$PARENT" --library "$WORK/library" --space "$SPACE" \
-        --data "$DATA" --out "$WORK/scores.csv" --executor ray --address "$head:6379"
+        --data "$DATA" --out "$WORK/scores.csv" --device cuda --dtype bf16 \
+        --executor ray --address "$head:6379" --gpus-per-job 1
     ;;
 distill)
     # One process a GPU; torchrun on every node meets the others at the first.

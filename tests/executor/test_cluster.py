@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +15,7 @@ import torch
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.executor import InProcess, LostJobError, RayExecutor, open_executor
 from tests.executor import jobs
-
-MEMORY = {"object_store_memory": 80_000_000}
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[Any]:
-    """A cluster of one node of one processor."""
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'puzzle-search[ray]'")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "include_dashboard": False, **MEMORY},
-        )
-        yield cluster
-        cluster.shutdown()
+from tests.executor.conftest import MEMORY
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

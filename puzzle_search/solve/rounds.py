@@ -86,7 +86,8 @@ def refine(
 ) -> Iterator[Round]:
     """Solve, then improve the answer by rounds; the least ``measured`` has the best child.
 
-    A round that measures no better child than the best before is the last.
+    Round 1 measures the next best answers of the problem as it stands; each later one re-scores
+    around the best child so far, and is the last where it measures no better one.
 
     Args:
         problem: damages, costs and limits; its goal is the score.
@@ -107,50 +108,59 @@ def refine(
             remedy="leave out the goal, or the rounds",
         )
     started = time.perf_counter()
-    best = first = solve(problem, max_seconds=max_seconds)
-    least = judge.measure(best.spec)
-    doubt = abs(least - best.score)
-    yield Round(
-        number=0,
-        solution=best,
-        estimate=best.score,
-        measured=least,
-        scored=0,
-        offered=0,
-        children=1,
-        seconds=time.perf_counter() - started,
-    )
-    for number in range(1, rounds + 1):
-        started = time.perf_counter()
-        around = _Neighbourhood.of(best, doubt)
-        found = judge.around(best.spec, around.replacements)
-        problem = around.rescored([found[key] - least for key in around.replacements])
-        tried: list[_Child] = []
-        for layers in _trust_regions(trust_layers, problem.items.num_layers):
-            if layers > trust_layers and any(child.measured < least for child in tried):
-                break
-            known = {child.solution.selection.tobytes() for child in tried}
-            for step in around.steps(problem, layers, children, max_seconds):
-                if step.selection.tobytes() not in known:
-                    measured = judge.measure(step.spec)
-                    estimate = least + step.score
-                    tried.append(_Child(solution=step, estimate=estimate, measured=measured))
-        nothing = _Child(solution=best, estimate=least, measured=least)
-        child = min(tried, key=lambda child: child.measured, default=nothing)
-        yield Round(
+    first = solve(problem, max_seconds=max_seconds)
+    best = _Child(solution=first, estimate=first.score, measured=judge.measure(first.spec))
+
+    def done(number: int, tried: Sequence[_Child], scored: int = 0, offered: int = 0) -> Round:
+        child = min(tried, key=lambda child: child.measured, default=best)
+        return Round(
             number=number,
             solution=_in_terms_of(first, child.solution),
             estimate=child.estimate,
             measured=child.measured,
-            scored=len(around.replacements),
-            offered=int(around.changes.sum()),
+            scored=scored,
+            offered=offered,
             children=len(tried),
             seconds=time.perf_counter() - started,
         )
-        if child.measured >= least:
+
+    yield done(0, [best])
+    if not rounds:
+        return
+    started = time.perf_counter()
+    _, *next_best = diverse(
+        problem, solutions=1 + 2 * children, min_distance=2, max_seconds=max_seconds
+    )
+    tried = [
+        _Child(
+            solution=replace(answer, problem=problem),  # without the distance that was asked
+            estimate=answer.score,
+            measured=judge.measure(answer.spec),
+        )
+        for answer in next_best
+    ]
+    yield done(1, tried)
+    best = min([best, *tried], key=lambda child: child.measured)
+    doubt = max(child.doubt for child in [best, *tried])
+    for number in range(2, rounds + 1):
+        started = time.perf_counter()
+        around = _Neighbourhood.of(best.solution, doubt)
+        found = judge.around(best.solution.spec, around.replacements)
+        local = around.rescored([found[key] - best.measured for key in around.replacements])
+        tried = []
+        for layers in _trust_regions(trust_layers, problem.items.num_layers):
+            if layers > trust_layers and any(child.measured < best.measured for child in tried):
+                break
+            known = {child.solution.selection.tobytes() for child in tried}
+            for step in around.steps(local, layers, children, max_seconds):
+                if step.selection.tobytes() not in known:
+                    measured, estimate = judge.measure(step.spec), best.measured + step.score
+                    tried.append(_Child(solution=step, estimate=estimate, measured=measured))
+        yield done(number, tried, len(around.replacements), int(around.changes.sum()))
+        better = min([best, *tried], key=lambda child: child.measured)
+        if better is best:
             return
-        best, least = child.solution, child.measured
-        doubt = max(abs(child.measured - child.estimate) for child in tried)
+        best, doubt = better, max(child.doubt for child in tried)
 
 
 def _trust_regions(layers: int, all_layers: int) -> Iterator[int]:
@@ -191,6 +201,10 @@ class _Child:
     solution: Solution
     estimate: float
     measured: float
+
+    @property
+    def doubt(self) -> float:
+        return abs(self.measured - self.estimate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +262,7 @@ class _Neighbourhood:
     def steps(
         self, problem: Problem, trust_layers: int, children: int, max_seconds: float
     ) -> Iterator[Solution]:
-        """The best changes of at most so many layers that are better by the scores."""
+        """The best changes of at most so many layers; of one layer, only those that help."""
         items, selection = problem.items, self.child.selection
         changed: Floats = 1.0 + (items.last - items.first).astype(np.float64)
         changed[~self.likely] = items.num_layers + 1.0
@@ -256,6 +270,7 @@ class _Neighbourhood:
         measure = item_measure("layers", changed, problem.attention, problem.ffn)
         bound = Bound(limit="layers changed", measure=measure, at_most=float(trust_layers))
         near = replace(problem, bounds=(*problem.bounds, bound))
-        for step in diverse(near, solutions=children, min_distance=1, max_seconds=max_seconds):
-            if step.score < 0:
+        for step in diverse(near, solutions=1 + children, min_distance=1, max_seconds=max_seconds):
+            own = step.selection.tobytes() == selection.tobytes()
+            if not own and (step.score < 0 or trust_layers > 1):
                 yield replace(step, problem=problem)

@@ -201,7 +201,7 @@ class Lab:
         def search() -> list[dict[str, Any]]:
             return [
                 done.as_dict() | {"test_kl": self.kl(done.solution.spec, library)}
-                for done in refine(problem, judge)
+                for done in refine(problem, judge, rounds=4)
             ]
 
         found: list[dict[str, Any]] = self.once(key, search)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from puzzle_search.errors import PuzzleSearchError
 
@@ -45,33 +43,3 @@ class InProcess:
         """Yield every result of every job."""
         for job in jobs:
             yield from work(job)
-
-
-def packed(work: Callable[[Job], Iterator[Result]], job: Job) -> bytes:
-    """A job as it is sent to a worker.
-
-    Pickled, as every call between processes is; such bytes are never written or read from files.
-    """
-    return pickle.dumps((work, job))
-
-
-def run_packed(message: bytes) -> bytes:
-    """Run a job in a worker: its results, or its error, as they are sent back."""
-    try:
-        work, job = pickle.loads(message)
-        return pickle.dumps((list(work(job)), None))
-    except Exception as error:  # whatever it is, it is raised again where the job came from
-        error.add_note(f"in a worker:\n{traceback.format_exc()}")
-        return pickle.dumps(([], error))
-
-
-def unpacked(message: bytes) -> list[Any]:
-    """The results that a worker sent back.
-
-    Raises:
-        Exception: the error that ended the job.
-    """
-    results, error = pickle.loads(message)
-    if error is not None:
-        raise error
-    return list(results)

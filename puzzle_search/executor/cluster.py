@@ -9,15 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from puzzle_search.errors import InputError, MissingDependencyError
-from puzzle_search.executor.base import (
-    MAX_RETRIES,
-    Job,
-    LostJobError,
-    Result,
-    packed,
-    run_packed,
-    unpacked,
-)
+from puzzle_search.executor.base import MAX_RETRIES, Job, LostJobError, Result
+from puzzle_search.executor.messages import packed, run_packed, unpacked
 
 _CONNECT_SECONDS = 10
 

@@ -13,15 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from puzzle_search.executor.base import (
-    MAX_RETRIES,
-    Job,
-    LostJobError,
-    Result,
-    packed,
-    run_packed,
-    unpacked,
-)
+from puzzle_search.executor.base import MAX_RETRIES, Job, LostJobError, Result
+from puzzle_search.executor.messages import packed, run_packed, unpacked
 
 _SPAWN = multiprocessing.get_context("spawn")
 

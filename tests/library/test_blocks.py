@@ -144,7 +144,7 @@ def test_a_run_can_begin_as_one_of_its_parent_blocks(pico: Pico, library: BlockL
 
 def test_a_run_that_is_left_out_has_no_weights(library: BlockLibrary) -> None:
     assert library.block(*RUNS[3]) == {"attention": {}, "ffn": {}}
-    assert make_subblock(NoOp(), library._config).state_dict() == {}
+    assert make_subblock(NoOp(), library.config).state_dict() == {}
 
 
 def test_pairs_begin_with_the_singles_of_another_library(

@@ -119,7 +119,7 @@ class Claims:
             columns=[
                 "blocks", "cost of the parent's", "one-shot KL", "pairs KL", "rounds KL", "change",
                 "greedy KL", "layers dropped KL", "best uniform KL", "pairs measured",
-                "replacements scored", "children measured", "seconds",
+                "replacements scored", "children measured",
             ],
             rows=rows,
             verdict="; ".join(verdicts),
@@ -144,7 +144,7 @@ class Claims:
             uniform(problem),
         )
         beside = [None if spec is None else lab.kl(spec, library) for spec in others]
-        spent = [sum(r[name] for r in found) for name in ("scored", "children", "seconds")]
+        spent = [sum(r[name] for r in found) for name in ("scored", "children")]
         figures = [first["test_kl"], cheap["test_kl"], best["test_kl"], change]
         return [*figures, *beside, pairs, *spent], change
 

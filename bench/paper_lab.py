@@ -25,9 +25,9 @@ from puzzle_search.evaluate import measure_quality, measure_throughput
 from puzzle_search.files import Journal, resume_journal, value_hash
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder
+from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device
-from puzzle_search.profile.measure import torch_dtype
 from puzzle_search.progress import Progress
 from puzzle_search.score import score_replacements
 from puzzle_search.solve import Limits, Problem, ScoreTable, Workload, formulate

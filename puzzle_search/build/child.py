@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig
-from puzzle_search.checkpoint import CheckpointReader, check_replaceable, number_type, write_child
+from puzzle_search.checkpoint import CheckpointReader, check_replaceable, write_child
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.checkpoint.names import checkpoint_name
+from puzzle_search.model.dtypes import torch_dtype
 
 
 def build_child(
@@ -34,7 +35,7 @@ def build_child(
         InputError: the spec does not fit, the library lacks a variant, a file is damaged, the
             dtype is another, or ``out`` holds something else than a child.
     """
-    number_type(dtype)
+    torch_dtype(dtype)
     check_replaceable(Path(out))
     config = ParentConfig.from_file(parent)
     spec.check_fits(config)

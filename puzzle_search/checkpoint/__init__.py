@@ -4,7 +4,6 @@ from puzzle_search.checkpoint.child import child_config, read_model_config
 from puzzle_search.checkpoint.child_folder import (
     check_replaceable,
     decoder_tensor_name,
-    number_type,
     write_child,
 )
 from puzzle_search.checkpoint.load import load_decoder, load_tokenizer, subblock_from_tensors
@@ -20,7 +19,6 @@ __all__ = [
     "decoder_tensor_name",
     "load_decoder",
     "load_tokenizer",
-    "number_type",
     "open_safetensors",
     "outside_names",
     "read_model_config",

@@ -164,7 +164,7 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     ]
     parent, parent_raw = _parent_of(raw, variants, file)
     config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
-    layers = _layers(raw.get("puzzle_search", {}), len(variants), file)
+    layers = _layers(raw.get("puzzle_search") or {}, len(variants), file)
     choices = (
         BlockChoice(attention=str(attention), ffn=str(ffn), layers=covered)
         for (attention, ffn), covered in zip(variants, layers, strict=True)

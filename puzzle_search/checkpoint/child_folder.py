@@ -15,6 +15,7 @@ from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, checkpoi
 from puzzle_search.checkpoint.writer import CheckpointWriter
 from puzzle_search.errors import InputError
 from puzzle_search.files import folder_written_whole
+from puzzle_search.model.dtypes import torch_dtype
 
 _TOKENIZER_FILES = (
     "chat_template.jinja",
@@ -26,21 +27,7 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _OUTSIDE = {"embedding.weight": EMBEDDING, "norm.weight": FINAL_NORM, "head.weight": HEAD}
-
-
-def number_type(dtype: str) -> torch.dtype:
-    """The number type of weights that ``bf16`` or ``fp32`` names.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if dtype not in _DTYPES:
-        raise InputError(
-            f"dtype {dtype!r} cannot be written", remedy=f"use one of {', '.join(_DTYPES)}"
-        )
-    return _DTYPES[dtype]
 
 
 def check_replaceable(target: Path) -> None:
@@ -81,7 +68,7 @@ def write_child(
         InputError: the dtype is another, a width does not fit the format, or ``target`` holds
             something else than a child.
     """
-    written = number_type(dtype)
+    written = torch_dtype(dtype)
     check_replaceable(target)
     described = child_config(config, spec, dtype=str(written).removeprefix("torch."))
     with folder_written_whole(target) as folder:

@@ -25,8 +25,8 @@ def bench(
     from puzzle_search.checkpoint import load_decoder
     from puzzle_search.cost import Scenario
     from puzzle_search.evaluate import measure_throughput
+    from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
-    from puzzle_search.profile.measure import torch_dtype
 
     opened = open_device(device)
     loaded = [

@@ -45,8 +45,8 @@ def evaluate(
     from puzzle_search.errors import InputError
     from puzzle_search.evaluate import Tasks, TaskSettings, evaluate_children
     from puzzle_search.files import write_text
+    from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
-    from puzzle_search.profile.measure import torch_dtype
 
     if tasks is None and (task_dir is not None or limit is not None):
         raise InputError("--task-dir and --limit are of tasks", remedy="name some with --tasks")

@@ -27,8 +27,8 @@ def generate(
     from puzzle_search.errors import InputError
     from puzzle_search.model import Sampling
     from puzzle_search.model import generate as generate_tokens
+    from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
-    from puzzle_search.profile.measure import torch_dtype
 
     opened = open_device(device)
     decoder = load_decoder(model, dtype=torch_dtype(dtype), device=opened.torch_device)

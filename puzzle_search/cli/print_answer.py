@@ -137,12 +137,12 @@ def round_table(rounds: Sequence[Round]) -> Table:
     """What every round estimated, measured and cost."""
     table = _table("round", "estimate", "measured", "error", "scored", "children", "seconds")
     for done in rounds:
-        figures = done.as_dict()
+        error = done.as_dict()["estimate_error"]
         table.add_row(
             str(done.number) if done.number else "one-shot",
             f"{done.estimate:.4g}",
             f"{done.measured:.4g}",
-            f"{figures['estimate_error']:+.1%}",
+            "" if error is None else f"{error:+.1%}",
             f"{done.scored} of {done.offered}" if done.number else "",
             str(done.children),
             f"{done.seconds:.1f}",

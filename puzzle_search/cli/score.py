@@ -75,8 +75,8 @@ def score(
     from puzzle_search.data import load_documents, sample_tokens
     from puzzle_search.executor import open_executor
     from puzzle_search.files import Journal
+    from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
-    from puzzle_search.profile.measure import torch_dtype
     from puzzle_search.score import parse_metrics, replacements_around, score_replacements
     from puzzle_search.solve.parse import parse_bytes
 

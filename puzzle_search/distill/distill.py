@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from puzzle_search import __version__
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import (
@@ -17,7 +15,6 @@ from puzzle_search.checkpoint import (
     check_replaceable,
     decoder_tensor_name,
     load_decoder,
-    number_type,
     write_child,
 )
 from puzzle_search.data import TokenBlocks, TokenStream
@@ -29,6 +26,7 @@ from puzzle_search.distill.trainer import Trainer
 from puzzle_search.distill.world import World, join_world
 from puzzle_search.errors import InputError
 from puzzle_search.files import value_hash
+from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.progress import Progress
 
 RECORD = "distillation.json"
@@ -73,7 +71,7 @@ def distill(
     """
     target = Path(out)
     check_replaceable(target)
-    number_type(out_dtype)
+    torch_dtype(out_dtype)
     spec = ArchitectureSpec.from_file(Path(child) / "architecture.yaml")
     steps = settings.steps(stream.length)
     made_from = {
@@ -88,9 +86,8 @@ def distill(
         if world.first:
             run.resume(made_from)
         world.wait()
-        compute_dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
         distiller = Distiller(
-            load_decoder(parent, dtype=compute_dtype),
+            load_decoder(parent, dtype=torch_dtype(settings.dtype)),
             load_decoder(child),
             recompute=settings.activation_checkpointing,
         )

@@ -29,9 +29,9 @@ from puzzle_search.library.initialise import check_initialisers
 from puzzle_search.library.job import SeenLayer, WindowJob, rows_of_a_step, train_window
 from puzzle_search.library.memory import plan_memory
 from puzzle_search.library.parent import Parent, ParentPass
+from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.progress import Progress
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _LAYERS_AT_ONCE = 8  # whose hidden states lie on disk for the workers of an executor
 
 
@@ -86,10 +86,7 @@ def build_library(
             small; or ``start_from`` lacks a single.
     """
     check_initialisers(initialisers)
-    if dtype not in _DTYPES:
-        raise InputError(
-            f"dtype {dtype!r} cannot be trained", remedy=f"use one of {', '.join(_DTYPES)}"
-        )
+    number_type = torch_dtype(dtype)
     config, reader = ParentConfig.from_file(parent), CheckpointReader(parent)
     reader.check(config)
     executor = executor or InProcess()
@@ -102,7 +99,7 @@ def build_library(
         settings,
         tokens=train_ids.numel() + held_out_ids.numel(),
         length=length,
-        dtype=_DTYPES[dtype],
+        dtype=number_type,
         max_memory_bytes=max_memory_bytes,
         files_needed=not alone,
     )
@@ -118,7 +115,7 @@ def build_library(
         "initialisers": sorted(initialisers),
         "singles_sha256": None if singles is None else singles.sha256,
     }
-    where = Parent(config=config, reader=reader, dtype=_DTYPES[dtype], device=torch.device(device))
+    where = Parent(config=config, reader=reader, dtype=number_type, device=torch.device(device))
     with _full_disk_reported(library.folder):
         library.resume(made_from)
         todo = [key for key in replacements if key not in library.entries]

@@ -25,11 +25,11 @@ from puzzle_search.evaluate import Throughput, measure_quality, measure_throughp
 from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder, generate
+from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.pipeline.recipe import Recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run_directory import RunDirectory
 from puzzle_search.profile import Device, ProfileGrid, measure_profile, open_device
-from puzzle_search.profile.measure import torch_dtype
 from puzzle_search.progress import Progress
 from puzzle_search.report import Comparison, write_comparison
 from puzzle_search.score import score_replacements

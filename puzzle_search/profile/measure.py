@@ -29,26 +29,11 @@ from puzzle_search.arch import (
 from puzzle_search.cost import Dtype, LatencyRow, MemoryRow, Profile, Scenario
 from puzzle_search.cost.latency import Phase
 from puzzle_search.cost.profile import FORMAT, OUTSIDE, Part
-from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder, Rotary, SubblockModule, make_subblock
 from puzzle_search.model.cache import LayerCache
+from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.profile.device import Device
 from puzzle_search.progress import Progress
-
-_TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a precision that this engine runs.
-
-    Raises:
-        InputError: it runs no such precision.
-    """
-    if name not in _TORCH_DTYPES:
-        raise InputError(
-            f"dtype {name!r} cannot be run here", remedy=f"use one of {', '.join(_TORCH_DTYPES)}"
-        )
-    return _TORCH_DTYPES[name]
 
 
 @dataclass(frozen=True, kw_only=True)

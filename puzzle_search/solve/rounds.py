@@ -24,7 +24,6 @@ from puzzle_search.solve.pool import diverse
 from puzzle_search.solve.problem import Problem, Region
 from puzzle_search.solve.relaxation import relax
 from puzzle_search.solve.solution import Solution
-from puzzle_search.solve.solver import solve
 
 
 class Judge(Protocol):
@@ -72,7 +71,8 @@ class Round:
     def as_dict(self) -> dict[str, Any]:
         """The round's figures by name."""
         shown = {key: value for key, value in vars(self).items() if key != "solution"}
-        return shown | {"estimate_error": self.estimate / self.measured - 1}
+        error = self.estimate / self.measured - 1 if self.measured else None
+        return shown | {"estimate_error": error}
 
 
 def refine(
@@ -108,7 +108,12 @@ def refine(
             remedy="leave out the goal, or the rounds",
         )
     started = time.perf_counter()
-    first = solve(problem, max_seconds=max_seconds)
+    first, *next_best = diverse(
+        problem,
+        solutions=1 + 2 * children if rounds else 1,
+        min_distance=2,
+        max_seconds=max_seconds,
+    )
     best = _Child(solution=first, estimate=first.score, measured=judge.measure(first.spec))
 
     def done(number: int, tried: Sequence[_Child], scored: int = 0, offered: int = 0) -> Round:
@@ -128,9 +133,6 @@ def refine(
     if not rounds:
         return
     started = time.perf_counter()
-    _, *next_best = diverse(
-        problem, solutions=1 + 2 * children, min_distance=2, max_seconds=max_seconds
-    )
     tried = [
         _Child(
             solution=replace(answer, problem=problem),  # without the distance that was asked
@@ -184,7 +186,7 @@ def _in_terms_of(first: Solution, found: Solution) -> Solution:
     if found.selection is first.selection:
         return first
     objective = first.problem.score(found.selection)
-    gap = (objective - first.bound) / max(abs(objective), abs(first.bound))
+    gap = (objective - first.bound) / (max(abs(objective), abs(first.bound)) or 1.0)
     return replace(
         found,
         problem=first.problem,

@@ -339,3 +339,9 @@ def test_layers_that_do_not_cover_the_parent(tmp_path: Path, layers: object) -> 
     written["puzzle_search"]["layers"] = layers
     with pytest.raises(InputError, match=r"config\.json: puzzle_search names layers"):
         read_model_config(write(tmp_path, written))
+
+
+def test_a_foreign_child_with_an_empty_record_of_its_parent(tmp_path: Path) -> None:
+    _, without = read_model_config(write(tmp_path, foreign()))
+    _, empty = read_model_config(write(tmp_path, foreign() | {"puzzle_search": None}))
+    assert empty == without

@@ -13,7 +13,7 @@ from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InputError
 from puzzle_search.solve import Limits, Problem, Workload, formulate
 from puzzle_search.solve.pairs import PairJudge
-from puzzle_search.solve.rounds import refine
+from puzzle_search.solve.rounds import best_round, refine
 from tests.solve.helpers import SIDECAR, ScoreRow, ScoreTable, table_of, tiny_config
 
 LAYERS = 4
@@ -149,6 +149,14 @@ def test_additive_damages_leave_nothing_to_gain() -> None:
     assert [r.number for r in found] == [0, 1, 2]
     assert all(r.measured >= found[0].measured for r in found)
     assert found[2].scored < found[2].offered  # those that could be in another optimum
+
+
+def test_the_parent_is_the_answer_where_it_keeps_the_limits() -> None:
+    judge = Interacting(0, strength=1.0)
+    found = list(refine(posed(judge, speedup=0.5), judge, rounds=3))
+    assert {block[2:] for block in blocks_of(best_round(found).solution.spec)} == {PAIRS[0]}
+    assert found[0].as_dict()["estimate_error"] is None  # of nothing
+    assert best_round(found).measured == 0
 
 
 @pytest.mark.parametrize("runs", [False, True])

@@ -61,3 +61,10 @@ class SlotCache:
     def num_bytes(self) -> int:
         """Bytes of all layers."""
         return sum(layer.num_bytes for layer in self.layers if layer is not None)
+
+    def randomise(self) -> None:
+        """Fill all slots with random numbers: zeros may be faster to time than data."""
+        for layer in self.layers:
+            for tensor in () if layer is None else (layer.keys_BSKE, layer.values_BSKE):
+                for slot in tensor:
+                    slot.copy_(torch.randn(slot.shape, dtype=torch.float16, device=slot.device))

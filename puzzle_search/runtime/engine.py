@@ -133,6 +133,21 @@ class Engine:
         return self._ids_B
 
     @torch.inference_mode()
+    def seek(self, length: int) -> None:
+        """Put every slot at a length, over whatever its cache holds there: to time steps at it.
+
+        Raises:
+            InputError: the slots are not that long.
+        """
+        if not 0 <= length < self.max_length:
+            raise InputError(
+                f"no step follows {length} tokens in slots of {self.max_length}",
+                remedy="make the slots longer",
+            )
+        self._positions_B.fill_(length)
+        self.lengths = [length] * self.slots
+
+    @torch.inference_mode()
     def calibrate(self, ids_BL: torch.Tensor) -> None:
         """Find the scales of FP8 inputs on these prompts; empties the slots that they take.
 

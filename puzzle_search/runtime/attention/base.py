@@ -1,4 +1,4 @@
-"""What every decode attention does."""
+"""What a decode attention is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import torch
 
 
 class DecodeAttention(Protocol):
-    """One new token of every slot attends to the tokens in its slot."""
+    """Attention of one new token of each sequence to the keys and values in its slot.
+
+    One instance serves all layers with the same heads: what ``prepare`` makes is theirs together.
+    """
 
     def prepare(self, lengths: Sequence[int]) -> None:
-        """Host work before a step, captured or not: lengths of all slots, new token included."""
-        ...
+        """Host work before a step, before its capture, and before every replay of a captured one.
+
+        Args:
+            lengths: of all slots in tokens, the new one included; at least 1.
+        """
 
     def __call__(
         self,
@@ -22,5 +28,14 @@ class DecodeAttention(Protocol):
         values_BSKE: torch.Tensor,
         lengths_B: torch.Tensor,
     ) -> torch.Tensor:
-        """What each query head attends to, (B, H, E)."""
-        ...
+        """Attend to the first ``lengths_B`` positions of each slot.
+
+        Args:
+            q_BHE: queries; heads of one group lie together, H = K * group size.
+            keys_BSKE: the cache, with S the most tokens that a slot holds; dense in E.
+            values_BSKE: as keys.
+            lengths_B: int32 on the device, as ``prepare`` was told them.
+
+        Returns:
+            What the heads attended to, (B, H, E), in the dtype of ``q_BHE``.
+        """

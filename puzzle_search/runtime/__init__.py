@@ -1,1 +1,17 @@
-"""The child at speed: fused subblocks, a KV cache of fixed slots, attention, an engine."""
+"""A parent or child at speed: fused subblocks, FP8, slots of KV cache, captured decode steps."""
+
+from puzzle_search.runtime.decoder import ServingDecoder
+from puzzle_search.runtime.engine import Engine
+from puzzle_search.runtime.linear import calibrating
+from puzzle_search.runtime.precision import Precision, precision_on
+from puzzle_search.runtime.subblocks import ServingSubblock, make_serving_subblock
+
+__all__ = [
+    "Engine",
+    "Precision",
+    "ServingDecoder",
+    "ServingSubblock",
+    "calibrating",
+    "make_serving_subblock",
+    "precision_on",
+]

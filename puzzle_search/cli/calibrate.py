@@ -12,9 +12,15 @@ from puzzle_search.cli.options import JsonOption
 
 
 def calibrate(
-    source: Annotated[Path, typer.Argument(help="Folder of operator tables, or a profile folder.")],
     sheet: Annotated[str, typer.Option(help="Cost model whose hardware sheet to use.")],
     out: Annotated[Path, typer.Option(help="Cost model to write.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder of operator tables, or a profile folder.")
+    ] = None,
+    derive_from: Annotated[
+        str | None,
+        typer.Option(help="In place of a folder: cost model calibrated on another device."),
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help="GPU as the tables name it.")] = None,
     engine: Annotated[
         list[str] | None, typer.Option(help="Engine of the tables; may be repeated. Default: all.")
@@ -28,13 +34,32 @@ def calibrate(
     plots: Annotated[Path | None, typer.Option(help="Folder for plots of the residuals.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a GPU's cost model to measurements, and print its error on those held out."""
+    """Fit a GPU's cost model to measurements, and print its error on those held out.
+
+    With --derive-from, carry the constants of another GPU over by the two data sheets instead.
+    """
     from puzzle_search.arch import ParentConfig
     from puzzle_search.cost.calibration import calibrate as fit
     from puzzle_search.cost.hardware import CostModel, find_cost_model
+    from puzzle_search.errors import InputError
     from puzzle_search.files import write_text
     from puzzle_search.report.residuals import plot_residuals
 
+    if derive_from is not None:
+        of_measurements = (source, gpu, engine, model, origin, plots)
+        if any(given is not None for given in of_measurements):
+            raise InputError(
+                "--derive-from takes no measurements of the device, nor options for them",
+                remedy="give --derive-from, --sheet and --out alone, or leave --derive-from out",
+            )
+        _derive(derive_from, sheet=sheet, out=out, as_json=as_json)
+        return
+    if source is None:
+        raise InputError(
+            "there is nothing to calibrate from",
+            remedy="name a folder of operator tables or a profile, or another GPU's cost model "
+            "with --derive-from",
+        )
     config = None
     if model is not None:
         file = model / "config.json" if model.is_dir() else model
@@ -62,3 +87,27 @@ def calibrate(
         )
     for path in (out, *pictures):
         print(f"written to {path}")
+
+
+def _derive(name: str, *, sheet: str, out: Path, as_json: bool) -> None:
+    """Write the cost model of one device derived from another's, and say what it covers."""
+    from puzzle_search.cost.derive import derive
+    from puzzle_search.cost.hardware import CostModel, find_cost_model
+    from puzzle_search.files import write_text
+
+    device = CostModel.from_file(find_cost_model(sheet))
+    measured = CostModel.from_file(find_cost_model(name))
+    model = derive(measured, gpu=device.gpu, sheet=device.sheet)
+    write_text(out, model.to_yaml())
+    rows = [
+        {"engine": name, "dtypes": list(of.dtypes), "evidence": of.step.provenance.evidence}
+        for name, of in model.engines.items()
+    ]
+    if as_json:
+        summary = {"gpu": model.gpu, "out": str(out), "derived_from": measured.gpu}
+        print(json.dumps(summary | {"engines": rows}))
+        return
+    print(f"{model.gpu}, derived from {measured.gpu}")
+    for row in rows:
+        print(f"{row['engine']}: {', '.join(row['dtypes'])}; whole models {row['evidence']}")
+    print(f"written to {out}")

@@ -213,3 +213,50 @@ def test_what_is_refused(
     told = refuse(monkeypatch, capsys, tables, "--gpu", "toy", *common)
     assert "gemm.csv, row 2 has a size or time that is no positive number" in told
     assert not out.exists()
+
+
+def test_one_gpu_is_derived_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "derived.yaml"
+    words = ("--derive-from", "h200", "--sheet", "h100", "--out", out)
+    told = run(monkeypatch, capsys, *words)
+    assert "h100, derived from h200\ntrtllm: bf16, fp8; whole models derived" in told
+    assert "vllm: bf16, fp8; whole models reconstructed" in told
+    model = CostModel.from_file(out)
+    assert model.gpu == "h100"
+    assert model.based_on is None
+    assert model.sheet == load_cost_model("h100").sheet
+    assert model.engine("trtllm").gemm["fp8"].provenance.evidence == "derived"
+    summary = json.loads(run(monkeypatch, capsys, *words, "--json"))
+    assert summary["derived_from"] == "h200"
+    assert summary["out"] == str(out)
+    assert summary["engines"][0] == {
+        "engine": "trtllm",
+        "dtypes": ["bf16", "fp8"],
+        "evidence": "derived",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--sheet h100", "there is nothing to calibrate from"),
+        ("tables --derive-from h200 --sheet h100", "takes no measurements of the device"),
+        ("--derive-from h200 --sheet h100 --gpu h100_sxm", "takes no measurements of the device"),
+        ("--derive-from h200 --sheet h200", "h200 would be derived from itself"),
+        ("--derive-from l40s --sheet h100", "nothing was measured on l40s"),
+        ("--derive-from h200 --sheet cpu", "the sheet of cpu has no peak for bf16, fp8"),
+        ("--derive-from abacus --sheet h100", "no cost model for GPU 'abacus'"),
+    ],
+)
+def test_what_cannot_be_derived(
+    words: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.yaml"
+    assert message in refuse(monkeypatch, capsys, *words.split(), "--out", out)
+    assert not out.exists()

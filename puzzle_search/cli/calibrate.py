@@ -13,14 +13,16 @@ from puzzle_search.cli.options import JsonOption
 
 def calibrate(
     source: Annotated[Path, typer.Argument(help="Folder of operator tables, or a profile folder.")],
-    sheet: Annotated[str, typer.Option(help="Cost model whose hardware sheet to use.")],
     out: Annotated[Path, typer.Option(help="Cost model to write.")],
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            help="Cost model whose hardware sheet to use. Default: that of a profile's GPU."
+        ),
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help="GPU as the tables name it.")] = None,
     engine: Annotated[
         list[str] | None, typer.Option(help="Engine of the tables; may be repeated. Default: all.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="config.json or folder of a profile's model.")
     ] = None,
     origin: Annotated[
         str | None, typer.Option(help="Where the measurements come from, for the record.")
@@ -29,24 +31,13 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a GPU's cost model to measurements, and print its error on those held out."""
-    from puzzle_search.arch import ParentConfig
     from puzzle_search.cost.calibration import calibrate as fit
     from puzzle_search.cost.hardware import CostModel, find_cost_model
     from puzzle_search.files import write_text
     from puzzle_search.report.residuals import plot_residuals
 
-    config = None
-    if model is not None:
-        file = model / "config.json" if model.is_dir() else model
-        config = ParentConfig.from_file(file, name=file.parent.name)
-    result = fit(
-        source,
-        CostModel.from_file(find_cost_model(sheet)),
-        gpu=gpu,
-        engines=engine or (),
-        config=config,
-        source=origin,
-    )
+    start = CostModel.from_file(find_cost_model(sheet)) if sheet is not None else None
+    result = fit(source, start, gpu=gpu, engines=engine or (), source=origin)
     pictures = plot_residuals(result.errors, plots, title=result.model.gpu) if plots else []
     write_text(out, result.model.to_yaml())
     rows = [error.as_dict() for error in result.errors]

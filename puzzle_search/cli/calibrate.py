@@ -12,10 +12,15 @@ from puzzle_search.cli.options import JsonOption
 
 
 def calibrate(
-    sheet: Annotated[str, typer.Option(help="Cost model whose hardware sheet to use.")],
     out: Annotated[Path, typer.Option(help="Cost model to write.")],
     source: Annotated[
         Path | None, typer.Argument(help="Folder of operator tables, or a profile folder.")
+    ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            help="Cost model whose hardware sheet to use. Default: that of a profile's GPU."
+        ),
     ] = None,
     derive_from: Annotated[
         str | None,
@@ -24,9 +29,6 @@ def calibrate(
     gpu: Annotated[str | None, typer.Option(help="GPU as the tables name it.")] = None,
     engine: Annotated[
         list[str] | None, typer.Option(help="Engine of the tables; may be repeated. Default: all.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="config.json or folder of a profile's model.")
     ] = None,
     origin: Annotated[
         str | None, typer.Option(help="Where the measurements come from, for the record.")
@@ -38,7 +40,6 @@ def calibrate(
 
     With --derive-from, carry the constants of another GPU over by the two data sheets instead.
     """
-    from puzzle_search.arch import ParentConfig
     from puzzle_search.cost.calibration import calibrate as fit
     from puzzle_search.cost.hardware import CostModel, find_cost_model
     from puzzle_search.errors import InputError
@@ -46,11 +47,16 @@ def calibrate(
     from puzzle_search.report.residuals import plot_residuals
 
     if derive_from is not None:
-        of_measurements = (source, gpu, engine, model, origin, plots)
+        of_measurements = (source, gpu, engine, origin, plots)
         if any(given is not None for given in of_measurements):
             raise InputError(
                 "--derive-from takes no measurements of the device, nor options for them",
                 remedy="give --derive-from, --sheet and --out alone, or leave --derive-from out",
+            )
+        if sheet is None:
+            raise InputError(
+                "--derive-from needs the device to derive for",
+                remedy="name its cost model with --sheet",
             )
         _derive(derive_from, sheet=sheet, out=out, as_json=as_json)
         return
@@ -60,18 +66,8 @@ def calibrate(
             remedy="name a folder of operator tables or a profile, or another GPU's cost model "
             "with --derive-from",
         )
-    config = None
-    if model is not None:
-        file = model / "config.json" if model.is_dir() else model
-        config = ParentConfig.from_file(file, name=file.parent.name)
-    result = fit(
-        source,
-        CostModel.from_file(find_cost_model(sheet)),
-        gpu=gpu,
-        engines=engine or (),
-        config=config,
-        source=origin,
-    )
+    start = CostModel.from_file(find_cost_model(sheet)) if sheet is not None else None
+    result = fit(source, start, gpu=gpu, engines=engine or (), source=origin)
     pictures = plot_residuals(result.errors, plots, title=result.model.gpu) if plots else []
     write_text(out, result.model.to_yaml())
     rows = [error.as_dict() for error in result.errors]

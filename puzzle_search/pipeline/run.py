@@ -15,6 +15,7 @@ from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokeni
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import (
     CostTable,
+    OperatingPoint,
     Profile,
     parse_dtype,
 )
@@ -349,11 +350,15 @@ class Run:
         spec = ArchitectureSpec.from_file(self.spec)
         baseline, bench = self._read(self.baseline), self._read(self.bench)
         quality = self._read(self.quality)
-        parent_index = self.profile.batches.index(bench["parent"]["batch"])
         identity = ArchitectureSpec.identity(self.config)
         # The parent, run in turn with the child, tells how fast the machine was meanwhile.
-        uncalibrated = self._cost_table(1.0).cost(identity, parent_index)
-        scalar = uncalibrated.tokens_per_second_per_gpu / bench["parent"]["tokens_per_second"]
+        uncalibrated = self._cost_table(1.0)
+        parent_index, child_index = (
+            uncalibrated.points.index(OperatingPoint(batch=bench[model]["batch"], tp=1))
+            for model in ("parent", "child")
+        )
+        predicted = uncalibrated.cost(identity, parent_index)
+        scalar = predicted.tokens_per_second_per_gpu / bench["parent"]["tokens_per_second"]
         table = self._cost_table(scalar)
         return Comparison(
             spec=spec,
@@ -363,7 +368,7 @@ class Run:
             engine_scalar=scalar,
             solving_scalar=baseline["engine_scalar"],
             predicted_parent=table.cost(identity, parent_index),
-            predicted_child=table.cost(spec, self.profile.batches.index(bench["child"]["batch"])),
+            predicted_child=table.cost(spec, child_index),
             measured_parent=bench["parent"],
             measured_child=bench["child"],
             quality=quality["child"],

@@ -4,7 +4,8 @@ A variant is measured as a stack of as many distinct copies as the parent has la
 weights come from where they come from in a whole model, and not from a cache that holds one
 block. All stacks of a point are run in turn, round after round, so that drift of the clock
 falls on all alike; the median over rounds is kept, with its 10th and 90th percentile.
-What stands outside the blocks is measured as a decoder whose blocks are all no-ops.
+Outside the blocks, embedding and head (final norm, output head, greedy sampling) are measured
+alone; what a step costs besides is that of a decoder whose blocks are all no-ops, less these two.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from puzzle_search.arch import (
 )
 from puzzle_search.cost import Dtype, LatencyRow, MemoryRow, Profile, Scenario
 from puzzle_search.cost.latency import Phase
-from puzzle_search.cost.profile import FORMAT, OUTSIDE, Part
+from puzzle_search.cost.memory import PREFILL_CHUNK_TOKENS
+from puzzle_search.cost.profile_file import FORMAT
+from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP, GroupRow, Part
 from puzzle_search.model import HeterogeneousDecoder, Rotary, SubblockModule, make_subblock
 from puzzle_search.model.cache import LayerCache
 from puzzle_search.model.dtypes import torch_dtype
@@ -76,13 +79,22 @@ class ProfileGrid:
                 yield "decode", batch, context
 
 
+_RESOLUTION_US = 0.001
+# Largest (p90 - p10) / median of a steady row.
+_STEADY_SPREAD = 0.02
+_CEILING_SIZE = 1024
+_CEILING_GRID = ProfileGrid(
+    batches=(), prefill_tokens=(), decode_contexts=(), min_rounds=5, point_seconds=0.0
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Stack:
-    """Copies of one variant, or the decoder of no-ops that stands for the outside."""
+    """Copies of one variant."""
 
     part: Part
     name: str
-    variant: Variant | None
+    variant: Variant
     modules: list[SubblockModule]
 
 
@@ -105,26 +117,38 @@ def measure_profile(
     outside = _random_decoder(config, device, number_type)
     rotary = Rotary(config)
     rows: list[LatencyRow] = []
+    groups: list[GroupRow] = []
     points = list(grid.points())
     progress = progress or Progress("profile")
     with progress.over(len(points)) as advance, torch.inference_mode():
-        for phase, batch, length in points:
-            runs = [
+        for group, (phase, batch, length) in enumerate(points):
+            runs: list[Callable[[], object]] = [
                 _stack_run(stack, config, rotary, device, number_type, phase, batch, length)
                 for stack in stacks
             ]
-            runs.append(_outside_run(outside, device, phase, batch, length))
-            seconds = _time_in_turn(runs, device, grid)
-            tokens = length if phase == "prefill" else 1
-            for stack, samples in zip(stacks, seconds, strict=False):
-                per_copy_us = np.array(samples) * 1e6 / len(stack.modules)
-                rows.append(_row(stack.part, stack.name, phase, batch, tokens, length, per_copy_us))
+            runs += _outside_runs(outside, device, phase, batch, length)
+            begun = device.clock()
+            us = np.array(_time_in_turn(runs, device, grid)) * 1e6
+            groups.append(_group(group, device.clock() - begun))
+            found: list[tuple[Part, str, np.ndarray]] = [
+                (stack.part, stack.name, samples / len(stack.modules))
+                for stack, samples in zip(stacks, us, strict=False)
+            ]
             if phase == "prefill" or length == grid.decode_contexts[0]:
-                outside_us = np.array(seconds[-1]) * 1e6
-                rows.append(_row("outside", OUTSIDE, phase, batch, tokens, length, outside_us))
+                whole, embedding, head = us[-3:]
+                # What is left may be less than the clock resolves.
+                step = np.maximum(whole - embedding - head, _RESOLUTION_US)
+                found += [("outside", EMBEDDING, embedding), ("outside", HEAD, head)]
+                found.append(("outside", STEP, step))
+            tokens = length if phase == "prefill" else 1
+            rows += [
+                _row(part, name, phase, batch, tokens, length, samples, group)
+                for part, name, samples in found
+            ]
             advance(f"{phase}, batch {batch}, {length} tokens")
+        ceilings = _ceilings(device, number_type, dtype)
     memory = [_memory_row(stack, config, device, number_type) for stack in stacks]
-    return Profile(rows, memory, _sidecar(config, device, dtype))
+    return Profile(rows, memory, groups, _sidecar(config, device, dtype, ceilings))
 
 
 def _make_stacks(
@@ -192,22 +216,40 @@ def _stack_run(
     return run
 
 
-def _outside_run(
+def _outside_runs(
     decoder: HeterogeneousDecoder, device: Device, phase: Phase, batch: int, length: int
-) -> Callable[[], None]:
+) -> list[Callable[[], object]]:
+    """A step without blocks, its embedding alone, and its head alone."""
     new = length if phase == "prefill" else 1
     ids = torch.randint(decoder.config.vocab_size, (batch, new), device=device.torch_device)
+    last = decoder.embedding(ids[:, -1:])
     cache = decoder.new_cache(batch=batch, max_length=length)
 
-    def run() -> None:
+    def step() -> None:
         cache.rewind(length - new)
         decoder.next_greedy(ids, cache)
 
-    return run
+    return [step, lambda: decoder.embedding(ids), lambda: decoder.logits(last).argmax(-1)]
+
+
+def _ceilings(device: Device, number_type: torch.dtype, dtype: Dtype) -> dict[str, object]:
+    """Best of a few runs of a large matrix product and a large copy."""
+    size = _CEILING_SIZE
+    a = torch.randn(size, size, dtype=number_type, device=device.torch_device)
+    b, to = torch.randn_like(a), torch.empty(8, *a.shape, dtype=number_type, device=a.device)
+    source = torch.randn_like(to)
+
+    def best(run: Callable[[], object]) -> float:
+        return min(_time_in_turn([run], device, _CEILING_GRID)[0])
+
+    return {
+        "copy_bytes_per_second": 2 * to.nbytes / best(lambda: to.copy_(source)),
+        "matmul_flops_per_second": {dtype.name: 2 * size**3 / best(lambda: a @ b)},
+    }
 
 
 def _time_in_turn(
-    runs: list[Callable[[], None]], device: Device, grid: ProfileGrid
+    runs: list[Callable[[], object]], device: Device, grid: ProfileGrid
 ) -> list[list[float]]:
     """Seconds of every run, round after round."""
     for run in runs:
@@ -231,6 +273,7 @@ def _row(
     tokens: int,
     context: int,
     latency_us: np.ndarray,
+    group: int,
 ) -> LatencyRow:
     p10, median, p90 = np.percentile(latency_us, [10, 50, 90])
     return LatencyRow(
@@ -245,6 +288,21 @@ def _row(
         latency_us_p10=round(float(p10), 3),
         latency_us_p90=round(float(p90), 3),
         repeats=len(latency_us),
+        steady=bool((p90 - p10) / median <= _STEADY_SPREAD),
+        group=group,
+    )
+
+
+def _group(group: int, seconds: float) -> GroupRow:
+    return GroupRow(
+        group=group,
+        seconds=round(seconds, 3),
+        sm_clock_mhz=None,
+        memory_clock_mhz=None,
+        temperature_c=None,
+        power_watts=None,
+        throttle="",
+        other_processes=None,
     )
 
 
@@ -269,10 +327,14 @@ def _memory_row(
         tp=1,
         weight_bytes=weights,
         kv_bytes_per_token=kv_bytes,
+        workspace_bytes=0,
+        workspace_rows=0,
     )
 
 
-def _sidecar(config: ParentConfig, device: Device, dtype: Dtype) -> dict[str, object]:
+def _sidecar(
+    config: ParentConfig, device: Device, dtype: Dtype, ceilings: dict[str, object]
+) -> dict[str, object]:
     return {
         "format": FORMAT,
         "package_version": __version__,
@@ -282,5 +344,10 @@ def _sidecar(config: ParentConfig, device: Device, dtype: Dtype) -> dict[str, ob
         "engine": "puzzle-search",
         "dtype": dtype.name,
         "model": config.name,
+        "parent_config": dict(config.raw),
         "memory_limit_bytes": device.memory_limit_bytes,
+        "prefill_chunk_tokens": PREFILL_CHUNK_TOKENS,
+        "ceilings": ceilings,
+        "skipped": [],
+        "interpolation": {"points": 0, "median": None, "p90": None, "worst": None},
     }

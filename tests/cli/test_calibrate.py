@@ -14,11 +14,11 @@ import yaml
 
 from puzzle_search.cli.main import main
 from puzzle_search.cost.hardware import CostModel, find_cost_model, load_cost_model
+from tests.cost.synthetic_profile import whole_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "operators"
 PROFILE = ROOT / "profiles" / "amd-epyc-avx2-2-threads" / "stdlib-lm"
-MODEL = ROOT / "examples" / "stdlib-lm" / "parent"
 
 
 def run(
@@ -156,7 +156,7 @@ def test_the_cpu_model_comes_out_of_the_shipped_profile(
         monkeypatch,
         capsys,
         PROFILE,
-        *("--sheet", "cpu", "--model", MODEL, "--out", out, "--plots", plots),
+        *("--sheet", "cpu", "--out", out, "--plots", plots),
     )
     assert "torch whole subblocks, decode, fp32" in told
     picture = plots / "residuals-torch.png"
@@ -199,11 +199,14 @@ def test_what_is_refused(
     told = refuse(monkeypatch, capsys, tables, "--gpu", "toy", "--sheet", "x", "--out", out)
     assert "no cost model for GPU 'x'" in told
     assert "has no gemm.csv.gz or gemm.csv" in refuse(monkeypatch, capsys, tmp_path, *common)
-    assert "is a profile" in refuse(monkeypatch, capsys, PROFILE, *common)
-    told = refuse(monkeypatch, capsys, PROFILE, "--model", MODEL, *common)
-    assert "the sheet of h100 has no fp32 peak" in told
-    told = refuse(monkeypatch, capsys, PROFILE, "--model", tmp_path, "--sheet", "cpu", "--out", out)
-    assert "config.json" in told
+    told = refuse(monkeypatch, capsys, tables, "--gpu", "toy", "--out", out)
+    assert "operator tables do not name a data sheet" in told
+    profile = tmp_path / "profile"
+    whole_profile().write(profile)
+    told = refuse(monkeypatch, capsys, profile, "--sheet", "cpu", "--out", out)
+    assert "the sheet of cpu has no bf16 peak" in told
+    told = refuse(monkeypatch, capsys, profile, "--out", out)
+    assert "no cost model ships for abacus" in told
 
     gemm = pd.read_csv(tables / "gemm.csv")
     gemm.drop(columns="latency_ms").to_csv(tables / "gemm.csv", index=False)

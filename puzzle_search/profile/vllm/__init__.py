@@ -1,0 +1,1 @@
+"""Measure a profile through an installed vLLM."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,8 @@ from puzzle_search.arch import (
 )
 from puzzle_search.checkpoint import child_config
 from puzzle_search.checkpoint.child import fits_stock_format
+from puzzle_search.checkpoint.child_folder import write_child_config
 from puzzle_search.errors import InputError
-from puzzle_search.profile.vllm import configuration_decilm
 from puzzle_search.solve.portability import allows
 
 
@@ -65,11 +63,8 @@ class Stack:
             pairs = [("gqa_1", "no_op")] + [("no_op", self.local)] * blocks
         spec = ArchitectureSpec.of(self.config.name, pairs)
         content = child_config(self.config, spec, dtype="bfloat16")
-        source = Path(configuration_decilm.__file__)
-        content["auto_map"] = {"AutoConfig": f"{source.stem}.DeciLMConfig"}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        shutil.copyfile(source, folder / source.name)
+        write_child_config(folder, content)
 
 
 def stacks(

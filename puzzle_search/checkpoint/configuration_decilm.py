@@ -1,8 +1,8 @@
-"""The configuration class of a nemotron-nas folder, copied into it for vLLM to load.
+"""The configuration class of a nemotron-nas folder, copied into it for engines to load.
 
 Neither transformers nor vLLM know the type: published children bring such a class along, and
-vLLM's model reads their blocks by attribute. This file runs in vLLM's interpreter, where this
-package need not be installed, so it imports nothing of it.
+vLLM's model reads their blocks by attribute. This file runs in the engine's interpreter, where
+this package need not be installed, so it imports nothing of it.
 """
 
 from __future__ import annotations

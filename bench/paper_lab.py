@@ -127,7 +127,7 @@ class Lab:
         """This machine, by a profile of it."""
         folder = self.folder / "profile"
         if not (folder / "profile.yaml").exists():
-            grid = ProfileGrid.around(self.scenario, self.settings.batches, point_seconds=2.0)
+            grid = ProfileGrid.around(self.scenario, batches=self.settings.batches)
             dtype = parse_dtype(self.settings.dtype)
             measure_profile(
                 self.config, self.space, self.device, dtype, grid, progress=Progress("profile")

@@ -152,12 +152,15 @@ class Run:
 
     def _profile(self, folder: Path) -> None:
         section = self.recipe.profile
-        grid = ProfileGrid.around(
-            self.scenario, section.batches, point_seconds=section.point_seconds
-        )
-        dtype = parse_dtype(self.recipe.dtype)
         measure_profile(
-            self.config, self.space, self.device, dtype, grid, progress=Progress("profile")
+            self.config,
+            self.space,
+            self.device,
+            parse_dtype(self.recipe.dtype),
+            ProfileGrid.around(self.scenario, batches=section.batches),
+            max_minutes=section.max_minutes,
+            journal=Journal(folder / "journal.jsonl"),
+            progress=Progress("profile"),
         ).write(folder)
 
     def _cost_table(self, scalar: float) -> CostTable:

@@ -307,3 +307,15 @@ def test_a_parent_with_nan_is_refused_by_layer(pico: Pico, tmp_path: Path) -> No
         broken.library(tmp_path / "library")
     assert "parent's weights" in caught.value.remedy
     assert not (tmp_path / "library" / "library.json").exists()
+
+
+def test_too_little_gpu_memory_is_told(
+    pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("puzzle_search.library.bld.Training.step", fail)
+    with pytest.raises(InputError, match=r"layers 0 to 0 ran out of GPU memory") as caught:
+        pico.library(tmp_path / "library", tokens=2048)
+    assert "--max-memory" in caught.value.remedy

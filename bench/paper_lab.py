@@ -50,6 +50,7 @@ class LabSettings:
         gkd_tokens: of the short distillation that methods are compared after.
         long_gkd_tokens: of the distillation of the child that is kept.
         gkd_learning_rate: its peak.
+        gkd_batch_tokens: of a step of distillation.
         random_specs: architectures of the rank correlation, and the median of random ones.
         iterations: counted runs of each throughput.
         device: ``cpu`` or ``cuda``.
@@ -66,6 +67,7 @@ class LabSettings:
     gkd_tokens: int = 32768
     long_gkd_tokens: int = 262144
     gkd_learning_rate: float = 5e-4
+    gkd_batch_tokens: int = 2048
     random_specs: int = 100
     iterations: int = 5
     device: str = "cpu"
@@ -153,6 +155,8 @@ class Lab:
                 self.tokens("validation", 8192),
                 folder,
                 BldSettings(tokens=tokens),
+                device=self.settings.device,
+                dtype=self.settings.dtype,
                 coupled=coupled is not None,
                 start_from=None if coupled is None else self.library(share),
                 progress=Progress(f"library {name}, {tokens} tokens"),
@@ -257,7 +261,7 @@ class Lab:
                 DistillSettings(
                     tokens=tokens,
                     losses=losses,
-                    batch_tokens=2048,
+                    batch_tokens=self.settings.gkd_batch_tokens,
                     learning_rate=self.settings.gkd_learning_rate,
                     dtype=self.settings.dtype,
                     held_out_every=256,

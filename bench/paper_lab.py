@@ -6,13 +6,15 @@ lie in that folder; figures in its ``journal.jsonl``, so that a killed run goes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from paper_pairing import Choose, Paired, pair
+from paper_speed import measured_speedup
 
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.build import build_child
@@ -21,7 +23,7 @@ from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import CostTable, Profile, Scenario, Target, parse_dtype
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
-from puzzle_search.evaluate import measure_quality, measure_throughput
+from puzzle_search.evaluate import measure_quality
 from puzzle_search.files import Journal, resume_journal, value_hash
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder
@@ -282,31 +284,26 @@ class Lab:
         found: dict[str, Any] = self.once(f"quality {child.name}", measure)
         return found
 
-    def speedups(self, children: Mapping[str, Path]) -> dict[str, float]:
-        """Measured throughput of children over the parent's, all run in turn."""
+    def speedup(self, child: Path) -> float:
+        """Measured throughput of a child over the parent's, each at its best predicted batch."""
 
-        def measure() -> dict[str, float]:
-            folders = dict(children)
-            models = [self.model, *(self._load(folder) for folder in folders.values())]
-            specs = [ArchitectureSpec.identity(self.config)]
-            specs += [
-                ArchitectureSpec.from_file(folder / "architecture.yaml")
-                for folder in folders.values()
-            ]
+        def measure() -> float:
+            specs = (
+                ArchitectureSpec.identity(self.config),
+                ArchitectureSpec.from_file(child / "architecture.yaml"),
+            )
             best = [self.costs.best_cost(spec) for spec in specs]
-            parent, *others = measure_throughput(
-                models,
-                self.scenario,
+            return measured_speedup(
+                self.model,
+                self._load(child),
                 [cost.point.batch for cost in best if cost is not None],
+                self.scenario,
                 iterations=self.settings.iterations,
                 clock=self.device.clock,
-                progress=Progress("throughput"),
             )
-            return {
-                name: other.tokens_per_second / parent.tokens_per_second
-                for name, other in zip(folders, others, strict=True)
-            }
 
-        names = value_hash({name: folder.name for name, folder in children.items()})
-        found: dict[str, float] = self.once(f"speedups {names}", measure)
-        return found
+        return float(self.once(f"speedup {child.name}", measure))
+
+    def paired(self, asked: float, choose: Choose, library: Path) -> Paired | None:
+        """The child of a way to choose that measures a speed-up, or comes nearest to it."""
+        return pair(asked, choose, lambda spec: self.speedup(self.child(spec, library)))

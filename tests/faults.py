@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.pico import environment
+from safetensors.torch import load_file, save_file
+
+from tests.pico import Pico, environment
 
 # The command line, which ends itself by SIGKILL when it would bring the nth file of some name to
 # the disk: what it wrote of that file is there, and not yet under its name.
@@ -41,6 +44,15 @@ def killed_while_writing(pattern: str, nth: int, *arguments: object) -> None:
         check=False,
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def with_nan(pico: Pico, folder: Path, tensor: str) -> Pico:
+    """A copy of the parent with a weight that is not a number."""
+    shutil.copytree(pico.parent, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[tensor][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return Pico(parent=folder, corpus=pico.corpus, space_file=pico.space_file)
 
 
 class SmallDisk:

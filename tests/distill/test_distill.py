@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder, load_tokenizer
 from puzzle_search.errors import InputError
 from tests.distill.helpers import PAIRS, StopAfter, distilled, make_child, metrics
-from tests.faults import SmallDisk, killed_while_writing
+from tests.faults import SmallDisk, killed_while_writing, with_nan
 from tests.pico import Pico, environment, kill_after, run_command
 
 
@@ -132,12 +132,7 @@ def test_a_full_disk_is_reported_and_the_run_goes_on(
 
 
 def test_a_parent_with_nan_is_refused(pico: Pico, child: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "parent"
-    shutil.copytree(pico.parent, damaged)
-    tensors = load_file(damaged / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
-    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
-    broken = Pico(parent=damaged, corpus=pico.corpus, space_file=pico.space_file)
+    broken = with_nan(pico, tmp_path / "parent", "model.layers.1.mlp.up_proj.weight")
     with pytest.raises(InputError, match=r"step 1: .*not finite") as caught:
         distilled(broken, child, tmp_path / "out")
     assert "weights of parent and child" in caught.value.remedy

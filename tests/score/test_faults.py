@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal
 from puzzle_search.score import Scores, score_replacements
-from tests.faults import SmallDisk, killed_while_writing
+from tests.faults import SmallDisk, killed_while_writing, with_nan
 from tests.pico import Pico, run_command, run_here
 
 
@@ -43,20 +42,16 @@ def test_a_full_disk_is_reported_and_scoring_goes_on(
     assert found == scored(pico, pico_library, tmp_path)
 
 
-def test_a_parent_with_nan_is_refused(pico: Pico, tmp_path: Path) -> None:
-    damaged = tmp_path / "parent"
-    shutil.copytree(pico.parent, damaged)
-    library = Pico(parent=damaged, corpus=pico.corpus, space_file=pico.space_file)
-    folder = tmp_path / "library"
-    library.library(folder)
-    tensors = load_file(damaged / "model.safetensors")
-    tensors["model.layers.2.mlp.down_proj.weight"][3, 5] = float("nan")
-    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
-    opened = pico.open_library(folder)
+def test_a_parent_with_nan_is_refused(pico: Pico, pico_library: Path, tmp_path: Path) -> None:
+    broken = with_nan(pico, tmp_path / "parent", "model.layers.2.mlp.down_proj.weight")
     journal = Journal(tmp_path / "journal.jsonl")
     with pytest.raises(InputError, match=r"parent's hidden states .* not finite") as caught:
         score_replacements(
-            damaged, opened, [(0, 0, "gqa_1", "")], pico.tokens("validation", 128), journal=journal
+            broken.parent,
+            pico.open_library(pico_library),
+            [(0, 0, "gqa_1", "")],
+            pico.tokens("validation", 128),
+            journal=journal,
         )
     assert "parent's weights" in caught.value.remedy
     assert len(journal.read()) == 1  # what it was made from, and no score

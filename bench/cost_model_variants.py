@@ -18,8 +18,9 @@ from scipy.stats import kendalltau
 
 from puzzle_search.arch import Gqa, Mlp, NoOp, ParentConfig, parse_variant
 from puzzle_search.cost.constants import EngineConstants, Sheet
-from puzzle_search.cost.operator_tables import HEAD_DIM, OperatorTables
+from puzzle_search.cost.operator_tables import OperatorTables
 from puzzle_search.cost.operators import (
+    HEAD_DIM,
     all_reduce_us,
     decode_attention_us,
     gemm_us,

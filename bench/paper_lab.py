@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from paper_pairing import Choose, Paired, pair
-from paper_speed import measured_speedup
 
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.build import build_child
@@ -23,7 +22,7 @@ from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import CostTable, Profile, Scenario, Target, parse_dtype
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
-from puzzle_search.evaluate import measure_quality
+from puzzle_search.evaluate import measure_checkpoints, measure_quality
 from puzzle_search.files import Journal, resume_journal, value_hash
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder
@@ -131,7 +130,7 @@ class Lab:
         """This machine, by a profile of it."""
         folder = self.folder / "profile"
         if not (folder / "profile.yaml").exists():
-            grid = ProfileGrid.around(self.scenario, self.settings.batches, point_seconds=2.0)
+            grid = ProfileGrid.around(self.scenario, batches=self.settings.batches)
             dtype = parse_dtype(self.settings.dtype)
             measure_profile(
                 self.config, self.space, self.device, dtype, grid, progress=Progress("profile")
@@ -288,19 +287,21 @@ class Lab:
         """Measured throughput of a child over the parent's, each at its best predicted batch."""
 
         def measure() -> float:
-            specs = (
-                ArchitectureSpec.identity(self.config),
-                ArchitectureSpec.from_file(child / "architecture.yaml"),
-            )
-            best = [self.costs.best_cost(spec) for spec in specs]
-            return measured_speedup(
-                self.model,
-                self._load(child),
-                [cost.point.batch for cost in best if cost is not None],
+            specs = {
+                self.parent: ArchitectureSpec.identity(self.config),
+                child: ArchitectureSpec.from_file(child / "architecture.yaml"),
+            }
+            best = {folder: self.costs.best_cost(spec) for folder, spec in specs.items()}
+            of_parent, of_child = measure_checkpoints(
+                [(folder, cost.point.batch) for folder, cost in best.items() if cost is not None],
                 self.scenario,
+                dtype=self.settings.dtype,
+                device=self.device.torch_device,
                 iterations=self.settings.iterations,
                 clock=self.device.clock,
+                progress=Progress("throughput"),
             )
+            return of_child.tokens_per_second / of_parent.tokens_per_second
 
         return float(self.once(f"speedup {child.name}", measure))
 

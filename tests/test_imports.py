@@ -34,6 +34,7 @@ LEVELS: list[set[str]] = [
     {"pipeline"},
     VERBS,
     {"data"},
+    {"runtime"},
     {"checkpoint"},
     {"model"},
     {"solve"},

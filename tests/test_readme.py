@@ -49,7 +49,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = re.sub(
         r"(score:\n  tokens: )\d+\n  composed: true", r"\g<1>1024\n  composed: false", text
     )
-    text = re.sub(r"point_seconds: [\d.]+", "point_seconds: 0.2", text)
+    text = re.sub(r"max_minutes: [\d.]+", "max_minutes: 0.1", text)
     recipe.write_text(text)
     return folder
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_text
+from puzzle_search.resources import resource
 
 # Attention biases by model type: (q, k and v; o). None: the config's `attention_bias` decides both.
 _BIASES: dict[str, tuple[bool, bool] | None] = {
@@ -75,6 +76,18 @@ class ParentConfig:
     def __reduce__(self) -> tuple[partial[ParentConfig], tuple[()]]:
         """Configurations cross process boundaries as they were read."""
         return partial(type(self).from_dict, dict(self.raw), name=self.name), ()
+
+    @classmethod
+    def find(cls, model: str) -> ParentConfig:
+        """Read the config of a file, of a checkpoint folder, or of a shipped example by its name.
+
+        Raises:
+            InputError: there is none, or as `from_file`.
+        """
+        shipped = resource("examples", model.lower())
+        if Path(model).exists() or not (shipped / "config.json").exists():
+            return cls.from_file(model)
+        return cls.from_file(shipped)
 
     @classmethod
     def from_file(cls, path: str | Path, *, name: str | None = None) -> ParentConfig:

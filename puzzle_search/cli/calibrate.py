@@ -12,15 +12,23 @@ from puzzle_search.cli.options import JsonOption
 
 
 def calibrate(
-    source: Annotated[Path, typer.Argument(help="Folder of operator tables, or a profile folder.")],
-    sheet: Annotated[str, typer.Option(help="Cost model whose hardware sheet to use.")],
     out: Annotated[Path, typer.Option(help="Cost model to write.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder of operator tables, or a profile folder.")
+    ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            help="Cost model whose hardware sheet to use. Default: that of a profile's GPU."
+        ),
+    ] = None,
+    derive_from: Annotated[
+        str | None,
+        typer.Option(help="In place of a folder: cost model calibrated on another device."),
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help="GPU as the tables name it.")] = None,
     engine: Annotated[
         list[str] | None, typer.Option(help="Engine of the tables; may be repeated. Default: all.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="config.json or folder of a profile's model.")
     ] = None,
     origin: Annotated[
         str | None, typer.Option(help="Where the measurements come from, for the record.")
@@ -28,25 +36,38 @@ def calibrate(
     plots: Annotated[Path | None, typer.Option(help="Folder for plots of the residuals.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a GPU's cost model to measurements, and print its error on those held out."""
-    from puzzle_search.arch import ParentConfig
+    """Fit a GPU's cost model to measurements, and print its error on those held out.
+
+    With --derive-from, carry the constants of another GPU over by the two data sheets instead.
+    """
     from puzzle_search.cost.calibration import calibrate as fit
     from puzzle_search.cost.hardware import CostModel, find_cost_model
+    from puzzle_search.errors import InputError
     from puzzle_search.files import write_text
     from puzzle_search.report.residuals import plot_residuals
 
-    config = None
-    if model is not None:
-        file = model / "config.json" if model.is_dir() else model
-        config = ParentConfig.from_file(file, name=file.parent.name)
-    result = fit(
-        source,
-        CostModel.from_file(find_cost_model(sheet)),
-        gpu=gpu,
-        engines=engine or (),
-        config=config,
-        source=origin,
-    )
+    if derive_from is not None:
+        of_measurements = (source, gpu, engine, origin, plots)
+        if any(given is not None for given in of_measurements):
+            raise InputError(
+                "--derive-from takes no measurements of the device, nor options for them",
+                remedy="give --derive-from, --sheet and --out alone, or leave --derive-from out",
+            )
+        if sheet is None:
+            raise InputError(
+                "--derive-from needs the device to derive for",
+                remedy="name its cost model with --sheet",
+            )
+        _derive(derive_from, sheet=sheet, out=out, as_json=as_json)
+        return
+    if source is None:
+        raise InputError(
+            "there is nothing to calibrate from",
+            remedy="name a folder of operator tables or a profile, or another GPU's cost model "
+            "with --derive-from",
+        )
+    start = CostModel.from_file(find_cost_model(sheet)) if sheet is not None else None
+    result = fit(source, start, gpu=gpu, engines=engine or (), source=origin)
     pictures = plot_residuals(result.errors, plots, title=result.model.gpu) if plots else []
     write_text(out, result.model.to_yaml())
     rows = [error.as_dict() for error in result.errors]
@@ -62,3 +83,27 @@ def calibrate(
         )
     for path in (out, *pictures):
         print(f"written to {path}")
+
+
+def _derive(name: str, *, sheet: str, out: Path, as_json: bool) -> None:
+    """Write the cost model of one device derived from another's, and say what it covers."""
+    from puzzle_search.cost.derive import derive
+    from puzzle_search.cost.hardware import CostModel, find_cost_model
+    from puzzle_search.files import write_text
+
+    device = CostModel.from_file(find_cost_model(sheet))
+    measured = CostModel.from_file(find_cost_model(name))
+    model = derive(measured, gpu=device.gpu, sheet=device.sheet)
+    write_text(out, model.to_yaml())
+    rows = [
+        {"engine": name, "dtypes": list(of.dtypes), "evidence": of.step.provenance.evidence}
+        for name, of in model.engines.items()
+    ]
+    if as_json:
+        summary = {"gpu": model.gpu, "out": str(out), "derived_from": measured.gpu}
+        print(json.dumps(summary | {"engines": rows}))
+        return
+    print(f"{model.gpu}, derived from {measured.gpu}")
+    for row in rows:
+        print(f"{row['engine']}: {', '.join(row['dtypes'])}; whole models {row['evidence']}")
+    print(f"written to {out}")

@@ -2,43 +2,112 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import DeviceOption, SpaceOption, TorchDtypeOption
+from puzzle_search.cli.options import DeviceOption, JsonOption, SpaceOption
 
 
 def profile(
-    model: Annotated[Path, typer.Option(help="config.json, or a checkpoint folder.")],
+    model: Annotated[
+        str, typer.Option(help="Shipped example, config.json, or a checkpoint folder.")
+    ],
     space: SpaceOption,
     out: Annotated[Path, typer.Option(help="Profile folder to write.")],
-    scenario: Annotated[str, typer.Option(help="Input/output tokens to cover.")] = "128/128",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,8,32",
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Cover just these input/output tokens, repeatable."),
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes: 1-64 to cover all, 1,8,64 for these. (default: 1-1024)"),
+    ] = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(help="Tokens attended to in decode. (default: 128-32768, as far as it goes)"),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt lengths. (default: 128-32768, as far as it goes)")
+    ] = None,
+    tp: Annotated[str, typer.Option(help="TP degrees, with commas.")] = "1",
     device: DeviceOption = "cpu",
-    dtype: TorchDtypeOption = "fp32",
-    point_seconds: Annotated[
-        float, typer.Option(help="Seconds for all variants at each point of the grid.")
-    ] = 1.5,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
+    engine: Annotated[str, typer.Option(help="What runs the variants: torch.")] = "torch",
+    max_minutes: Annotated[
+        float, typer.Option(min=0, help="After which nothing is refined any more.")
+    ] = 8.0,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure prefill and decode latency, weights and KV bytes of every variant on this device."""
+    """Measure what every variant costs on this device: latency, weights, KV cache, workspace.
+
+    Killed and run again, it goes on where it was.
+    """
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.cost import Scenario, parse_dtype
     from puzzle_search.errors import InputError
-    from puzzle_search.profile import ProfileGrid, measure_profile, open_device
+    from puzzle_search.files import Journal
+    from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
+    from puzzle_search.solve.targets import parse_tp
 
-    if not all(part.isdecimal() and int(part) for part in batches.split(",")):
-        raise InputError(f"batches {batches!r} is not a list of sizes", remedy="write 1,8,32")
-    config = ParentConfig.from_file(model)
-    grid = ProfileGrid.around(
-        Scenario.parse(scenario),
-        tuple(int(part) for part in batches.split(",")),
-        point_seconds=point_seconds,
-    )
+    if engine != "torch":
+        raise InputError(f"engine {engine!r} is not known", remedy="use torch")
+    if scenario and (contexts or prompts):
+        raise InputError(
+            "a scenario says which contexts and prompts are covered",
+            remedy="leave out --contexts and --prompts, or --scenario",
+        )
+    config = ParentConfig.find(model)
+    asked = {
+        name: Sizes.parse(text, f"--{name}")
+        for name, text in (("batches", batches), ("contexts", contexts), ("prompts", prompts))
+        if text is not None
+    }
+    grid = ProfileGrid.spanning(config, **asked, tp=parse_tp(tp))
+    if scenario:
+        grid = ProfileGrid.around(
+            *map(Scenario.parse, scenario),
+            batches=grid.batches,
+            tp=grid.tp,
+            adaptive=grid.adaptive,
+        )
     opened = open_device(device)
+    journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
     measured = measure_profile(
-        config, SearchSpace.from_file(space, config), opened, parse_dtype(dtype), grid
+        config,
+        SearchSpace.from_file(space, config),
+        opened,
+        parse_dtype(dtype),
+        grid,
+        max_minutes=max_minutes,
+        journal=journal,
     )
     measured.write(out)
+    journal.path.unlink()
+    held_out, skipped = measured.sidecar["interpolation"], measured.sidecar["skipped"]
+    steady = sum(row.steady for row in measured.rows)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "profile": str(out),
+                    "device": opened.name,
+                    "points": len(measured.rows),
+                    "steady": steady,
+                    "interpolation": held_out,
+                    "skipped": skipped,
+                }
+            )
+        )
+        return
     print(f"{len(measured.rows)} points on {opened.name}, written to {out}")
+    print(f"steady within 2%: {steady}")
+    if held_out["points"]:
+        print(
+            f"interpolation at {held_out['points']} held-out points: median "
+            f"{held_out['median']:.1%}, worst {held_out['worst']:.1%}"
+        )
+    if skipped:
+        print(f"skipped: {len(skipped)}, listed in {out / 'profile.yaml'}")

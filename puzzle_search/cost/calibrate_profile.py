@@ -2,25 +2,27 @@
 
 A profile times whole subblocks, so that all operators are fitted at once, in a simple form: launch,
 rate of compute and of memory for matrix products and for attention, and a cost per step outside the
-blocks. What a profile measured is better read from the profile itself; the fit is for shapes and
-batch sizes outside its grid. Needs scipy.
+blocks. Rows of TP 1 are fitted: those of its shards lack the all-reduce, which nothing here times.
+What a profile measured is better read from the profile itself; the fit is for shapes and batch
+sizes outside its grid. Needs scipy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from puzzle_search.arch import ParentConfig
 from puzzle_search.cost.analytic import AnalyticLatency
 from puzzle_search.cost.constants import EngineConstants, Provenance, Tile
 from puzzle_search.cost.hardware import CostModel
 from puzzle_search.cost.latency import Phase
-from puzzle_search.cost.profile import LatencyRow, Profile
+from puzzle_search.cost.profile import Profile
+from puzzle_search.cost.profile_rows import HEAD, STEP, LatencyRow
 from puzzle_search.cost.residuals import Residuals, held_out
 from puzzle_search.cost.roofline import roofline_engine
 from puzzle_search.errors import InputError
@@ -30,11 +32,12 @@ _Array = NDArray[np.float64]
 ENGINE = "torch"
 """Engine of a model fitted to a profile: this package's own, in torch."""
 
-# Micro-kernels of matrix products on processors with 8 or 16 lanes.
-_TILES = {1: (Tile(cluster=1, rows=1, columns=16), Tile(cluster=1, rows=6, columns=16))}
+# Micro-kernels of matrix products on processors with 8 or 16 lanes; a GPU keeps the ideal tile of
+# the roofline, since whole subblocks do not show the tiles of their kernels.
+_CPU_TILES = {1: (Tile(cluster=1, rows=1, columns=16), Tile(cluster=1, rows=6, columns=16))}
 
-# Start, least and largest value of each constant.
-_BOUNDS = {
+# Start, least and largest value of each constant, by kind of device.
+_CPU_BOUNDS = {
     "gemm.launch_us": (10.0, 0.1, 1000.0),
     "gemm.compute_fraction": (0.5, 0.01, 1.0),
     "gemm.memory_fraction": (0.5, 0.01, 1.0),
@@ -49,61 +52,78 @@ _BOUNDS = {
     "step.step_us": (100.0, 0.0, 1e5),
     "step.step_us_per_sequence": (1.0, 0.0, 1e4),
 }
+_GPU_BOUNDS = {
+    "gemm.launch_us": (4.0, 0.1, 50.0),
+    "gemm.compute_fraction": (0.7, 0.05, 1.0),
+    "gemm.memory_fraction": (0.8, 0.1, 1.0),
+    "prefill.launch_us": (10.0, 0.1, 100.0),
+    "prefill.compute_fraction": (0.5, 0.01, 1.0),
+    "prefill.us_per_token_query_head": (1e-4, 0.0, 1e-2),
+    "decode.floor_us": (7.0, 0.1, 100.0),
+    "decode.us_per_stream": (1e-2, 0.0, 1.0),
+    "decode.memory_fraction": (0.5, 0.001, 1.0),
+    "elementwise.launch_us": (2.5, 0.1, 50.0),
+    "elementwise.memory_fraction": (0.8, 0.01, 1.0),
+    "step.step_us": (20.0, 0.0, 1e4),
+    "step.step_us_per_sequence": (0.1, 0.0, 100.0),
+}
 
 
-def calibrate_profile(
-    profile: Profile, config: ParentConfig, start: CostModel, *, source: str
-) -> CostModel:
+def calibrate_profile(profile: Profile, start: CostModel, *, source: str) -> CostModel:
     """Fit one engine, ``torch``, in the profile's dtype; a fifth of the points is held out.
 
     Args:
-        profile: measured on the device, TP 1.
-        config: the parent that was profiled.
+        profile: measured on the device, TP 1 among others.
         start: its sheet is used.
         source: what the profile is, for the record.
 
     Raises:
-        InputError: the sheet has no peak for the profile's dtype.
+        InputError: the sheet has no peak for the profile's dtype, or TP 1 was not measured.
     """
-    dtype = str(profile.sidecar["dtype"])
+    dtype = profile.dtype.name
     if dtype not in start.sheet.flops_per_second:
         raise InputError(
             f"the sheet of {start.gpu} has no {dtype} peak, the profile's dtype",
             remedy=f"add {dtype} to flops_per_second of the sheet",
         )
-    # Outside the grid of a profile nothing is known of larger steps: they are cut to its largest.
-    largest = max(row.batch * row.tokens for row in profile.rows)
-    bare = roofline_engine(start.sheet, max_batch=max(profile.batches), max_tokens=largest)
+    if 1 not in profile.tp_degrees:
+        raise InputError(
+            "the profile has shards of a TP group only, and none of their all-reduce",
+            remedy="profile TP 1 too",
+        )
+    bare = roofline_engine(
+        start.sheet, max_batch=max(profile.batches), max_tokens=profile.chunk_tokens
+    )
     bare = replace(bare, version=f"puzzle-search {profile.sidecar['package_version']}")
+    cpu = profile.sidecar["device"].get("kind") == "cpu"
+    bounds = _CPU_BOUNDS if cpu else _GPU_BOUNDS
+    begin, least, largest = np.array(list(bounds.values())).T
 
     def model(values: _Array, provenance: Provenance) -> CostModel:
-        named = dict(zip(_BOUNDS, map(float, values), strict=True))
-        return replace(start, engines={ENGINE: _engine(bare, named, dtype, provenance)})
+        named = dict(zip(bounds, map(float, values), strict=True))
+        engine = _engine(bare, named, dtype, provenance, tiles=_CPU_TILES if cpu else None)
+        return replace(start, engines={ENGINE: engine})
 
     unknown = _provenance(source, None)
-    first = compare_profile(model(_column(0), unknown), profile, config)
+    first = compare_profile(model(begin, unknown), profile)
     train = np.concatenate([~found.held_out for found in first])
 
     def residual(values: _Array) -> _Array:
-        found = compare_profile(model(values, unknown), profile, config)
+        found = compare_profile(model(values, unknown), profile)
         errors = np.concatenate([part.relative for part in found])
         return np.asarray(np.log1p(errors[train]))
 
     fit: Any = least_squares(
         residual,
-        _column(0),
-        bounds=(_column(1), _column(2)),
+        begin,
+        bounds=(least, largest),
         loss="soft_l1",
         f_scale=0.1,
         diff_step=1e-3,
-        x_scale=_column(0),
+        x_scale=begin,
     )
-    found = compare_profile(model(fit.x, unknown), profile, config)
+    found = compare_profile(model(fit.x, unknown), profile)
     return model(fit.x, _provenance(source, found))
-
-
-def _column(index: Literal[0, 1, 2]) -> _Array:
-    return np.array([bounds[index] for bounds in _BOUNDS.values()])
 
 
 def _provenance(source: str, found: list[Residuals] | None) -> Provenance:
@@ -116,9 +136,14 @@ def _provenance(source: str, found: list[Residuals] | None) -> Provenance:
 
 
 def _engine(
-    bare: EngineConstants, values: dict[str, float], dtype: str, provenance: Provenance
+    bare: EngineConstants,
+    values: dict[str, float],
+    dtype: str,
+    provenance: Provenance,
+    *,
+    tiles: Mapping[int, tuple[Tile, ...]] | None,
 ) -> EngineConstants:
-    """The ideal engine with these constants in place of its own."""
+    """The ideal engine with these constants in place of its own, and its tiles where some are."""
 
     def of(group: str) -> dict[str, Any]:
         prefix = f"{group}."
@@ -126,7 +151,10 @@ def _engine(
             name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)
         }
 
-    gemm = replace(bare.gemm[dtype], provenance=provenance, tiles=_TILES, corner=1.0, **of("gemm"))
+    gemm = replace(bare.gemm[dtype], provenance=provenance, corner=1.0, **of("gemm"))
+    gemm = replace(gemm, tiles=tiles or gemm.tiles)
+    # The output head is bf16 under fp8, and not timed apart.
+    gemms = {dtype: gemm, "bf16": gemm} if dtype == "fp8" else {dtype: gemm}
     prefill = replace(
         bare.prefill_attention[dtype],
         provenance=provenance,
@@ -138,7 +166,7 @@ def _engine(
     groups = {size: replace(group, **of("decode")) for size, group in decode.groups.items()}
     return replace(
         bare,
-        gemm={dtype: gemm},
+        gemm=gemms,
         prefill_attention={dtype: prefill},
         decode_attention={dtype: replace(decode, provenance=provenance, groups=groups)},
         elementwise=replace(bare.elementwise, provenance=provenance, **of("elementwise")),
@@ -147,21 +175,17 @@ def _engine(
     )
 
 
-def compare_profile(model: CostModel, profile: Profile, config: ParentConfig) -> list[Residuals]:
-    """Predicted against measured points, by phase.
+def compare_profile(model: CostModel, profile: Profile) -> list[Residuals]:
+    """Predicted against measured points of TP 1, by phase; what is outside the blocks as one.
 
     Raises:
-        InputError: the model lacks the profile's dtype, or a TP degree of its rows.
+        InputError: the model lacks the profile's dtype.
     """
-    dtype = str(profile.sidecar["dtype"])
-    latency = AnalyticLatency(config, model, ENGINE, dtype)
-    parts: dict[Phase, list[LatencyRow]] = {}
-    for row in profile.rows:
-        parts.setdefault(row.phase, []).append(row)
+    latency = AnalyticLatency(profile.config, model, ENGINE, profile.dtype.name)
     return [
         Residuals(
             operator=f"whole subblocks, {phase}",
-            dtype=dtype,
+            dtype=profile.dtype.name,
             measured_us=np.array([row.latency_us for row in rows]),
             predicted_us=np.concatenate(list(_predict(latency, rows))),
             held_out=held_out(
@@ -173,8 +197,24 @@ def compare_profile(model: CostModel, profile: Profile, config: ParentConfig) ->
             ),
             kv_heads=np.zeros(len(rows), dtype=np.int64),
         )
-        for phase, rows in parts.items()
+        for phase, rows in _measured(profile).items()
     ]
+
+
+def _measured(profile: Profile) -> dict[Phase, list[LatencyRow]]:
+    """Rows to compare with; those outside the blocks summed to whole decode steps."""
+    parts: dict[Phase, list[LatencyRow]] = {}
+    whole = STEP if profile.whole_steps else HEAD
+    for row in profile.rows:
+        if row.tp != 1 or (row.subblock == "outside" and row.variant != whole):
+            continue
+        if row.subblock == "outside":
+            at = {"batch": row.batch, "tokens": 1, "tp": 1}
+            if row.phase == "prefill" or not profile.covers_outside("decode", **at):
+                continue
+            row = replace(row, latency_us=float(profile.outside_us("decode", **at)))
+        parts.setdefault(row.phase, []).append(row)
+    return parts
 
 
 def _predict(latency: AnalyticLatency, rows: list[LatencyRow]) -> list[_Array]:

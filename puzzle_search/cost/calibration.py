@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from puzzle_search.arch import ParentConfig
 from puzzle_search.cost.calibrate import calibrate_tables
 from puzzle_search.cost.calibrate_profile import ENGINE, calibrate_profile, compare_profile
-from puzzle_search.cost.hardware import CostModel
+from puzzle_search.cost.hardware import CostModel, device_cost_model
 from puzzle_search.cost.operator_tables import OperatorTables, compare, gpus_and_engines
 from puzzle_search.cost.profile import Profile
 from puzzle_search.cost.residuals import Residuals
@@ -53,21 +52,20 @@ class Calibration:
 
 def calibrate(
     folder: Path,
-    start: CostModel,
+    start: CostModel | None = None,
     *,
     gpu: str | None = None,
     engines: Sequence[str] = (),
-    config: ParentConfig | None = None,
     source: str | None = None,
 ) -> Calibration:
     """Fit a cost model to a folder of operator tables, or to a profile.
 
     Args:
         folder: tables in the columns of aiconfigurator, or a folder of ``puzzle-search profile``.
-        start: its sheet is used, and its step constants for operator tables.
+        start: its sheet is used, and its step constants for operator tables; for a profile by
+            default the shipped model of the GPU that it names.
         gpu: which GPU of the tables; needed where they hold several.
         engines: which engines of the tables, all of them by default.
-        config: the parent of a profile.
         source: where the measurements come from; the folder's name by default.
 
     Raises:
@@ -75,26 +73,31 @@ def calibrate(
     """
     told = source or folder.resolve().name
     if (folder / "profile.yaml").exists():
-        if config is None:
-            raise InputError(
-                f"{folder} is a profile, which does not hold the shape of its model",
-                remedy="name the model's config.json or its folder with --model",
-            )
-        return _from_profile(Profile.from_folder(folder), config, start, source=told)
+        profile = Profile.from_folder(folder)
+        return _from_profile(profile, start or _own_sheet(profile, folder), source=told)
+    if start is None:
+        raise InputError(
+            "operator tables do not name a data sheet", remedy="name a cost model with --sheet"
+        )
     return _from_tables(folder, start, gpu=gpu, engines=engines, source=told)
 
 
-def _from_profile(
-    profile: Profile, config: ParentConfig, start: CostModel, *, source: str
-) -> Calibration:
+def _own_sheet(profile: Profile, folder: Path) -> CostModel:
+    device = profile.sidecar["device"]
+    model = device_cost_model(device["name"], device["memory_bytes"])
+    if model is None:
+        raise InputError(
+            f"no cost model ships for {device['name']}, the device of {folder}",
+            remedy="name one with its data sheet by --sheet",
+        )
+    return model
+
+
+def _from_profile(profile: Profile, start: CostModel, *, source: str) -> Calibration:
     device, date = profile.sidecar["device"]["name"], profile.sidecar["date"]
-    model = calibrate_profile(profile, config, start, source=f"{source}; {device}, {date}")
+    model = calibrate_profile(profile, start, source=f"{source}; {device}, {date}")
     ideal = replace(model, engines={ENGINE: roofline_engine(model.sheet)})
-    pairs = zip(
-        compare_profile(model, profile, config),
-        compare_profile(ideal, profile, config),
-        strict=True,
-    )
+    pairs = zip(compare_profile(model, profile), compare_profile(ideal, profile), strict=True)
     errors = [OperatorError(engine=ENGINE, calibrated=a, datasheet=b) for a, b in pairs]
     return Calibration(model=model, errors=errors)
 

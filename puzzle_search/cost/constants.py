@@ -18,7 +18,7 @@ from puzzle_search.cost.latency import Evidence
 class Provenance:
     """Where a group of constants comes from, and its relative error on points held out of the fit.
 
-    The errors are None where nothing was fitted (``datasheet``, ``reconstructed``).
+    The errors are None where nothing was fitted on the device and no measurement of it compared.
     """
 
     evidence: Evidence

@@ -8,9 +8,12 @@ where it comes from (``evidence``, ``source``) and how far it is from points out
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from puzzle_search.cost.constants import EngineConstants, Sheet
@@ -21,6 +24,9 @@ from puzzle_search.files import check_keys, read_yaml
 from puzzle_search.resources import resource
 
 FORMAT = "puzzle-search.cost-model/1"
+
+# Between the memory that CUDA reports and that of the sheet; other sizes of a card differ by more.
+_MEMORY_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,28 @@ def find_cost_model(gpu: str) -> Path:
         f"no cost model for GPU {gpu!r}",
         remedy=f"use one of {', '.join(known_gpus())}, or give the path of a {FORMAT} file",
     )
+
+
+def device_cost_model(name: str, memory_bytes: int) -> CostModel | None:
+    """The shipped cost model of a device by the name that its driver gives, None without one.
+
+    A card of that name with other memory is another device, and so are PCIe and NVL cards, whose
+    bandwidths are not those of the SXM modules that the sheets describe.
+
+    Args:
+        name: such as ``NVIDIA H100 80GB HBM3``.
+        memory_bytes: as CUDA reports it, a little less than the driver does.
+    """
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    if {"pcie", "nvl"} & set(words):
+        return None
+    terms = {*words, *(first + second for first, second in pairwise(words))}
+    for gpu in known_gpus():
+        if gpu in terms:
+            model = load_cost_model(gpu)
+            if math.isclose(memory_bytes, model.sheet.hbm_bytes, rel_tol=_MEMORY_TOLERANCE):
+                return model
+    return None
 
 
 @lru_cache(maxsize=8)

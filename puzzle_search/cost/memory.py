@@ -32,6 +32,7 @@ _DTYPES = {
 # Tokens of one prefill step; longer prompts are cut into chunks of this size.
 PREFILL_CHUNK_TOKENS = 8192
 _LOGIT_BYTES = 4
+_CUT_BIASES = {f"{name}_proj.bias" for name in ("q", "k", "v", "gate", "up")}
 
 
 def parse_dtype(name: str) -> Dtype:
@@ -48,19 +49,21 @@ def parse_dtype(name: str) -> Dtype:
 def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) -> int:
     """Weights of one subblock on one of ``tp`` devices, its replicated norm among them.
 
-    KV heads fewer than ``tp`` are replicated.
+    KV heads fewer than ``tp`` are replicated; so are the biases of matrices that are cut along
+    their inputs, since these are added to the sum over devices.
     """
     shapes = variant.tensors(config)
     total = 0.0
     for name, shape in shapes.items():
-        size = math.prod(shape)
-        if len(shape) == 1:
-            total += size * dtype.vector_bytes
-            continue
         share = 1 / tp
         if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj")):
             share = math.ceil(variant.kv_heads / tp) / variant.kv_heads
-        total += size * share * dtype.matrix_bytes
+        is_vector = len(shape) == 1
+        if is_vector and name not in _CUT_BIASES:
+            share = 1
+        total += (
+            math.prod(shape) * share * (dtype.vector_bytes if is_vector else dtype.matrix_bytes)
+        )
     norm = config.hidden_size * dtype.vector_bytes if shapes else 0
     return math.ceil(total) + norm
 
@@ -83,7 +86,11 @@ def outside_bytes(config: ParentConfig, dtype: Dtype, tp: int) -> int:
 def activation_bytes(
     config: ParentConfig, dtype: Dtype, *, batch: int, input_len: int, tp: int, widest_ffn: int
 ) -> int:
-    """Largest live activations of a step: the FFN of a prefill chunk, and a batch's logits."""
+    """Largest live activations of a step: the FFN of a prefill chunk, and a batch's logits.
+
+    Counts a full chunk, as engines run that pack tokens of several prompts; one that keeps
+    sequences whole (`puzzle_search.cost.chunks`) stays below.
+    """
     tokens = max(batch, min(batch * input_len, PREFILL_CHUNK_TOKENS))
     per_token = (4 * config.hidden_size + 2 * widest_ffn / tp) * dtype.vector_bytes
     return math.ceil(tokens * per_token + batch * config.vocab_size / tp * _LOGIT_BYTES)

@@ -35,8 +35,8 @@ from puzzle_search.cost.operators import BYTES_PER_VALUE
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys
 
-# Evidence that needs no points beside it: nothing was fitted.
-_NOT_FITTED = ("datasheet", "reconstructed")
+# Evidence that needs no error beside it: nothing was fitted on the device itself.
+_NOT_FITTED = ("datasheet", "derived", "reconstructed")
 
 
 def to_yaml(data: object) -> str:

@@ -22,6 +22,7 @@ from puzzle_search.cost.constants import (
     Sheet,
 )
 from puzzle_search.cost.operators import (
+    HEAD_DIM,
     all_reduce_us,
     decode_attention_us,
     gemm_us,
@@ -32,8 +33,6 @@ from puzzle_search.errors import InputError
 
 _Array = NDArray[np.float64]
 
-HEAD_DIM = 128
-"""Head dimension of the attention tables."""
 # The tables spell the dtypes out.
 _TABLE_DTYPE = {"bf16": "bfloat16", "fp8": "fp8"}
 _COLUMNS = {

@@ -35,10 +35,10 @@ _US = 1e6
 # Ways to split the inner dimension of a GEMM over more thread blocks.
 _SPLITS = (1, 2, 4, 8)
 
-# The head dimension of the attention kernels that the constants were fitted on.
-_HEAD_DIM = 128
-# Tokens of a KV cache block: a shorter context costs as much as this one.
-_KV_BLOCK_TOKENS = 64
+HEAD_DIM = 128
+"""Head dimension of the attention kernels that the constants were fitted on."""
+KV_BLOCK_TOKENS = 64
+"""Tokens of a KV cache block: decode attention over a shorter context costs as much."""
 # Queries of one head that a thread block of the prefill kernel takes.
 _QUERY_TILE = 128
 
@@ -160,8 +160,8 @@ def prefill_attention_us(
     work = flops * waves / (constants.compute_fraction * peak) + b * (
         constants.us_per_sequence_head * h
         + constants.us_per_token * new
-        + constants.us_per_token_query_head * new * h * (head_dim / _HEAD_DIM)
-        + constants.us_per_token_kv_head * new * kv * (head_dim / _HEAD_DIM)
+        + constants.us_per_token_query_head * new * h * (head_dim / HEAD_DIM)
+        + constants.us_per_token_kv_head * new * kv * (head_dim / HEAD_DIM)
     )
     p = constants.corner
     longer, shorter = np.maximum(constants.launch_us, work), np.minimum(constants.launch_us, work)
@@ -187,7 +187,7 @@ def decode_attention_us(
     GQA groups between two calibrated ones are interpolated; beyond the largest, it is used.
     """
     b, length = np.broadcast_arrays(np.asarray(batch, np.float64), np.asarray(context, np.float64))
-    streams = b * (kv_heads * head_dim / _HEAD_DIM)
+    streams = b * (kv_heads * head_dim / HEAD_DIM)
     groups = list(constants.groups)
     group = min(max(heads / kv_heads, groups[0]), groups[-1])
     below = max(known for known in groups if known <= group)
@@ -204,7 +204,7 @@ def decode_attention_us(
     if above > below:
         share = np.log2(group / below) / np.log2(above / below)
         latency_us = latency_us ** (1 - share) * of_group(above) ** share
-    kv_bytes = 2 * _HEAD_DIM * BYTES_PER_VALUE[dtype] * streams * length
+    kv_bytes = 2 * HEAD_DIM * BYTES_PER_VALUE[dtype] * streams * length
     return np.asarray(np.maximum(latency_us, kv_bytes / (sheet.hbm_bytes_per_second / _US)))
 
 
@@ -212,8 +212,8 @@ def decode_guess_us(
     streams: _Array, context: _Array, *, entry: DecodeGroup, dtype: str, sheet: Sheet
 ) -> Microseconds:
     """The first guess of `DecodeGroup`, before its table; kernels read whole KV blocks."""
-    padded = np.maximum(context, _KV_BLOCK_TOKENS)
-    kv_bytes = 2 * _HEAD_DIM * BYTES_PER_VALUE[dtype] * streams * padded
+    padded = np.maximum(context, KV_BLOCK_TOKENS)
+    kv_bytes = 2 * HEAD_DIM * BYTES_PER_VALUE[dtype] * streams * padded
     bandwidth = entry.memory_fraction * sheet.hbm_bytes_per_second / _US
     return np.asarray(entry.floor_us + entry.us_per_stream * streams + kv_bytes / bandwidth)
 
@@ -226,7 +226,7 @@ def table_cells(
     Both have a leading axis of four; points outside the table take its edge.
     """
     span = np.log2(context)
-    work = np.log2(streams * np.maximum(context, _KV_BLOCK_TOKENS))
+    work = np.log2(streams * np.maximum(context, KV_BLOCK_TOKENS))
     i, s = _knots(work_log2, work)
     j, t = _knots(context_log2, span)
     weights = np.stack([(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t])

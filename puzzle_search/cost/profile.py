@@ -1,154 +1,128 @@
 """A profile: measured latencies of every variant on one device, and nothing else.
 
-A profile is a folder: ``latency.csv`` with one measured point a row, ``memory.csv`` with measured
-weight and KV bytes, and ``profile.yaml`` with the identity of the device.
+A row is a whole subblock of the runtime: norm, residual add, matrices, attention. What works token
+by token (every FFN, linear attention, the embedding) depends on the tokens of a step alone, in
+prefill and in decode; attention on batch and length as well.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-import yaml
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from puzzle_search.arch import Subblock
+from puzzle_search.arch import ParentConfig, Subblock
+from puzzle_search.cost.chunks import sum_over_chunks
+from puzzle_search.cost.hardware_limit import check_latency
+from puzzle_search.cost.interpolation import Curve, Lattice
 from puzzle_search.cost.latency import Evidence, Microseconds, Phase
+from puzzle_search.cost.memory import Dtype, parse_dtype
+from puzzle_search.cost.memory_check import check_memory
+from puzzle_search.cost.profile_file import read_profile, write_profile
+from puzzle_search.cost.profile_rows import (
+    EMBEDDING,
+    HEAD,
+    STEP,
+    GroupRow,
+    LatencyRow,
+    MemoryRow,
+)
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, file_hash, read_text, read_yaml, write_text
 
-FORMAT = "puzzle-search.profile/1"
-Part = Literal["attention", "ffn", "outside"]
-OUTSIDE = "embedding_head"
-
-_DEVICE_KEYS = {
-    "format",
-    "package_version",
-    "evidence",
-    "date",
-    "device",
-    "engine",
-    "dtype",
-    "model",
-    "memory_limit_bytes",
-    "latency_sha256",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyRow:
-    """One measured point: a step of ``tokens`` new tokens per sequence over ``context``."""
-
-    subblock: Part
-    variant: str
-    phase: Phase
-    batch: int
-    tokens: int
-    context: int
-    tp: int
-    latency_us: float
-    latency_us_p10: float
-    latency_us_p90: float
-    repeats: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryRow:
-    """Measured bytes of one variant."""
-
-    subblock: Part
-    variant: str
-    tp: int
-    weight_bytes: int
-    kv_bytes_per_token: int
-
-
-_COLUMNS = [f.name for f in fields(LatencyRow)]
-_WHOLE = {"batch", "tokens", "context", "tp", "repeats"}
-_Key = tuple[str, str, str, int]
+_Array = NDArray[np.float64]
+_Key = tuple[str, str, int]  # subblock, variant, TP degree
 
 
 class Profile:
-    """Measured points with their device; predicts by interpolation inside the measured grid.
+    """Measured points with their device; predicts by interpolation inside the measured.
 
-    Implements ``LatencyModel``. Between points latencies are linear in batch and in length,
-    which is exact for an operator that costs a + b * size; outside the grid nothing is guessed.
+    Implements ``LatencyModel``. Between points latencies are linear (see
+    `puzzle_search.cost.interpolation`); outside nothing is guessed. A prefill is the sum of its
+    chunks, and attention over the history of a chunk costs in proportion to the new tokens.
+    Rows of TP degrees above 1 are local shapes: what they predict lacks the all-reduce.
+
+    Args:
+        rows: latencies; no point twice.
+        memory: bytes of the variants.
+        groups: states of the device; one for every group that a row names.
+        sidecar: as ``profile.yaml`` holds it.
+
+    Raises:
+        InputError: a point was measured twice, or a row names an unknown group.
     """
 
     evidence: Evidence = "measured"
 
     def __init__(
-        self, rows: Iterable[LatencyRow], memory: Iterable[MemoryRow], sidecar: dict[str, Any]
+        self,
+        rows: Iterable[LatencyRow],
+        memory: Iterable[MemoryRow],
+        groups: Iterable[GroupRow],
+        sidecar: Mapping[str, Any],
     ) -> None:
-        self.rows = list(rows)
-        self.memory = list(memory)
-        self.sidecar = sidecar
-        self._grids = _make_grids(self.rows)
+        self.rows, self.memory, self.groups = list(rows), list(memory), list(groups)
+        self.sidecar = dict(sidecar)
+        _check_rows(self.rows, {group.group for group in self.groups})
 
     @property
     def batches(self) -> list[int]:
-        """Measured batch sizes."""
-        return sorted({row.batch for row in self.rows})
+        """Batch sizes whose decode steps were measured."""
+        return sorted({row.batch for row in self.rows if row.phase == "decode"})
 
     @property
     def tp_degrees(self) -> list[int]:
-        """Measured tensor-parallel degrees."""
+        """Tensor-parallel degrees whose local shapes were measured."""
         return sorted({row.tp for row in self.rows})
+
+    @property
+    def dtype(self) -> Dtype:
+        """Serving precision."""
+        return parse_dtype(self.sidecar["dtype"])
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Most new tokens in a step of a prefill."""
+        return int(self.sidecar["prefill_chunk_tokens"])
+
+    @cached_property
+    def whole_steps(self) -> bool:
+        """Whether the steps have embedding and head in them, as those of a foreign engine do."""
+        return {row.variant for row in self.rows if row.subblock == "outside"} == {STEP}
+
+    @cached_property
+    def config(self) -> ParentConfig:
+        """The parent that was profiled."""
+        return ParentConfig.from_dict(self.sidecar["parent_config"], name=self.sidecar["model"])
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Profile:
         """Read a profile.
 
         Raises:
-            InputError: unknown columns or keys, NaN, negative latency, duplicate rows, gaps in
-                the grid, or a table that was changed after it was written.
+            InputError: a file is missing or wrong, a point was measured twice, a row is faster
+                than the hardware allows, or bytes are not those of the formula.
         """
         path = Path(folder)
-        sidecar = read_yaml(path / "profile.yaml", format=FORMAT)
-        check_keys(sidecar, path / "profile.yaml", required=_DEVICE_KEYS)
-        latency = path / "latency.csv"
-        text = read_text(latency, remedy="name a folder written by 'puzzle-search profile'")
-        if file_hash(latency) != sidecar["latency_sha256"]:
-            raise InputError(
-                f"{latency} is not the table that profile.yaml describes",
-                remedy="measure again; a profile is never edited",
-            )
-        rows = [
-            _latency_row(row, f"{latency}, row {n}") for n, row in _csv(text, _COLUMNS, latency)
-        ]
-        memory_file = path / "memory.csv"
-        memory = [
-            MemoryRow(
-                subblock=row["subblock"],  # type: ignore[arg-type]
-                variant=row["variant"],
-                **{key: _whole(row, key, f"{memory_file}, row {n}") for key in _MEMORY_NUMBERS},
-            )
-            for n, row in _csv(
-                read_text(memory_file, remedy="measure again"),
-                [f.name for f in fields(MemoryRow)],
-                memory_file,
-            )
-        ]
+        tables, sidecar = read_profile(path)
         try:
-            return cls(rows, memory, sidecar)
+            profile = cls(*tables, sidecar)
         except InputError as error:
-            raise InputError(f"{latency}: {error.message}", remedy=error.remedy) from error
+            raise InputError(f"{path}: {error.message}", remedy=error.remedy) from error
+        where = path / "latency.csv"
+        check_latency(profile.rows, profile.config, profile.dtype, sidecar, where)
+        check_memory(profile.memory, profile.config, profile.dtype, path / "memory.csv")
+        return profile
 
     def write(self, folder: str | Path) -> None:
-        """Write the profile; the sidecar last, since it vouches for the table."""
-        path = Path(folder)
-        write_text(path / "latency.csv", _to_csv(self.rows))
-        write_text(path / "memory.csv", _to_csv(self.memory))
-        sidecar = self.sidecar | {"latency_sha256": file_hash(path / "latency.csv")}
-        write_text(path / "profile.yaml", yaml.safe_dump(sidecar, sort_keys=False))
-        self.sidecar = sidecar
+        """Write the profile; the sidecar last, since it vouches for the tables."""
+        self.sidecar = write_profile(
+            Path(folder), self.rows, self.memory, self.groups, self.sidecar
+        )
 
     def subblock_us(
         self,
@@ -161,151 +135,211 @@ class Profile:
         context: ArrayLike,
         tp: int,
     ) -> Microseconds:
-        """Microseconds of one subblock.
+        """Microseconds of one subblock: a decode step over ``context``, or a whole prefill.
 
         Raises:
-            InputError: the variant was not measured, or the point is outside the grid.
+            InputError: the variant was not measured, or the point is outside the measured.
         """
-        batch, length = np.broadcast_arrays(batch, tokens if phase == "prefill" else context)
-        if variant == "no_op":
-            return np.zeros(batch.shape)
-        return self._interpolate((subblock, variant, phase, tp), batch, length)
+        b, new, length = np.broadcast_arrays(batch, tokens, context)
+        us = self._subblock(subblock, variant, phase, b, new, length, tp)
+        self._refuse_unmeasured(us, f"{subblock} {variant}, {phase}, tp {tp}", b, new, length)
+        return us
+
+    def covers(
+        self,
+        subblock: Subblock,
+        variant: str,
+        phase: Phase,
+        *,
+        batch: ArrayLike,
+        tokens: ArrayLike,
+        context: ArrayLike,
+        tp: int,
+    ) -> NDArray[np.bool_]:
+        """Which points of `subblock_us` lie inside the measured.
+
+        Raises:
+            InputError: the variant was not measured at all.
+        """
+        b, new, length = np.broadcast_arrays(batch, tokens, context)
+        return ~np.isnan(self._subblock(subblock, variant, phase, b, new, length, tp))
 
     def outside_us(
         self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
     ) -> Microseconds:
-        """Microseconds of embedding, head and whole-step overhead."""
-        batch, tokens = np.broadcast_arrays(batch, tokens)
-        return self._interpolate(("outside", OUTSIDE, phase, tp), batch, tokens)
+        """Microseconds of embedding, head and engine steps: of a decode step or a whole prefill.
 
-    def _interpolate(self, key: _Key, batch: np.ndarray, length: np.ndarray) -> Microseconds:
-        what = f"{key[0]} {key[1]}, {key[2]}, tp {key[3]}"
-        if key not in self._grids:
-            raise InputError(
-                f"the profile has no measurement of {what}",
-                remedy="profile this variant, or drop it from the search space",
+        The head runs where prompts end.
+
+        Raises:
+            InputError: a part was not measured, or the point is outside the measured.
+        """
+        batches, lengths = np.broadcast_arrays(batch, tokens)
+        us = self._outside(phase, batches, lengths, tp)
+        self._refuse_unmeasured(us, f"outside, {phase}, tp {tp}", batches, lengths, lengths)
+        return us
+
+    def covers_outside(
+        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
+    ) -> NDArray[np.bool_]:
+        """Which points of `outside_us` lie inside the measured.
+
+        Raises:
+            InputError: a part was not measured at all.
+        """
+        b, new = np.broadcast_arrays(batch, tokens)
+        return ~np.isnan(self._outside(phase, b, new, tp))
+
+    def _outside(self, phase: Phase, batch: Any, tokens: Any, tp: int) -> Microseconds:
+        """As `outside_us`, with NaN outside the measured."""
+        step = self._step(phase, tp)
+        if self.whole_steps:
+            parts = None
+        else:
+            parts = self._curve("outside", EMBEDDING, tp), self._curve("outside", HEAD, tp)
+
+        def chunk_us(sequences: _Array, new: int, _: int, last: bool) -> Microseconds:
+            us = step.at(sequences)
+            if parts is None:
+                return us
+            embedding, head = parts
+            us = us + embedding.at(sequences * new)
+            return us + head.at(sequences) if last else us
+
+        if phase == "decode":
+            return chunk_us(np.asarray(batch, np.float64), 1, 1, True)
+        return sum_over_chunks(batch, tokens, self.chunk_tokens, chunk_us)
+
+    def _subblock(
+        self, subblock: str, variant: str, phase: Phase, batch: Any, tokens: Any, context: Any,
+        tp: int,
+    ) -> Microseconds:  # fmt: skip
+        """As `subblock_us`, with NaN outside the measured."""
+        if variant == "no_op":
+            return np.zeros(batch.shape)
+        if not _attends(variant):
+            curve = self._curve(subblock, variant, tp)
+            if phase == "decode":
+                return curve.at(batch)
+            return sum_over_chunks(
+                batch, tokens, self.chunk_tokens, lambda b, new, *_: curve.at(b * new)
             )
-        batches, lengths, latency_us = self._grids[key]
-        for name, axis, wanted in (("batch", batches, batch), ("length", lengths, length)):
-            if wanted.min() < axis[0] or wanted.max() > axis[-1]:
-                raise InputError(
-                    f"{what}: {name} {wanted.min():g} to {wanted.max():g} lies outside the "
-                    f"measured {axis[0]:g} to {axis[-1]:g}",
-                    remedy="profile a wider grid, or ask for a scenario inside it",
-                )
-        i, u = _bracket(batches, batch)
-        j, v = _bracket(lengths, length)
-        low = latency_us[i, j] * (1 - v) + latency_us[i, j + 1] * v
-        high = latency_us[i + 1, j] * (1 - v) + latency_us[i + 1, j + 1] * v
-        result: Microseconds = low * (1 - u) + high * u
-        return result
+        if phase == "decode":
+            return self._lattice(variant, phase, tp).at(batch, context)
+        return sum_over_chunks(batch, tokens, self.chunk_tokens, self._chunk_of(variant, tp))
 
+    def _chunk_of(self, variant: str, tp: int) -> Callable[[_Array, int, int, bool], Microseconds]:
+        """Microseconds of attention over a chunk, with what its history adds."""
+        plain = self._lattice(variant, "prefill", tp)
+        history = self._histories.get(("attention", variant, tp))
 
-_MEMORY_NUMBERS = ("tp", "weight_bytes", "kv_bytes_per_token")
+        def chunk_us(sequences: _Array, new: int, context: int, _: bool) -> Microseconds:
+            us = plain.at(sequences, new)
+            if context == new:
+                return us
+            return us + (history.at(new, context - new) if history else np.nan)
 
+        return chunk_us
 
-def _bracket(axis: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the knot below, and the fraction of the way to the next."""
-    below = np.clip(np.searchsorted(axis, at, side="right") - 1, 0, len(axis) - 2)
-    return below, (at - axis[below]) / (axis[below + 1] - axis[below])
+    @cached_property
+    def _curves(self) -> dict[_Key, Curve]:
+        """By tokens of a step; of the head by sequences, since it runs for one token of each."""
+        points: dict[_Key, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for row in self.rows:
+            if row.variant != STEP and not _attends(row.variant):
+                place = row.batch * (1 if row.variant == HEAD else row.tokens)
+                points[row.subblock, row.variant, row.tp][place].append(row.latency_us)
+        # The same tokens in another phase are the same work: their mean.
+        return {
+            key: Curve({at: float(np.mean(values)) for at, values in of_key.items()})
+            for key, of_key in points.items()
+        }
 
+    @cached_property
+    def _lattices(self) -> dict[tuple[str, Phase, int], Lattice]:
+        """Attention by batch and context, and whole prompts by batch and tokens."""
+        points: dict[tuple[str, Phase, int], dict[tuple[float, float], float]] = defaultdict(dict)
+        for row in self.rows:
+            whole = row.phase == "decode" or row.context == row.tokens
+            if _attends(row.variant) and whole:
+                points[row.variant, row.phase, row.tp][row.batch, row.context] = row.latency_us
+        return {key: Lattice(of_key) for key, of_key in points.items()}
 
-def _make_grids(
-    rows: list[LatencyRow],
-) -> dict[_Key, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    points: dict[_Key, dict[tuple[int, int], float]] = defaultdict(dict)
-    for number, row in enumerate(rows, start=2):
-        key: _Key = (row.subblock, row.variant, row.phase, row.tp)
-        # Outside the blocks nothing depends on the context, only on the new tokens.
-        by_tokens = row.phase == "prefill" or row.subblock == "outside"
-        place = (row.batch, row.tokens if by_tokens else row.context)
-        if place in points[key]:
+    @cached_property
+    def _histories(self) -> dict[_Key, Lattice]:
+        """What attention to a history adds to a chunk, by new tokens and tokens of history.
+
+        No new tokens and no history add nothing.
+        """
+        points: dict[_Key, dict[tuple[float, float], float]] = defaultdict(dict)
+        for row in self.rows:
+            history = row.context - row.tokens
+            if row.phase == "prefill" and _attends(row.variant) and history:
+                plain = float(self._lattice(row.variant, "prefill", row.tp).at(1, row.tokens))
+                added = points[row.subblock, row.variant, row.tp]
+                added[row.tokens, history] = row.latency_us - plain
+                added[row.tokens, 0] = added[0, history] = added[0, 0] = 0.0
+        return {key: Lattice(of_key) for key, of_key in points.items()}
+
+    def _curve(self, subblock: str, variant: str, tp: int) -> Curve:
+        if (subblock, variant, tp) not in self._curves:
+            raise _not_measured(f"{subblock} {variant}, tp {tp}")
+        return self._curves[subblock, variant, tp]
+
+    def _lattice(self, variant: str, phase: Phase, tp: int) -> Lattice:
+        if (variant, phase, tp) not in self._lattices:
+            raise _not_measured(f"attention {variant}, {phase}, tp {tp}")
+        return self._lattices[variant, phase, tp]
+
+    def _step(self, phase: Phase, tp: int) -> Curve:
+        """Steps of that phase, of the other where none was measured."""
+        rows = [row for row in self.rows if row.variant == STEP and row.tp == tp]
+        chosen = [row for row in rows if row.phase == phase] or rows
+        if not chosen:
+            raise _not_measured(f"outside {STEP}, tp {tp}")
+        by_batch: dict[float, list[float]] = defaultdict(list)
+        for row in chosen:
+            by_batch[row.batch].append(row.latency_us)
+        return Curve({batch: float(np.mean(values)) for batch, values in by_batch.items()})
+
+    def _refuse_unmeasured(
+        self, us: Microseconds, what: str, batch: Any, tokens: Any, context: Any
+    ) -> None:
+        missing = np.isnan(us)
+        if missing.any():
+            b, new, length = (float(axis[missing].flat[0]) for axis in (batch, tokens, context))
             raise InputError(
-                f"profile, row {number}: {key[0]} {key[1]}, {key[2]}, batch {place[0]}, "
-                f"length {place[1]} twice",
-                remedy="measure again",
+                f"{what}: batch {b:g} with {new:g} new tokens over a context of {length:g} lies "
+                "outside the measured",
+                remedy="profile a wider grid, or ask for a scenario and batch inside it",
             )
-        points[key][place] = row.latency_us
-    grids = {}
-    for key, values in points.items():
-        batches = np.array(sorted({batch for batch, _ in values}), dtype=np.float64)
-        lengths = np.array(sorted({length for _, length in values}), dtype=np.float64)
-        table = np.array([[values.get((int(b), int(s)), np.nan) for s in lengths] for b in batches])
-        if np.isnan(table).any():
-            raise InputError(
-                f"profile: the grid of {key[0]} {key[1]}, {key[2]} has gaps", remedy="measure again"
-            )
-        # A single knot stands for its one value; doubled, it interpolates like any other.
-        grids[key] = _widen(batches, lengths, table)
-    return grids
 
 
-def _widen(
-    batches: np.ndarray, lengths: np.ndarray, table: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if len(batches) == 1:
-        batches, table = np.append(batches, np.nextafter(batches, np.inf)), table.repeat(2, axis=0)
-    if len(lengths) == 1:
-        lengths, table = np.append(lengths, np.nextafter(lengths, np.inf)), table.repeat(2, axis=1)
-    return batches, lengths, table
+def _attends(variant: str) -> bool:
+    """Whether its time depends on the context."""
+    return variant.startswith("gqa_")
 
 
-def _csv(text: str, columns: list[str], file: Path) -> Iterable[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text))
-    if reader.fieldnames != columns:
-        raise InputError(
-            f"{file}: columns are {reader.fieldnames}, expected {columns}", remedy="measure again"
-        )
-    for number, row in enumerate(reader, start=2):
-        if None in row or None in row.values():
-            raise InputError(
-                f"{file}, row {number}: wrong number of columns", remedy="measure again"
-            )
-        yield number, row
-
-
-def _latency_row(row: dict[str, str], where: str) -> LatencyRow:
-    if row["subblock"] not in get_args(Part) or row["phase"] not in get_args(Phase):
-        raise InputError(
-            f"{where}: unknown subblock {row['subblock']!r} or phase {row['phase']!r}",
-            remedy="measure again",
-        )
-    numbers = {
-        key: _whole(row, key, where) if key in _WHOLE else _latency(row, key, where)
-        for key in _COLUMNS[3:]
-    }
-    return LatencyRow(
-        subblock=row["subblock"],  # type: ignore[arg-type]
-        variant=row["variant"],
-        phase=row["phase"],  # type: ignore[arg-type]
-        **numbers,  # type: ignore[arg-type]
+def _not_measured(what: str) -> InputError:
+    return InputError(
+        f"the profile has no measurement of {what}",
+        remedy="profile this variant, or drop it from the search space",
     )
 
 
-def _whole(row: dict[str, str], key: str, where: str) -> int:
-    if not row[key].isdecimal():
-        raise InputError(
-            f"{where}: {key} is {row[key]!r}, not a whole number", remedy="measure again"
-        )
-    return int(row[key])
-
-
-def _latency(row: dict[str, str], key: str, where: str) -> float:
-    try:
-        value = float(row[key])
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value <= 0:
-        raise InputError(
-            f"{where}: {key} is {row[key]!r}, not a positive time", remedy="measure again"
-        )
-    return value
-
-
-def _to_csv(rows: list[Any]) -> str:
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, [f.name for f in fields(rows[0])], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    return out.getvalue()
+def _check_rows(rows: list[LatencyRow], groups: set[int]) -> None:
+    seen: set[tuple[object, ...]] = set()
+    for number, row in enumerate(rows, start=2):
+        place = (row.subblock, row.variant, row.phase, row.tp, row.batch, row.tokens, row.context)
+        if place in seen:
+            raise InputError(
+                f"latency row {number}: {row.subblock} {row.variant}, {row.phase}, tp {row.tp}, "
+                f"batch {row.batch}, {row.tokens} tokens over context {row.context} stands twice",
+                remedy="measure again",
+            )
+        seen.add(place)
+        if row.group not in groups:
+            raise InputError(
+                f"latency row {number}: group {row.group} is not in groups.csv",
+                remedy="measure again",
+            )

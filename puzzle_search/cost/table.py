@@ -215,6 +215,45 @@ def build_cost_table(
     )
 
 
+def covered_points(
+    target: Target,
+    scenario: Scenario,
+    points: Sequence[OperatingPoint],
+    *,
+    attention: Sequence[str],
+    ffn: Sequence[str],
+) -> list[OperatingPoint]:
+    """The operating points at which every variant can be priced in a scenario.
+
+    A profile stops where a batch over a context was not measured, mostly for want of memory. Where
+    it covers no point at all, all are returned, and pricing them says what is missing.
+
+    Raises:
+        InputError: a variant was not measured at all.
+    """
+    profile = target.measured
+    if profile is None:
+        return list(points)
+    contexts = _decode_contexts(scenario)
+    names: list[tuple[Subblock, str]] = [("attention", name) for name in attention]
+    names += [("ffn", name) for name in ffn]
+    covered: set[OperatingPoint] = set()
+    for tp in {point.tp for point in points}:
+        group = [point for point in points if point.tp == tp]
+        batch = np.array([point.batch for point in group], dtype=np.float64)
+        prefill: dict[str, Any] = {"batch": batch, "tokens": scenario.input_len, "tp": tp}
+        decode: dict[str, Any] = {"batch": batch[:, None], "tokens": 1, "tp": tp}
+        inside = profile.covers_outside("prefill", **prefill)
+        inside &= profile.covers_outside("decode", **decode).all(axis=1)
+        for subblock, name in names:
+            inside &= profile.covers(
+                subblock, name, "prefill", context=scenario.input_len, **prefill
+            )
+            inside &= profile.covers(subblock, name, "decode", context=contexts, **decode).all(1)
+        covered |= {point for point, is_inside in zip(group, inside, strict=True) if is_inside}
+    return [point for point in points if point in covered] or list(points)
+
+
 def _subblock_costs(names: Sequence[str], arrays: list[Floats]) -> SubblockCosts:
     prefill_us, decode_us, memory_bytes = arrays
     return SubblockCosts(

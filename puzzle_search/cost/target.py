@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from puzzle_search.cost.latency import LatencyModel
 from puzzle_search.cost.memory import Dtype
+from puzzle_search.cost.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class Target:
         dtype: serving precision.
         batches: batch sizes to choose from.
         tp_degrees: tensor-parallel degrees that the predictor knows.
+        measured: the profile whose points bound what can be priced; None for a cost model, which
+            prices everything.
     """
 
     gpu: str
@@ -29,3 +32,4 @@ class Target:
     dtype: Dtype
     batches: tuple[int, ...]
     tp_degrees: tuple[int, ...]
+    measured: Profile | None = None

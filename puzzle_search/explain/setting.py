@@ -8,6 +8,7 @@ from pathlib import Path
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, kv_values_per_token
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
+from puzzle_search.cost.table import covered_points
 from puzzle_search.errors import InputError
 from puzzle_search.resources import resource
 from puzzle_search.solve.score_table import ScoreTable, parse_metric
@@ -73,17 +74,15 @@ class Setting:
             for tp in self.tp_degrees
             for batch in self.target.batches
         ]
+        blocks = [block for spec in specs for block in spec.blocks]
+        attention = list(dict.fromkeys([self.config.attention, *(b.attention for b in blocks)]))
+        ffn = list(dict.fromkeys([self.config.ffn, *(b.ffn for b in blocks)]))
+        points = covered_points(self.target, scenario, points, attention=attention, ffn=ffn)
         solved = self.recorded.get(scenario)
         if solved and solved not in points:
             points.append(solved)
-        blocks = [block for spec in specs for block in spec.blocks]
         return build_cost_table(
-            self.config,
-            self.target,
-            scenario,
-            points,
-            attention=list(dict.fromkeys([self.config.attention, *(b.attention for b in blocks)])),
-            ffn=list(dict.fromkeys([self.config.ffn, *(b.ffn for b in blocks)])),
+            self.config, self.target, scenario, points, attention=attention, ffn=ffn
         )
 
     def damage(self, block: BlockChoice) -> float | None:
@@ -149,13 +148,14 @@ def find_setting(
     folder = _model_folder(model or str(asked.get("model", specs[0].parent)))
     config = ParentConfig.from_file(folder / "config.json", name=folder.name)
     score_file = Path(scores) if scores else folder / "scores.csv"
+    degrees = parse_tp(tp) if tp else tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
     target = find_target(
         gpu or str(asked.get("gpu") or next((where for *_, where in solved), _DEFAULT_GPU)),
         config,
         engine=engine or (_recorded(asked, "engine") if gpu is None else None),
         dtype=dtype or (_recorded(asked, "dtype") if gpu is None else None),
+        tp=degrees,
     )
-    degrees = parse_tp(tp) if tp else tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
     known = tuple(degree for degree in degrees if degree in target.tp_degrees)
     if not known:
         raise InputError(

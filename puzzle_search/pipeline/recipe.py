@@ -27,11 +27,11 @@ class DataSection(_Section):
 
 
 class ProfileSection(_Section):
-    """What to measure: batch sizes, and seconds for all variants at each point of the grid."""
+    """What to measure: batch sizes and what lies between, and for how long to refine."""
 
     # YAML has no tuples: strict within a list, not about the list.
     batches: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1, strict=False)
-    point_seconds: float = Field(default=2.0, gt=0)
+    max_minutes: float = Field(default=8.0, ge=0)
 
 
 class LibrarySection(_Section):

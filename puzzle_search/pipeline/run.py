@@ -15,13 +15,14 @@ from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokeni
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import (
     CostTable,
+    OperatingPoint,
     Profile,
     parse_dtype,
 )
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
-from puzzle_search.evaluate import Throughput, measure_quality, measure_throughput
+from puzzle_search.evaluate import Throughput, measure_checkpoints, measure_quality
 from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder, generate
@@ -151,12 +152,15 @@ class Run:
 
     def _profile(self, folder: Path) -> None:
         section = self.recipe.profile
-        grid = ProfileGrid.around(
-            self.scenario, section.batches, point_seconds=section.point_seconds
-        )
-        dtype = parse_dtype(self.recipe.dtype)
         measure_profile(
-            self.config, self.space, self.device, dtype, grid, progress=Progress("profile")
+            self.config,
+            self.space,
+            self.device,
+            parse_dtype(self.recipe.dtype),
+            ProfileGrid.around(self.scenario, batches=section.batches),
+            max_minutes=section.max_minutes,
+            journal=Journal(folder / "journal.jsonl"),
+            progress=Progress("profile"),
         ).write(folder)
 
     def _cost_table(self, scalar: float) -> CostTable:
@@ -183,7 +187,7 @@ class Run:
         """Measure the parent, at the batch where its prediction is fastest."""
         predicted = self._cost_table(1.0).best_cost(ArchitectureSpec.identity(self.config))
         assert predicted is not None, "the parent is loaded, so it fits"
-        [measured] = self._measure([self.parent], [predicted.point.batch], "baseline")
+        [measured] = self._measure([(self.recipe.parent, predicted.point.batch)], "baseline")
         baseline = {
             "predicted_tokens_per_second": predicted.tokens_per_second_per_gpu,
             "engine_scalar": predicted.tokens_per_second_per_gpu / measured.tokens_per_second,
@@ -191,13 +195,12 @@ class Run:
         }
         write_text(folder / "baseline.json", json.dumps(baseline, indent=1))
 
-    def _measure(
-        self, models: list[HeterogeneousDecoder], batches: list[int], title: str
-    ) -> list[Throughput]:
-        return measure_throughput(
-            models,
-            self.scenario,
+    def _measure(self, batches: list[tuple[str | Path, int]], title: str) -> list[Throughput]:
+        return measure_checkpoints(
             batches,
+            self.scenario,
+            dtype=self.recipe.dtype,
+            device=self.device.torch_device,
             iterations=self.recipe.bench.iterations,
             clock=self.device.clock,
             progress=Progress(title),
@@ -323,7 +326,7 @@ class Run:
         spec = ArchitectureSpec.from_file(self.spec)
         child_batch = spec.solution["scenarios"][0]["batch"]
         measured = self._measure(
-            [self.parent, self._decoder(self.child)], [parent_batch, child_batch], "bench"
+            [(self.recipe.parent, parent_batch), (self.child, child_batch)], "bench"
         )
         figures = {
             name: entry.as_dict() for name, entry in zip(("parent", "child"), measured, strict=True)
@@ -349,11 +352,15 @@ class Run:
         spec = ArchitectureSpec.from_file(self.spec)
         baseline, bench = self._read(self.baseline), self._read(self.bench)
         quality = self._read(self.quality)
-        parent_index = self.profile.batches.index(bench["parent"]["batch"])
         identity = ArchitectureSpec.identity(self.config)
         # The parent, run in turn with the child, tells how fast the machine was meanwhile.
-        uncalibrated = self._cost_table(1.0).cost(identity, parent_index)
-        scalar = uncalibrated.tokens_per_second_per_gpu / bench["parent"]["tokens_per_second"]
+        uncalibrated = self._cost_table(1.0)
+        parent_index, child_index = (
+            uncalibrated.points.index(OperatingPoint(batch=bench[model]["batch"], tp=1))
+            for model in ("parent", "child")
+        )
+        predicted = uncalibrated.cost(identity, parent_index)
+        scalar = predicted.tokens_per_second_per_gpu / bench["parent"]["tokens_per_second"]
         table = self._cost_table(scalar)
         return Comparison(
             spec=spec,
@@ -363,7 +370,7 @@ class Run:
             engine_scalar=scalar,
             solving_scalar=baseline["engine_scalar"],
             predicted_parent=table.cost(identity, parent_index),
-            predicted_child=table.cost(spec, self.profile.batches.index(bench["child"]["batch"])),
+            predicted_child=table.cost(spec, child_index),
             measured_parent=bench["parent"],
             measured_child=bench["child"],
             quality=quality["child"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.profile.gpu_state import DeviceState, GpuMonitor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Device:
         memory_limit_bytes: what a model may take.
         identity: what a profile records about the device and its software.
         clock: seconds now, once all work submitted to the device has ended.
+        state: clocks, temperature and what else it tells about itself, while it works.
+        cache_bytes: size of a GPU's cache; None on a CPU.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Device:
     memory_limit_bytes: int
     identity: dict[str, Any]
     clock: Callable[[], float]
+    state: Callable[[], DeviceState] = DeviceState
+    cache_bytes: int | None = None
 
 
 def open_device(name: str) -> Device:
@@ -83,6 +87,7 @@ def cuda_device() -> Device:
         )
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
+    monitor = GpuMonitor(device)
 
     def clock() -> float:
         torch.cuda.synchronize(device)
@@ -93,7 +98,7 @@ def cuda_device() -> Device:
         "name": properties.name,
         "memory_bytes": properties.total_memory,
         "cuda": torch.version.cuda,
-        **_nvml_state(device.index),
+        **monitor.identity(),
         **_software(),
     }
     return Device(
@@ -102,26 +107,9 @@ def cuda_device() -> Device:
         memory_limit_bytes=int(properties.total_memory * 0.94),
         identity=identity,
         clock=clock,
+        state=monitor.state,
+        cache_bytes=properties.L2_cache_size,
     )
-
-
-def _nvml_state(index: int) -> dict[str, Any]:
-    """Driver, clocks and power limit; empty, and said so, where NVML does not answer."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-        return {
-            "uuid_sha256": hashlib.sha256(uuid.encode()).hexdigest()[:16],
-            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-            "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "memory_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-            "power_limit_watts": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
-        }
-    except pynvml.NVMLError as error:
-        return {"nvml": f"unavailable: {error}"}
 
 
 def _software() -> dict[str, str]:

@@ -92,8 +92,10 @@ def pose(question: Question) -> Asked:
                 f"{inputs.config.name}",
                 remedy="ask for a shorter one, or raise max_position_embeddings in config.json",
             )
-    target = find_target(question.gpu, inputs.config, engine=question.engine, dtype=question.dtype)
     tp = parse_tp(question.tp)
+    target = find_target(
+        question.gpu, inputs.config, engine=question.engine, dtype=question.dtype, tp=tp
+    )
     workloads = [
         Workload.on_device(
             cost_table(inputs.config, inputs.space, target, scenario, tp),

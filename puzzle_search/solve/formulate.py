@@ -78,12 +78,15 @@ def formulate(
         goal: what the answer has the least of (of throughput, the most).
 
     Raises:
-        InputError: the score table lacks a replacement that the space allows, or is of another
-            model; a linear limit cannot be read; an engine or layer is not known.
+        InputError: costs are those of another space; the score table lacks a replacement that the
+            space allows, or is of another model; a linear limit cannot be read; an engine or layer
+            is not known.
         InfeasibleError: a layer has no replacement left.
     """
     child = child or ChildLimits()
     attention, ffn = space.all_variants("attention"), space.all_variants("ffn")
+    for workload in workloads:
+        _check_priced(workload, attention, ffn)
     blocks = list(_allowed(config, space, scores, child, metric))
     items = _items(blocks, config.num_layers, attention, ffn)
     if (layer := items.uncovered_layer()) is not None:
@@ -121,6 +124,21 @@ def formulate(
         bounds=tuple(bounds),
         score_evidence=scores.evidence,
     )
+
+
+def _check_priced(workload: Workload, attention: Sequence[str], ffn: Sequence[str]) -> None:
+    """Costs are added up by the position of a variant: it must be that in the space."""
+    table = workload.table
+    for subblock, priced, allowed in (
+        ("attention", table.attention.variants, attention),
+        ("FFN", table.ffn.variants, ffn),
+    ):
+        if tuple(priced) != tuple(allowed):
+            raise InputError(
+                f"the cost table of {table.scenario} on {table.target.gpu} prices {subblock} "
+                f"variants {', '.join(priced)}; the search space has {', '.join(allowed)}",
+                remedy="price the search space that is solved, by cost_table(config, space, ...)",
+            )
 
 
 def finite_damage(values: Sequence[float]) -> Floats:

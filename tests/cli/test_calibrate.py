@@ -14,11 +14,11 @@ import yaml
 
 from puzzle_search.cli.main import main
 from puzzle_search.cost.hardware import CostModel, find_cost_model, load_cost_model
+from tests.cost.synthetic_profile import whole_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "operators"
 PROFILE = ROOT / "profiles" / "amd-epyc-avx2-2-threads" / "stdlib-lm"
-MODEL = ROOT / "examples" / "stdlib-lm" / "parent"
 
 
 def run(
@@ -156,7 +156,7 @@ def test_the_cpu_model_comes_out_of_the_shipped_profile(
         monkeypatch,
         capsys,
         PROFILE,
-        *("--sheet", "cpu", "--model", MODEL, "--out", out, "--plots", plots),
+        *("--sheet", "cpu", "--out", out, "--plots", plots),
     )
     assert "torch whole subblocks, decode, fp32" in told
     picture = plots / "residuals-torch.png"
@@ -199,11 +199,14 @@ def test_what_is_refused(
     told = refuse(monkeypatch, capsys, tables, "--gpu", "toy", "--sheet", "x", "--out", out)
     assert "no cost model for GPU 'x'" in told
     assert "has no gemm.csv.gz or gemm.csv" in refuse(monkeypatch, capsys, tmp_path, *common)
-    assert "is a profile" in refuse(monkeypatch, capsys, PROFILE, *common)
-    told = refuse(monkeypatch, capsys, PROFILE, "--model", MODEL, *common)
-    assert "the sheet of h100 has no fp32 peak" in told
-    told = refuse(monkeypatch, capsys, PROFILE, "--model", tmp_path, "--sheet", "cpu", "--out", out)
-    assert "config.json" in told
+    told = refuse(monkeypatch, capsys, tables, "--gpu", "toy", "--out", out)
+    assert "operator tables do not name a data sheet" in told
+    profile = tmp_path / "profile"
+    whole_profile().write(profile)
+    told = refuse(monkeypatch, capsys, profile, "--sheet", "cpu", "--out", out)
+    assert "the sheet of cpu has no bf16 peak" in told
+    told = refuse(monkeypatch, capsys, profile, "--out", out)
+    assert "no cost model ships for abacus" in told
 
     gemm = pd.read_csv(tables / "gemm.csv")
     gemm.drop(columns="latency_ms").to_csv(tables / "gemm.csv", index=False)
@@ -212,4 +215,51 @@ def test_what_is_refused(
     gemm.assign(latency_ms=-gemm["latency_ms"]).to_csv(tables / "gemm.csv", index=False)
     told = refuse(monkeypatch, capsys, tables, "--gpu", "toy", *common)
     assert "gemm.csv, row 2 has a size or time that is no positive number" in told
+    assert not out.exists()
+
+
+def test_one_gpu_is_derived_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "derived.yaml"
+    words = ("--derive-from", "h200", "--sheet", "h100", "--out", out)
+    told = run(monkeypatch, capsys, *words)
+    assert "h100, derived from h200\ntrtllm: bf16, fp8; whole models derived" in told
+    assert "vllm: bf16, fp8; whole models reconstructed" in told
+    model = CostModel.from_file(out)
+    assert model.gpu == "h100"
+    assert model.based_on is None
+    assert model.sheet == load_cost_model("h100").sheet
+    assert model.engine("trtllm").gemm["fp8"].provenance.evidence == "derived"
+    summary = json.loads(run(monkeypatch, capsys, *words, "--json"))
+    assert summary["derived_from"] == "h200"
+    assert summary["out"] == str(out)
+    assert summary["engines"][0] == {
+        "engine": "trtllm",
+        "dtypes": ["bf16", "fp8"],
+        "evidence": "derived",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--sheet h100", "there is nothing to calibrate from"),
+        ("tables --derive-from h200 --sheet h100", "takes no measurements of the device"),
+        ("--derive-from h200 --sheet h100 --gpu h100_sxm", "takes no measurements of the device"),
+        ("--derive-from h200 --sheet h200", "h200 would be derived from itself"),
+        ("--derive-from l40s --sheet h100", "nothing was measured on l40s"),
+        ("--derive-from h200 --sheet cpu", "the sheet of cpu has no peak for bf16, fp8"),
+        ("--derive-from abacus --sheet h100", "no cost model for GPU 'abacus'"),
+    ],
+)
+def test_what_cannot_be_derived(
+    words: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.yaml"
+    assert message in refuse(monkeypatch, capsys, *words.split(), "--out", out)
     assert not out.exists()

@@ -72,7 +72,7 @@ def test_profile_writes_a_profile(
 ) -> None:
     run_here(
         "profile", "--model", pico.parent, "--space", pico.space_file, "--out", work / "profile",
-        "--scenario", "8/8", "--batches", "2,1", "--point-seconds", "0.01",
+        "--scenario", "8/8", "--batches", "2,1",
     )  # fmt: skip
     assert "written to" in capsys.readouterr().out
     assert Profile.from_folder(work / "profile").batches == [1, 2]

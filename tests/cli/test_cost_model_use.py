@@ -34,12 +34,13 @@ def test_the_commands_of_the_docs_run(
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```bash\n(.*?)^```$", DOCS, flags=re.MULTILINE | re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         assert run(monkeypatch, shlex.split(command)) == 0, command
     told = capsys.readouterr().out
     assert "cost datasheet" in told
     assert (tmp_path / "cpu.yaml").exists()
+    assert (tmp_path / "derived.yaml").exists()
     assert (tmp_path / "plots" / "residuals-torch.png").exists()
 
 

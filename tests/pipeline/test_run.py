@@ -30,7 +30,7 @@ def write_recipe(pico: Pico, folder: Path, **changes: dict[str, Any]) -> Path:
         "space": str(pico.space_file),
         "scenario": "16/16",
         "data": {"source": str(pico.corpus), "length": 32},
-        "profile": {"batches": [1, 4], "point_seconds": 0.02},
+        "profile": {"batches": [1, 4], "max_minutes": 0},
         "library": {"tokens": 2048, "calibration_tokens": 1024, "held_out_tokens": 512},
         "score": {"tokens": 2048, "composed": False},
         "solve": {"target_speedup": 1.1, "margin": 0.0},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import pynvml
+import numpy as np
 import pytest
 import torch
 
@@ -14,67 +15,93 @@ from puzzle_search.arch import parse_variant
 from puzzle_search.cost import Profile, Scenario, parse_dtype
 from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
-from puzzle_search.profile import ProfileGrid, measure_profile, open_device
-from puzzle_search.profile import device as device_module
+from puzzle_search.files import Journal
+from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
+from puzzle_search.profile.rig import Point
+from puzzle_search.runtime.linear import ServingLinear
 from tests.pico import Pico
 
-GRID = ProfileGrid(
-    batches=(1, 2),
-    prefill_tokens=(8,),
-    decode_contexts=(9, 16),
-    min_rounds=2,
-    point_seconds=0.01,
-)
+GRID = ProfileGrid(batches=(1, 2), contexts=(9, 16), prompts=(8,), adaptive=False)
+VARIANTS = [("attention", v) for v in ("gqa_2", "gqa_1", "linear")]
+VARIANTS += [("ffn", v) for v in ("mlp_512", "mlp_256")]
 
 
-def measure(pico: Pico, device: str, dtype: str = "fp32") -> Profile:
-    opened = open_device(device)
-    return measure_profile(pico.config, pico.space, opened, parse_dtype(dtype), GRID)
+def measure(
+    pico: Pico, grid: ProfileGrid = GRID, *, device: str = "cpu", dtype: str = "fp32", **asked: Any
+) -> Profile:
+    asked = {"max_minutes": 0} | asked
+    number = parse_dtype(dtype)
+    return measure_profile(pico.config, pico.space, open_device(device), number, grid, **asked)
 
 
 @pytest.fixture(scope="module")
 def profile(pico: Pico) -> Profile:
-    return measure(pico, "cpu")
+    return measure(pico)
 
 
-def test_every_variant_is_measured_once_at_every_point(pico: Pico, profile: Profile) -> None:
-    measured = [(r.subblock, r.variant, r.phase, r.batch, r.context) for r in profile.rows]
-    points = [(phase, b, n) for b in (1, 2) for phase, n in (("prefill", 8), ("decode", 9))]
-    points += [("decode", b, 16) for b in (1, 2)]
-    variants = [("attention", v) for v in ("gqa_2", "gqa_1", "linear")]
-    variants += [("ffn", v) for v in ("mlp_512", "mlp_256")]
-    expected = [(*variant, *point) for variant in variants for point in points]
-    # Outside the blocks a decode step costs the same over any context.
-    expected += [("outside", "embedding_head", *p) for p in points if p[2] != 16]
+def test_every_variant_is_measured_once_at_every_point(profile: Profile) -> None:
+    measured = [
+        (r.subblock, r.variant, r.phase, r.batch, r.tokens, r.context) for r in profile.rows
+    ]
+    attends = [("decode", b, 1, c) for b in (1, 2) for c in (9, 16)]
+    attends += [("prefill", b, 8, 8) for b in (1, 2)]
+    # What works token by token is measured by tokens: one or two in decode, 8 and 16 of prompts.
+    by_tokens = [("decode", b, 1, 1) for b in (1, 2)]
+    by_tokens += [("prefill", 1, t, t) for t in (8, 16)]
+    by_batch = [("decode", b, 1, 1) for b in (1, 2)]
+    steps = by_batch + [("prefill", b, 8, 8) for b in (1, 2)]
+    expected = [
+        (*variant, *point)
+        for variant in VARIANTS
+        for point in (attends if variant[1].startswith("gqa") else by_tokens)
+    ]
+    expected += [("outside", "embedding", *point) for point in by_tokens]
+    expected += [("outside", "head", *point) for point in by_batch]
+    expected += [("outside", "step", *point) for point in steps]
     assert Counter(measured) == Counter(expected)
 
 
-def test_rows_are_positive_times_in_order(profile: Profile) -> None:
+def test_rows_are_positive_times_in_order_of_known_groups(profile: Profile) -> None:
     for row in profile.rows:
         assert 0 < row.latency_us_p10 <= row.latency_us <= row.latency_us_p90
-        assert row.tokens == (8 if row.phase == "prefill" else 1)
-        assert row.repeats >= 2
+        spread = (row.latency_us_p90 - row.latency_us_p10) / row.latency_us
+        if row.variant != "step":  # a difference of two
+            assert row.steady == (spread <= 0.02) or spread == pytest.approx(0.02, abs=1e-3)
+        assert row.repeats >= 7
         assert row.tp == 1
+        assert row.group in {group.group for group in profile.groups}
+    assert all(group.seconds > 0 for group in profile.groups)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp8"])
 def test_measured_bytes_are_those_of_the_formulas(pico: Pico, dtype: str) -> None:
-    small = ProfileGrid(
-        batches=(1,), prefill_tokens=(4,), decode_contexts=(5,), min_rounds=1, point_seconds=0.001
-    )
+    grid = dataclasses.replace(GRID, batches=(1,), contexts=(5,), prompts=(4,), tp=(1, 2))
     number = parse_dtype(dtype)
-    measured = measure_profile(pico.config, pico.space, open_device("cpu"), number, small)
-    assert {row.variant for row in measured.memory} == {
-        "gqa_2", "gqa_1", "linear", "mlp_512", "mlp_256"
-    }  # fmt: skip
-    for row in measured.memory:
+    measured = measure(pico, grid, dtype=dtype)
+    blocks = [row for row in measured.memory if row.subblock != "outside"]
+    expected = [(tp, *variant) for tp in (1, 2) for variant in VARIANTS]
+    assert [(row.tp, row.subblock, row.variant) for row in blocks] == expected
+    for row in blocks:
         assert row.subblock != "outside"
         variant = parse_variant(row.subblock, row.variant)
-        assert row.weight_bytes == weight_bytes(variant, pico.config, number, 1)
-        assert row.kv_bytes_per_token == kv_bytes_per_token(variant, pico.config, number, 1)
+        assert row.weight_bytes == weight_bytes(variant, pico.config, number, row.tp)
+        assert row.kv_bytes_per_token == kv_bytes_per_token(variant, pico.config, number, row.tp)
+        assert row.workspace_rows == 4
+        # At least the norm of each row, and what the subblock adds to it.
+        assert row.workspace_bytes >= 4 * 64 * (1 + number.vector_bytes)
 
 
-def test_the_sidecar_tells_the_device_and_its_software(profile: Profile) -> None:
+def test_bytes_that_differ_from_the_formula_are_an_error(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects, "storage_bytes", lambda tensors: 1)
+    with pytest.raises(InputError, match="weight_bytes of attention gqa_2, tp 1 is 1, by its"):
+        measure(pico)
+
+
+def test_the_sidecar_tells_the_device_its_software_and_its_ceilings(
+    pico: Pico, profile: Profile
+) -> None:
     device = profile.sidecar["device"]
     assert device["kind"] == "cpu"
     assert device["name"]
@@ -83,6 +110,10 @@ def test_the_sidecar_tells_the_device_and_its_software(profile: Profile) -> None
     assert profile.sidecar["evidence"] == "measured"
     assert profile.sidecar["dtype"] == "fp32"
     assert profile.sidecar["memory_limit_bytes"] > 0
+    assert profile.sidecar["skipped"] == []
+    assert profile.sidecar["ceilings"]["copy_bytes_per_second"] > 1e8
+    assert profile.sidecar["ceilings"]["matmul_flops_per_second"]["fp32"] > 1e8
+    assert profile.config == pico.config
 
 
 def test_a_written_profile_reads_back(profile: Profile, tmp_path: Path) -> None:
@@ -90,6 +121,7 @@ def test_a_written_profile_reads_back(profile: Profile, tmp_path: Path) -> None:
     read = Profile.from_folder(tmp_path / "profile")
     assert read.rows == profile.rows
     assert read.memory == profile.memory
+    assert read.groups == profile.groups
     assert read.sidecar == profile.sidecar
     first = profile.rows[0]
     predicted = read.subblock_us(
@@ -99,24 +131,156 @@ def test_a_written_profile_reads_back(profile: Profile, tmp_path: Path) -> None:
     assert float(predicted) == first.latency_us
 
 
-def test_a_grid_around_a_scenario_covers_it_and_measures_no_batch_twice() -> None:
-    grid = ProfileGrid.around(Scenario(input_len=16, output_len=16), (4, 1, 4))
-    assert grid.batches == (1, 4)
-    assert grid.prefill_tokens == (16,)
-    assert grid.decode_contexts == (17, 24, 32)
-    single = ProfileGrid.around(Scenario(input_len=16, output_len=1), (1,))
-    assert single.decode_contexts == (17,)
+def test_shards_of_the_same_shape_are_measured_once(pico: Pico) -> None:
+    profile = measure(pico, dataclasses.replace(GRID, tp=(1, 2)))
+
+    def rows(subblock: str, variant: str, tp: int) -> list[Any]:
+        return [
+            dataclasses.replace(row, variant="", tp=0)
+            for row in profile.rows
+            if (row.subblock, row.variant, row.tp) == (subblock, variant, tp)
+        ]
+
+    # Half of 512 channels, and of 4 query heads with 1 or 2 KV heads: one is replicated.
+    assert rows("ffn", "mlp_512", 2) == rows("ffn", "mlp_256", 1) != []
+    assert rows("attention", "gqa_2", 2) == rows("attention", "gqa_1", 2) != []
+    assert rows("attention", "gqa_2", 2) != rows("attention", "gqa_2", 1)
+    assert rows("outside", "step", 2) == rows("outside", "step", 1) != []
+    assert rows("outside", "head", 2) != rows("outside", "head", 1)
+
+
+def test_a_prompt_that_is_cut_costs_the_sum_of_its_chunks(pico: Pico) -> None:
+    grid = dataclasses.replace(GRID, prompts=(40,), contexts=(41,), chunk_tokens=16)
+    profile = measure(pico, grid)
+    us = {
+        (row.tokens, row.context): row.latency_us
+        for row in profile.rows
+        if (row.variant, row.phase, row.batch) == ("gqa_2", "prefill", 1)
+    }
+    predicted = profile.subblock_us(
+        "attention", "gqa_2", "prefill", batch=2, tokens=40, context=40, tp=1
+    )
+    assert float(predicted) == pytest.approx(2 * (us[16, 16] + us[16, 32] + us[8, 40]))
+    outside = profile.outside_us("prefill", batch=2, tokens=40, tp=1)
+    assert np.isfinite(outside)
+
+
+def test_an_adaptive_grid_covers_what_lies_between_even_without_time(pico: Pico) -> None:
+    scenario = Scenario(input_len=16, output_len=16)
+    profile = measure(pico, ProfileGrid.around(scenario, batches=(1, 8)))
+    for batch in range(1, 9):
+        for subblock, variant in VARIANTS:
+            for phase, tokens, context in (("prefill", 16, 16), ("decode", 1, 25)):
+                us = profile.subblock_us(
+                    subblock, variant, phase, batch=batch, tokens=tokens, context=context, tp=1
+                )  # type: ignore[call-overload]
+                assert us > 0
+        assert profile.outside_us("prefill", batch=batch, tokens=16, tp=1) > 0
+    assert profile.sidecar["interpolation"] == {
+        "points": 0, "median": None, "p90": None, "worst": None
+    }  # fmt: skip
+
+
+def test_with_time_held_out_points_are_checked(pico: Pico) -> None:
+    scenario = Scenario(input_len=16, output_len=16)
+    grid = ProfileGrid.around(scenario, batches=(1, 8))
+    checked = measure(pico, grid, max_minutes=0.05).sidecar["interpolation"]
+    assert checked["points"] > 0
+    assert 0 <= checked["median"] <= checked["p90"] <= checked["worst"]
+
+
+def test_numbers_that_are_not_finite_are_an_error(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServingLinear, "randomise", lambda self: self.weight.fill_(torch.nan))
+    with pytest.raises(InputError, match="not finite"):
+        measure(pico)
+
+
+def test_a_point_that_does_not_fit_is_skipped_and_said_so(
+    pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = subjects.SubblockStack.run
+
+    def tight(self: subjects.SubblockStack, part: str, point: Point, pool: object) -> object:
+        if point.batch * point.context > 18 and point.phase == "decode":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, part, point, pool)
+
+    monkeypatch.setattr(subjects.SubblockStack, "run", tight)
+    profile = measure(pico)
+    decode = {(r.variant, r.batch, r.context) for r in profile.rows if r.phase == "decode"}
+    assert ("gqa_2", 2, 9) in decode
+    assert ("gqa_2", 2, 16) not in decode
+    assert len(profile.sidecar["skipped"]) == 2  # of two variants
+    assert all(entry["why"] == "out of memory" for entry in profile.sidecar["skipped"])
+    said = capsys.readouterr().err
+    assert said.count("out of memory, skipped") == 2
+    assert "gqa_2, tp 1: decode, batch 2, 1 tokens, context 16" in said
+    profile.write(tmp_path / "profile")
+    assert Profile.from_folder(tmp_path / "profile").sidecar["skipped"]
+
+
+def test_weights_that_do_not_fit_are_skipped_and_said_so(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = subjects.SubblockStack.open
+
+    def tight(self: subjects.SubblockStack) -> None:
+        if self.name == "mlp_512, tp 1":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        make(self)
+
+    monkeypatch.setattr(subjects.SubblockStack, "open", tight)
+    profile = measure(pico)
+    assert "mlp_512" not in {row.variant for row in [*profile.rows, *profile.memory]}
+    assert "mlp_256" in {row.variant for row in profile.rows}
+    assert "out of memory, skipped: mlp_512, tp 1" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_not_measured_again(
+    pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "profile.journal.jsonl")
+    before = measure(pico, journal=journal)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(session, "time_in_turn", refuse)
+    again = measure(pico, journal=journal)
+    assert again.rows == before.rows
+    assert again.groups == before.groups
+    with pytest.raises(InputError, match="dtype differ"):
+        measure(pico, journal=journal, dtype="bf16")
+
+
+def test_stacks_that_do_not_fit_together_are_measured_one_after_the_other(pico: Pico) -> None:
+    device = dataclasses.replace(open_device("cpu"), memory_limit_bytes=1_000_000)
+    number = parse_dtype("fp32")
+    profile = measure_profile(pico.config, pico.space, device, number, GRID, max_minutes=0)
+    assert {row.variant for row in profile.rows} >= {variant for _, variant in VARIANTS}
+    assert len(profile.memory) == len(VARIANTS) + 2
+
+
+def test_decode_steps_whose_caches_cannot_fit_are_not_asked(pico: Pico) -> None:
+    # One layer in four keeps the parent's 2 KV heads of 16 numbers: 256 bytes a token.
+    device = dataclasses.replace(open_device("cpu"), memory_limit_bytes=256 * 18 * 100)
+    grid = dataclasses.replace(GRID, batches=(1, 100), contexts=(9, 18, 36))
+    number = parse_dtype("fp32")
+    profile = measure_profile(pico.config, pico.space, device, number, grid, max_minutes=0)
+    decode = {(r.batch, r.context) for r in profile.rows if r.variant == "gqa_1" and r.tokens == 1}
+    assert (1, 36) in decode
+    assert (100, 36) not in decode
+    skipped = profile.sidecar["skipped"]
+    assert [entry["why"] for entry in skipped] == ["keys and values do not fit in memory"] * 2
+    assert "gqa_2, tp 1: decode, batch x context above" in skipped[0]["point"]
 
 
 def test_a_prompt_longer_than_the_model_attends_to_is_refused(pico: Pico) -> None:
-    grid = ProfileGrid(batches=(1,), prefill_tokens=(300,), decode_contexts=(301,))
+    grid = ProfileGrid(batches=(1,), prompts=(300,), contexts=(301,))
     with pytest.raises(InputError, match="256"):
-        measure_profile(pico.config, pico.space, open_device("cpu"), parse_dtype("fp32"), grid)
-
-
-def test_a_dtype_that_cannot_run_is_refused(pico: Pico) -> None:
-    with pytest.raises(InputError, match="fp8"):
-        measure(pico, "cpu", "fp8")
+        measure(pico, grid)
 
 
 def test_an_unknown_device_is_refused() -> None:
@@ -132,27 +296,12 @@ def test_cuda_without_a_gpu_is_a_missing_dependency() -> None:
     assert "--device cpu" in caught.value.remedy
 
 
-def test_without_nvml_the_state_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent() -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", absent)
-    state = device_module._nvml_state(0)
-    assert list(state) == ["nvml"]
-    assert state["nvml"].startswith("unavailable")
-
-
-def test_the_cpu_clock_runs_in_seconds() -> None:
-    clock = open_device("cpu").clock
-    start, begun = clock(), time.monotonic()
-    time.sleep(0.02)
-    assert clock() - start == pytest.approx(time.monotonic() - begun, abs=0.02)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path) -> None:
-    profile = measure(pico, "cuda", "bf16")
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path, dtype: str) -> None:
+    grid = ProfileGrid.around(Scenario(input_len=16, output_len=16), batches=(1, 8), tp=(1, 2))
+    profile = measure(pico, grid, device="cuda", dtype=dtype, max_minutes=0.5)
     profile.write(tmp_path)
     assert Profile.from_folder(tmp_path).rows == profile.rows
     device = profile.sidecar["device"]

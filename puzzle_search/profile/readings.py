@@ -1,0 +1,81 @@
+"""What has been measured, kept in a journal so that a killed profile goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from puzzle_search.cost import GroupRow
+from puzzle_search.files import Journal, resume_journal
+from puzzle_search.profile.rig import Point
+from puzzle_search.profile.timing import SPREAD_LIMIT, Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A part of a subject at one point: what a reading is of."""
+
+    subject: str
+    part: str
+    point: Point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What was measured, and in which group."""
+
+    samples: Samples
+    group: int
+
+    @property
+    def steady(self) -> bool:
+        """Whether the spread is within the limit."""
+        return self.samples.spread <= SPREAD_LIMIT
+
+
+class Readings:
+    """Readings by what they are of, and the groups that they were measured in.
+
+    Args:
+        journal: where they are kept; None keeps them in memory.
+        made_from: whatever a reading depends on besides what it is of.
+
+    Raises:
+        InputError: the journal is of something else, or damaged.
+    """
+
+    def __init__(self, journal: Journal | None, made_from: dict[str, Any]) -> None:
+        self._journal = journal
+        self._readings: dict[Measured, Reading] = {}
+        self.groups: list[GroupRow] = []
+        for line in resume_journal(journal, made_from) if journal else []:
+            samples = {
+                Measured(
+                    subject=entry["subject"], part=entry["part"], point=Point(**entry["point"])
+                ): Samples(**entry["samples"])
+                for entry in line["readings"]
+            }
+            self._take(GroupRow(**line["group"]), samples)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all groups."""
+        return sum(group.seconds for group in self.groups)
+
+    def get(self, measured: Measured) -> Reading | None:
+        """The reading, if there is one."""
+        return self._readings.get(measured)
+
+    def add(self, group: GroupRow, samples: Mapping[Measured, Samples]) -> None:
+        """Keep a group of readings."""
+        if self._journal is not None:
+            entries = [asdict(key) | {"samples": asdict(value)} for key, value in samples.items()]
+            self._journal.append({"group": asdict(group), "readings": entries})
+        self._take(group, samples)
+
+    def _take(self, group: GroupRow, samples: Mapping[Measured, Samples]) -> None:
+        self.groups.append(group)
+        self._readings |= {
+            key: Reading(samples=value, group=group.group) for key, value in samples.items()
+        }

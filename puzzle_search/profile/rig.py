@@ -1,0 +1,150 @@
+"""What every measured subblock needs: rows, token ids, angles, and memory for keys and values.
+
+All of it is shared: one thing runs at a time, and copies of one stack have keys and values of their
+own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from puzzle_search.arch import ParentConfig
+from puzzle_search.cost.latency import Phase
+from puzzle_search.model import Rotary
+from puzzle_search.model.rope import RotarySlice
+from puzzle_search.profile.device import Device
+from puzzle_search.runtime import Precision
+from puzzle_search.runtime.attention import make_decode_attention
+from puzzle_search.runtime.cache import LayerSlots
+from puzzle_search.runtime.step import DecodeStep, PrefillStep, Step
+
+_RANDOM_BLOCK = 1 << 22  # numbers, repeated over the memory of keys and values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A step of an engine: new tokens of some sequences, over what each attends to at its end."""
+
+    phase: Phase
+    batch: int
+    tokens: int
+    context: int
+
+    @property
+    def rows(self) -> int:
+        """New tokens of all sequences."""
+        return self.batch * self.tokens
+
+    def __str__(self) -> str:
+        return f"{self.phase}, batch {self.batch}, {self.tokens} tokens, context {self.context}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Query and KV heads on one device."""
+
+    query: int
+    kv: int
+
+
+class _SharedSlots(LayerSlots):
+    """Keys and values in memory that lies there already."""
+
+    def __init__(self, keys_BSKE: torch.Tensor, values_BSKE: torch.Tensor) -> None:
+        self.keys_BSKE = keys_BSKE
+        self.values_BSKE = values_BSKE
+
+
+class Rig:
+    """Inputs for anything of one parent in one precision on one device.
+
+    Args:
+        config: the parent.
+        device: to measure on.
+        precision: number types.
+    """
+
+    def __init__(self, config: ParentConfig, device: Device, precision: Precision) -> None:
+        self.config, self.device, self.precision = config, device, precision
+        self._rotary = Rotary(config)
+        self._rows = torch.empty(2, 0, config.hidden_size)
+        self._kv = torch.empty(0, dtype=precision.kv)
+
+    def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Residual stream and what is to be added to it, (count, D) each."""
+        if self._rows.shape[1] < count:
+            self._rows = torch.randn(
+                2,
+                count,
+                self.config.hidden_size,
+                dtype=self.precision.activation,
+                device=self.device.torch_device,
+            )
+        return self._rows[0, :count], self._rows[1, :count]
+
+    def step(self, point: Point, heads: Heads | None) -> Step:
+        """The step of a point for attention with these heads; None where nothing attends."""
+        device = self.device.torch_device
+        slots_B = torch.arange(point.batch, device=device)
+        start = point.context - point.tokens
+        positions_N = torch.arange(start, point.context, device=device).repeat(point.batch)
+        slots_N = slots_B.repeat_interleave(point.tokens)
+        rotary = self._angles(positions_N)
+        if point.phase == "prefill":
+            return PrefillStep(
+                slots_N=slots_N,
+                positions_N=positions_N,
+                rotary=rotary,
+                slots_B=slots_B,
+                start=start,
+            )
+        attention = {}
+        if heads is not None:
+            attention[heads.kv] = make_decode_attention(
+                None,
+                device,
+                slots=point.batch,
+                max_length=point.context,
+                num_heads=heads.query,
+                kv_heads=heads.kv,
+                head_dim=self.config.head_dim,
+                dtype=self.precision.activation,
+                kv_dtype=self.precision.kv,
+            )
+            attention[heads.kv].prepare([point.context] * point.batch)
+        return DecodeStep(
+            slots_N=slots_N,
+            positions_N=positions_N,
+            rotary=rotary,
+            lengths_B=torch.full((point.batch,), point.context, dtype=torch.int32, device=device),
+            attention=attention,
+        )
+
+    def slots(self, point: Point, heads: Heads, *, copies: int) -> list[LayerSlots]:
+        """Random keys and values of a point, for each copy its own."""
+        shape = (copies, 2, point.batch, point.context, heads.kv, self.config.head_dim)
+        count = torch.Size(shape).numel()
+        if self._kv.numel() < count:
+            self._kv = torch.empty(0, dtype=self.precision.kv)  # before the larger one is made
+            self._kv = self._random_kv(count)
+        return [_SharedSlots(keys, values) for keys, values in self._kv[:count].view(shape)]
+
+    def release(self) -> None:
+        """Give the memory of keys and values back."""
+        self._kv = torch.empty(0, dtype=self.precision.kv)
+
+    def _random_kv(self, count: int) -> torch.Tensor:
+        device, dtype = self.device.torch_device, self.precision.kv
+        kv = torch.empty(count, dtype=dtype, device=device)
+        block = torch.randn(min(count, _RANDOM_BLOCK), device=device).to(dtype)
+        for part in kv.split(len(block)):
+            part.copy_(block[: len(part)])
+        return kv
+
+    def _angles(self, positions_N: torch.Tensor) -> RotarySlice:
+        last = int(positions_N.max())
+        residual_1D, _ = self.rows(1)
+        cos_SE, sin_SE = self._rotary.slice(0, last + 1, residual_1D)
+        return RotarySlice(cos_SE[positions_N, None], sin_SE[positions_N, None])

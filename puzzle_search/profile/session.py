@@ -1,0 +1,146 @@
+"""Measure series of points: the most urgent first, in groups, until all is told or time is up."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from puzzle_search.cost import GroupRow
+from puzzle_search.profile.device import Device
+from puzzle_search.profile.readings import Measured, Readings
+from puzzle_search.profile.refine import LATTICE_URGENCY, Place
+from puzzle_search.profile.rig import Point
+from puzzle_search.profile.series import Series
+from puzzle_search.profile.subjects import Subject
+from puzzle_search.profile.timing import TimedRun, time_in_turn
+
+_GROUP_RUNS = 16  # that are timed in turn
+_RUN_SECONDS = 0.5  # for a run that does not become steady
+
+
+class Session:
+    """Measures on one device, and remembers what did not fit.
+
+    Args:
+        device: to measure on.
+        readings: what is known already, and where new readings go.
+        deadline: on `time.monotonic`, after which lattices are completed, but nothing refined.
+        advance: told of every point.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        readings: Readings,
+        *,
+        deadline: float,
+        advance: Callable[[str], None],
+    ) -> None:
+        self.skipped: list[dict[str, str]] = []
+        self._device = device
+        self._readings = readings
+        self._deadline = deadline
+        self._advance = advance
+
+    def open(self, series: Sequence[Series]) -> list[Series]:
+        """Make the weights that these series measure; the series whose weights fit."""
+        lost = set()
+        for subject in _subjects(series):
+            try:
+                subject.open()
+            except torch.OutOfMemoryError:
+                subject.close()
+                torch.cuda.empty_cache()
+                self._skip(subject.name)
+                lost.add(subject.key)
+        return [one for one in series if one.subject.key not in lost]
+
+    def close(self, series: Sequence[Series]) -> None:
+        """Give the memory of those weights back."""
+        for subject in _subjects(series):
+            subject.close()
+
+    def measure(self, series: Sequence[Series], *, share: float) -> None:
+        """Measure what these series want.
+
+        Args:
+            series: of subjects that are open.
+            share: of the time that is left, before refinement ends.
+        """
+        now = time.monotonic()
+        deadline = now + share * max(0.0, self._deadline - now)
+        while True:
+            self._recall(series)
+            wanted = self._wanted(series)
+            if time.monotonic() >= deadline:
+                wanted = [entry for entry in wanted if entry[0] >= LATTICE_URGENCY]
+            if not wanted:
+                return
+            group = [(one, place) for _, one, place in wanted[:_GROUP_RUNS]]
+            expected = max(len(group), sum(one.search.expected for one in series))
+            left = max(0.0, deadline - time.monotonic())
+            self._measure_group(group, min(_RUN_SECONDS, left / expected))
+
+    def _recall(self, series: Sequence[Series]) -> None:
+        """Answer from the readings as far as they go."""
+        for one in series:
+            answered = True
+            while answered:
+                answered = False
+                for place in one.search.wanted():
+                    reading = self._readings.get(one.measured(place))
+                    if reading is not None:
+                        one.search.take(place, reading.samples.median_us, reading.samples.spread)
+                        self._advance(f"{one.subject.name}: {one.point(place)}")
+                        answered = True
+
+    def _wanted(self, series: Sequence[Series]) -> list[tuple[float, Series, Place]]:
+        """Places by urgency; equal ones of different subjects side by side, to be timed in turn."""
+        wanted = [
+            (urgency, one, place)
+            for one in series
+            for place, urgency in one.search.wanted().items()
+        ]
+        return sorted(wanted, key=lambda entry: (-entry[0], *_size(entry[1].point(entry[2]))))
+
+    def _measure_group(self, group: list[tuple[Series, Place]], run_seconds: float) -> None:
+        begun = time.monotonic()
+        pool = torch.cuda.graph_pool_handle() if self._device.cache_bytes is not None else None
+        runs: dict[Measured, TimedRun] = {}
+        # The largest first: the others find room in the memory that it took.
+        for one, place in sorted(group, key=lambda at: _size(at[0].point(at[1])), reverse=True):
+            measured = one.measured(place)
+            try:
+                runs[measured] = one.subject.run(one.part, measured.point, pool)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                one.search.lose(place)
+                self._skip(f"{one.subject.name}: {measured.point}")
+        if not runs:
+            return
+        samples = time_in_turn(list(runs.values()), seconds=run_seconds * len(runs))
+        for run in runs.values():
+            run.submit()
+        state = self._device.state()  # while that work goes on
+        row = GroupRow(
+            group=len(self._readings.groups),
+            seconds=round(time.monotonic() - begun, 3),
+            **vars(state),
+        )
+        self._readings.add(row, dict(zip(runs, samples, strict=True)))
+
+    def _skip(self, point: str) -> None:
+        self.skipped.append({"point": point, "why": "out of memory"})
+        print(f"profile: out of memory, skipped: {point}", file=sys.stderr, flush=True)
+
+
+def _subjects(series: Sequence[Series]) -> list[Subject]:
+    return list({one.subject.key: one.subject for one in series}.values())
+
+
+def _size(point: Point) -> tuple[Any, ...]:
+    return point.phase, point.batch * point.context, point.batch, point.tokens

@@ -1,0 +1,190 @@
+"""Time runs in turn, round after round, until their spread is small.
+
+In every round each run is timed once, so that drift of the clock falls on all alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from puzzle_search.errors import InputError
+
+SPREAD_LIMIT = 0.02
+"""(p90 - p10) / median of a row that counts as steady."""
+
+_WARM_UP_PASSES = 2
+_MIN_ROUNDS = 7
+_MAX_ROUNDS = 100
+# Passes are timed together until they take so long: launches and clocks are coarser than kernels.
+_SAMPLE_SECONDS = 2e-3
+_MAX_PASSES = 200
+
+Stopwatch = Callable[[Callable[[], object]], float]
+"""Seconds that the device takes for some work, idle before and after."""
+
+
+@dataclass(kw_only=True)
+class TimedRun:
+    """Something that is timed again and again.
+
+    Attributes:
+        submit: one pass; on a GPU it may return before the work is done.
+        stopwatch: how it is timed.
+        copies: identical parts of one pass, to each of which its time is shared out.
+        passes: passes of one sample.
+    """
+
+    submit: Callable[[], object]
+    stopwatch: Stopwatch
+    copies: int
+    passes: int = 1
+
+    def repeat(self) -> None:
+        """The passes of one sample."""
+        for _ in range(self.passes):
+            self.submit()
+
+    def choose_passes(self) -> None:
+        """Take as many passes as make a sample long enough."""
+        once = self.stopwatch(self.submit)
+        self.passes = min(_MAX_PASSES, max(1, math.ceil(_SAMPLE_SECONDS / max(once, 1e-9))))
+
+    def sample_us(self) -> float:
+        """Microseconds of one copy."""
+        return 1e6 * self.stopwatch(self.repeat) / (self.passes * self.copies)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a run took, in microseconds of one copy."""
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+    repeats: int
+
+    @property
+    def spread(self) -> float:
+        """(p90 - p10) / median."""
+        return (self.p90_us - self.p10_us) / self.median_us
+
+    @classmethod
+    def of(cls, us: Iterable[float]) -> Samples:
+        """The distribution of some samples."""
+        values = np.array(list(us))
+        p10, median, p90 = np.percentile(values, [10, 50, 90])
+        return cls(
+            median_us=float(median), p10_us=float(p10), p90_us=float(p90), repeats=len(values)
+        )
+
+
+def wall_clock(work: Callable[[], object]) -> float:
+    """For a CPU, and for work that waits for its own end."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def cuda_events(work: Callable[[], object]) -> float:
+    """Between two events on the current stream."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def device_stopwatch(device: torch.device) -> Stopwatch:
+    """How passes are timed on a device."""
+    return cuda_events if device.type == "cuda" else wall_clock
+
+
+def prepare_run(
+    work: Callable[[], Iterable[torch.Tensor]],
+    *,
+    device: torch.device,
+    copies: int,
+    captured: bool,
+    pool: Any = None,
+) -> TimedRun:
+    """Warm up, look at what comes out, and capture where asked.
+
+    Args:
+        work: one pass; returns what it made.
+        device: that it runs on.
+        copies: identical parts of the pass.
+        captured: whether a GPU replays it as a CUDA graph, as it does decode steps.
+        pool: memory pool that captures share.
+
+    Raises:
+        InputError: what comes out is not finite.
+    """
+    if device.type == "cuda" and captured:
+        submit: Callable[[], object] = _capture(work, pool)
+    else:
+        for _ in range(_WARM_UP_PASSES):
+            made = work()
+        _check_finite(made)
+        del made
+        submit = work
+    run = TimedRun(submit=submit, stopwatch=device_stopwatch(device), copies=copies)
+    run.choose_passes()
+    return run
+
+
+def _capture(work: Callable[[], Iterable[torch.Tensor]], pool: Any) -> Callable[[], object]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP_PASSES):
+            made = work()
+        _check_finite(made)
+        del made
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    graph.replay()
+    return graph.replay
+
+
+def _check_finite(made: Iterable[torch.Tensor]) -> None:
+    for tensor in made:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                "a subblock with finite weights and inputs gave numbers that are not finite",
+                remedy="its kernels are wrong here: update torch and the driver, or use another "
+                "dtype, and report it",
+            )
+
+
+def time_in_turn(runs: list[TimedRun], *, seconds: float) -> list[Samples]:
+    """Time every run once a round, until all are steady or time is up.
+
+    A run whose spread is within the limit rests while others go on.
+
+    Args:
+        runs: that are ready.
+        seconds: after which no new round begins, once the fewest are done.
+    """
+    us: list[list[float]] = [[] for _ in runs]
+    going = list(range(len(runs)))
+    begun, rounds = time.perf_counter(), 0
+    while going and rounds < _MAX_ROUNDS:
+        for index in going:
+            us[index].append(runs[index].sample_us())
+        rounds += 1
+        if rounds < _MIN_ROUNDS:
+            continue
+        if time.perf_counter() - begun >= seconds:
+            break
+        going = [index for index in going if Samples.of(us[index]).spread > SPREAD_LIMIT]
+    return [Samples.of(values) for values in us]

@@ -1,0 +1,70 @@
+"""KV cache of fixed slots, sized by layer: a block without attention has none."""
+
+from __future__ import annotations
+
+import torch
+
+from puzzle_search.arch import Gqa, ParentConfig, Variant
+
+
+class LayerSlots:
+    """Keys and values of one attention subblock, (slots, max length, K, E) each."""
+
+    def __init__(
+        self,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        slots: int,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (slots, max_length, kv_heads, head_dim)
+        self.keys_BSKE = torch.zeros(shape, dtype=dtype, device=device)
+        self.values_BSKE = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys_BSKE.nbytes + self.values_BSKE.nbytes
+
+
+class SlotCache:
+    """The layers of a decoder; each slot holds one sequence."""
+
+    def __init__(
+        self,
+        attention: list[Variant],
+        config: ParentConfig,
+        *,
+        slots: int,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.layers = [
+            LayerSlots(
+                variant.kv_heads,
+                config.head_dim,
+                slots=slots,
+                max_length=max_length,
+                dtype=dtype,
+                device=device,
+            )
+            if isinstance(variant, Gqa)
+            else None
+            for variant in attention
+        ]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.num_bytes for layer in self.layers if layer is not None)
+
+    def randomise(self) -> None:
+        """Fill all slots with random numbers: zeros may be faster to time than data."""
+        for layer in self.layers:
+            for tensor in () if layer is None else (layer.keys_BSKE, layer.values_BSKE):
+                for slot in tensor:
+                    slot.copy_(torch.randn(slot.shape, dtype=torch.float16, device=slot.device))

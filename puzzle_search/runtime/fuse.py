@@ -1,0 +1,122 @@
+"""Elementwise work between matrix products, one kernel each on a GPU.
+
+Written as plain torch. On CUDA `torch.compile` makes one kernel of each; on a CPU they run as they
+stand. Shape suffixes: N rows (one a new token), D hidden, W FFN width,
+H query heads, K KV heads, E head size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+
+from puzzle_search.model.rope import RotarySlice, rotate
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FP8_MAX = 448.0
+"""Largest number of float8_e4m3fn."""
+
+# Each shape of weights may be compiled for anew until torch makes that size a variable.
+_RECOMPILE_LIMIT = 256
+
+
+def fused(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function where its first argument is on a GPU; it must compile whole."""
+
+    @functools.cache
+    def compiled() -> Callable[P, R]:
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+        torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
+        return torch.compile(function, fullgraph=True)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        on_gpu = isinstance(first, torch.Tensor) and first.is_cuda
+        return (compiled() if on_gpu else function)(*args, **kwargs)
+
+    return call
+
+
+def _to_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+
+
+@fused
+def quantise(x_ND: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``x / scale`` in FP8, saturated."""
+    return _to_fp8(x_ND, scale)
+
+
+@fused
+def add_norm(
+    residual_ND: torch.Tensor,
+    delta_ND: torch.Tensor | None,
+    weight_D: torch.Tensor,
+    eps: float,
+    scale: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add what the last subblock gave, then RMSNorm; in FP8 where a scale is given.
+
+    Returns:
+        The residual stream and its norm, both (N, D).
+    """
+    if delta_ND is not None:
+        residual_ND = residual_ND + delta_ND
+    normed_ND = F.rms_norm(residual_ND, weight_D.shape, weight_D, eps)
+    return residual_ND, normed_ND if scale is None else _to_fp8(normed_ND, scale)
+
+
+@fused
+def silu_multiply(gate_up_N2W: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """``silu(gate) * up`` (N, W) of the two halves; in FP8 where a scale is given."""
+    gate_NW, up_NW = gate_up_N2W.chunk(2, dim=-1)
+    channels_NW = F.silu(gate_NW) * up_NW
+    return channels_NW if scale is None else _to_fp8(channels_NW, scale)
+
+
+@fused
+def rotate_and_store(
+    qkv_NX: torch.Tensor,
+    rotary: RotarySlice,
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+    keys_BSKE: torch.Tensor,
+    values_BSKE: torch.Tensor,
+    slots_N: torch.Tensor,
+    positions_N: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split heads, rotate queries and keys, write keys and values into the cache.
+
+    Args:
+        qkv_NX: query, key and value heads side by side.
+        rotary: cosines and signed sines of each row, (N, 1, E).
+        norms: weights of the norms of queries and of keys with their epsilon, if any.
+        keys_BSKE: cached keys, written in place.
+        values_BSKE: cached values, written in place.
+        slots_N: cache slot of each row.
+        positions_N: position of each row within its slot.
+
+    Returns:
+        Queries (N, H, E), keys and values (N, K, E), before the cache rounds them.
+    """
+    kv_heads, head_dim = keys_BSKE.shape[2:]
+    heads_NXE = qkv_NX.view(qkv_NX.shape[0], -1, head_dim)
+    q_NHE = heads_NXE[:, : -2 * kv_heads]
+    k_NKE = heads_NXE[:, -2 * kv_heads : -kv_heads]
+    v_NKE = heads_NXE[:, -kv_heads:]
+    if norms is not None:
+        q_weight_E, k_weight_E, eps = norms
+        q_NHE = F.rms_norm(q_NHE, q_weight_E.shape, q_weight_E, eps)
+        k_NKE = F.rms_norm(k_NKE, k_weight_E.shape, k_weight_E, eps)
+    q_NHE, k_NKE = rotate(q_NHE, rotary), rotate(k_NKE, rotary)
+    keys_BSKE[slots_N, positions_N] = k_NKE.to(keys_BSKE.dtype)
+    values_BSKE[slots_N, positions_N] = v_NKE.to(values_BSKE.dtype)
+    return q_NHE, k_NKE, v_NKE

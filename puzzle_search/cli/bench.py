@@ -150,10 +150,13 @@ def _open(
     names: list[str], model: str | None, scenario: str, device: str, dtype: str
 ) -> tuple[Device, ServingBench]:
     from puzzle_search.cost import Scenario
+    from puzzle_search.errors import InputError
     from puzzle_search.evaluate import ServedModel, ServingBench
     from puzzle_search.profile import open_device
     from puzzle_search.runtime import precision_on
 
+    if len(set(names)) < len(names):
+        raise InputError("a model is named twice", remedy="name each once")
     opened = open_device(device)
     bench = ServingBench(
         models=tuple(ServedModel.find(name, model=model) for name in names),

@@ -104,6 +104,12 @@ def test_options_that_cannot_be_used(pico: Pico, arguments: list[str], expected:
         run_here("bench", pico.parent, *arguments)
 
 
+def test_a_model_named_twice(pico: Pico) -> None:
+    for command in ("latency", "sweep"):
+        with pytest.raises(InputError, match="a model is named twice"):
+            run_here("bench", command, pico.parent, pico.parent)
+
+
 def test_help_of_both_commands_needs_no_torch() -> None:
     code = (
         "import sys; from puzzle_search.cli.main import app\n"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -187,6 +188,8 @@ class Check:
             json.dumps(summary | {"entries": list(entries.values())}, indent=1),
         )
         gpu_report.plot(entries, self.out)
+        if self.journal.path.exists():
+            shutil.copyfile(self.journal.path, self.out / self.journal.path.name)
         if (self.profile / "profile.yaml").exists():
             with tarfile.open(self.out / "profile.tar.gz", "w:gz") as archive:
                 archive.add(self.profile, arcname="profile")

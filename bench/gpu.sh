@@ -9,7 +9,8 @@
 # Needs Python 3.11 with torch 2.11 or later, transformers, and the package's other dependencies; no
 # network, no installation. Results go into the folder $OUT (default: runs/gpu-check/results) as they
 # come, so that a time limit leaves what was measured. Work is kept in $WORK (default: runs/gpu-check):
-# run again, the check goes on where it was.
+# run again, the check goes on where it was; models.jsonl and the unpacked profile.tar.gz of the results,
+# put into an empty $WORK, do as well.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHON:-}" ]; then

@@ -14,7 +14,7 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import CostTable, OperatingPoint, Profile, Scenario, build_cost_table
 from puzzle_search.cost.work import head_work, least_us, subblock_work
 from puzzle_search.errors import InfeasibleError
-from puzzle_search.evaluate.sampled import sample_throughput, step_seconds
+from puzzle_search.evaluate.sampled import SampledThroughput, sample_throughput, step_seconds
 from puzzle_search.files import Journal
 from puzzle_search.profile import Device, open_device
 from puzzle_search.runtime import Engine, ServingDecoder, precision_on
@@ -106,15 +106,11 @@ class Bench:
         if best is None:
             return {"skipped": "no batch fits in memory"}
         batch = best.point.batch
-        while True:
-            try:
-                found = self._sample(decoder, scenario, batch)
-                break
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                batch = batch * 9 // 10
-                if not batch:
-                    return {"skipped": "out of memory at batch 1"}
+        while (found := self._try_sample(decoder, scenario, batch)) is None:
+            torch.cuda.empty_cache()
+            batch = batch * 9 // 10
+            if not batch:
+                return {"skipped": "out of memory at batch 1"}
         said = best
         if batch != best.point.batch:
             said = self._table(spec, scenario, batch).cost(spec, 0)
@@ -129,15 +125,21 @@ class Bench:
             "measured_tpot_ms": found.tpot_ms,
         }
 
-    def _sample(self, decoder: ServingDecoder, scenario: Scenario, batch: int) -> Any:
-        engine = self._engine(decoder, batch, scenario.input_len + scenario.output_len)
-        return sample_throughput(
-            engine,
-            scenario,
-            clock=self.device.clock,
-            contexts=self.contexts,
-            repeats=self.repeats,
-        )
+    def _try_sample(
+        self, decoder: ServingDecoder, scenario: Scenario, batch: int
+    ) -> SampledThroughput | None:
+        """One batch, or None where it does not fit."""
+        try:
+            engine = self._engine(decoder, batch, scenario.input_len + scenario.output_len)
+            return sample_throughput(
+                engine,
+                scenario,
+                clock=self.device.clock,
+                contexts=self.contexts,
+                repeats=self.repeats,
+            )
+        except torch.OutOfMemoryError:
+            return None
 
     def _engine(self, decoder: ServingDecoder, slots: int, max_length: int) -> Engine:
         engine = Engine(decoder, slots=slots, max_length=max_length)
@@ -153,7 +155,6 @@ class Bench:
             engine.cache.randomise()
             seconds = step_seconds(engine, context - 1, self.device.clock, 4 * self.repeats)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
             return {"skipped": "out of memory"}
         return {
             "batch": batch,

@@ -17,6 +17,8 @@ from puzzle_search.cost.chunks import sequences_per_chunk
 from puzzle_search.evaluate.throughput import random_prompts
 from puzzle_search.runtime import Engine
 
+_LONG_SECONDS = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampledThroughput:
@@ -51,7 +53,8 @@ def sample_throughput(
         scenario: prompt and output length.
         clock: seconds now, once all work submitted to the device has ended.
         contexts: how many along the output to take steps at: the midpoints of equal parts.
-        repeats: counted runs of each chunk, and steps at each context.
+        repeats: counted runs of each chunk, and steps at each context; what takes longer than half
+            a second is run once after its warm-up.
     """
     engine.cache.randomise()
     prefill = _prefill_seconds(engine, scenario, clock, repeats)
@@ -118,12 +121,11 @@ def _median_seconds(
     before: Callable[[], None] | None = None,
 ) -> float:
     """Median of so many runs after one that does not count; ``before`` each, untimed."""
-    samples = []
-    for repeat in range(repeats + 1):
+    samples: list[float] = []
+    while len(samples) <= repeats and not (len(samples) == 2 and samples[0] > _LONG_SECONDS):
         if before is not None:
             before()
         start = clock()
         run()
-        if repeat:
-            samples.append(clock() - start)
-    return float(np.median(samples))
+        samples.append(clock() - start)
+    return float(np.median(samples[1:]))

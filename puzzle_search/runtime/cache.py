@@ -76,8 +76,8 @@ class SlotCache:
         return sum(layer.num_bytes for layer in self.layers if layer is not None)
 
     def randomise(self) -> None:
-        """Fill all slots with random numbers: zeros may be faster to time than data."""
+        """Fill all slots alike with random numbers: zeros may be faster to time than data."""
         for layer in self.layers:
             for tensor in () if layer is None else (layer.keys_BSKE, layer.values_BSKE):
-                for slot in tensor:
-                    slot.copy_(torch.randn(slot.shape, dtype=torch.float16, device=slot.device))
+                one = torch.randn(tensor.shape[1:], dtype=torch.float16, device=tensor.device)
+                tensor.copy_(one.to(tensor.dtype).expand(tensor.shape))

@@ -24,8 +24,8 @@ _WARM_UP_STEPS = 3  # before a capture: compile, choose algorithms, allocate
 class Engine:
     """Runs a decoder over a fixed number of slots, each one sequence.
 
-    On CUDA a decode step is one graph, captured here and replayed; sequences of any length share
-    it. Greedy.
+    On CUDA a decode step is one graph, captured here and replayed, unless the attention asked for
+    cannot be captured; sequences of any length share it. Greedy.
 
     Args:
         decoder: the weights.
@@ -81,7 +81,10 @@ class Engine:
             self._slots_B = torch.arange(slots, device=device)
             self._ids_B = torch.zeros(slots, dtype=torch.long, device=device)
             self._positions_B = torch.zeros(slots, dtype=torch.long, device=device)
-            self._graph = self._capture() if device.type == "cuda" else None
+            is_captured = device.type == "cuda" and all(
+                attention.is_capturable for attention in self._attention.values()
+            )
+            self._graph = self._capture() if is_captured else None
 
     @property
     def cache_bytes(self) -> int:

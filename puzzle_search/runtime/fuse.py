@@ -8,6 +8,7 @@ H query heads, K KV heads, E head size.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -22,41 +23,68 @@ R = TypeVar("R")
 FP8_MAX = 448.0
 """Largest number of float8_e4m3fn."""
 
-# Each shape of weights may be compiled for anew until torch makes that size a variable.
+# Each shape of weights is compiled for anew; a profile of several TP degrees has some dozens.
 _RECOMPILE_LIMIT = 256
 
 
-def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function where its first argument is on a GPU; it must compile whole."""
+def fused(**changing: tuple[int, ...]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compile a function where its first argument is on a GPU; it must compile whole.
 
-    @functools.cache
-    def compiled() -> Callable[P, R]:
-        import torch._dynamo
+    Sizes are constants of a kernel, since dividing by a size that is not costs it its wide loads.
+    Those that change from step to step are named, and one kernel serves them all.
 
-        torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-        torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
-        return torch.compile(function, fullgraph=True)
+    Args:
+        changing: dimensions whose sizes change, by parameter.
+    """
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = args[0]
-        on_gpu = isinstance(first, torch.Tensor) and first.is_cuda
-        return (compiled() if on_gpu else function)(*args, **kwargs)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        order = list(inspect.signature(function).parameters)
+        places = {order.index(name): dims for name, dims in changing.items()}
 
-    return call
+        @functools.cache
+        def compiled() -> Callable[P, R]:
+            import torch._dynamo
+
+            torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+            torch._dynamo.config.accumulated_recompile_limit = _RECOMPILE_LIMIT
+            return torch.compile(function, fullgraph=True, dynamic=False)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            first = args[0]
+            if not isinstance(first, torch.Tensor) or not first.is_cuda:
+                return function(*args, **kwargs)
+            run = compiled()
+            for place, dims in places.items():
+                mark_changing(args[place], dims)
+            return run(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def mark_changing(argument: object, dims: tuple[int, ...]) -> None:
+    """Tell the compiler which sizes of a tensor, or of a tuple of tensors, are no constants."""
+    if isinstance(argument, torch.Tensor):
+        for dim in dims:
+            torch._dynamo.maybe_mark_dynamic(argument, dim)
+    elif isinstance(argument, tuple):
+        for part in argument:
+            mark_changing(part, dims)
 
 
 def _to_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
-@fused
+@fused(x_ND=(0,))
 def quantise(x_ND: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``x / scale`` in FP8, saturated."""
     return _to_fp8(x_ND, scale)
 
 
-@fused
+@fused(residual_ND=(0,), delta_ND=(0,))
 def add_norm(
     residual_ND: torch.Tensor,
     delta_ND: torch.Tensor | None,
@@ -75,7 +103,7 @@ def add_norm(
     return residual_ND, normed_ND if scale is None else _to_fp8(normed_ND, scale)
 
 
-@fused
+@fused(gate_up_N2W=(0,))
 def silu_multiply(gate_up_N2W: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     """``silu(gate) * up`` (N, W) of the two halves; in FP8 where a scale is given."""
     gate_NW, up_NW = gate_up_N2W.chunk(2, dim=-1)
@@ -83,7 +111,14 @@ def silu_multiply(gate_up_N2W: torch.Tensor, scale: torch.Tensor | None) -> torc
     return channels_NW if scale is None else _to_fp8(channels_NW, scale)
 
 
-@fused
+@fused(
+    qkv_NX=(0,),
+    rotary=(0,),
+    keys_BSKE=(0, 1),
+    values_BSKE=(0, 1),
+    slots_N=(0,),
+    positions_N=(0,),
+)
 def rotate_and_store(
     qkv_NX: torch.Tensor,
     rotary: RotarySlice,

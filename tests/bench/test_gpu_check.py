@@ -61,7 +61,9 @@ def test_every_stage_runs_dry(tmp_path: Path) -> None:
     assert unmeasured == ["parent against TensorRT-LLM 0.17 on an H200 (published)"]
     assert summary["small"] is not None
     kept = sorted(path.name for path in out.iterdir())
-    assert kept == ["log.txt", "models.png", "profile.tar.gz", "results.json", "table.md"]
+    assert kept == [
+        "log.txt", "models.jsonl", "models.png", "profile.tar.gz", "results.json", "table.md",
+    ]  # fmt: skip
     with tarfile.open(out / "profile.tar.gz") as archive:
         assert "profile/profile.yaml" in archive.getnames()
     table = (out / "table.md").read_text()

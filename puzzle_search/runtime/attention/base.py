@@ -12,7 +12,12 @@ class DecodeAttention(Protocol):
     """Attention of one new token of each sequence to the keys and values in its slot.
 
     One instance serves all layers with the same heads: what ``prepare`` makes is theirs together.
+
+    Attributes:
+        is_capturable: whether a captured call, replayed, attends to the lengths of then.
     """
+
+    is_capturable: bool
 
     def prepare(self, lengths: Sequence[int]) -> None:
         """Host work before a step, before its capture, and before every replay of a captured one.

@@ -36,6 +36,8 @@ class FlashInferDecode:
         InputError: queries are fp32, or no page of 16 tokens or more divides a slot.
     """
 
+    is_capturable = True
+
     def __init__(
         self,
         device: torch.device,

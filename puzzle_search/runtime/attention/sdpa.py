@@ -17,6 +17,8 @@ class SdpaDecode:
     told before the capture.
     """
 
+    is_capturable = False
+
     def __init__(self) -> None:
         self._longest = 0
         self._ragged = False

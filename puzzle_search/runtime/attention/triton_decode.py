@@ -19,6 +19,9 @@ from puzzle_search.runtime.attention.triton_kernels import attend, join
 
 _MAX_SPLITS = 128  # shares that `join` takes at once
 _RESIDENT = 3  # programs that an SM of a Hopper GPU holds
+# Splits are chosen for a context of so many tokens, and not for the longest that a slot holds: a
+# step then takes the same time in slots of any length, and what a profile measured holds for all.
+_USUAL_CONTEXT = 4096
 _OVERHEAD_BLOCKS = 2  # what a program costs besides its blocks, and what joining costs, in blocks
 
 _DOT_DTYPES = {
@@ -30,6 +33,8 @@ _DOT_DTYPES = {
 
 class TritonDecode:
     """Decode attention whose captured graph is right for any lengths."""
+
+    is_capturable = True
 
     def prepare(self, lengths: Sequence[int]) -> None:
         """Nothing: lengths are read on the device."""
@@ -62,7 +67,7 @@ def decode_attention(
         keys_BSKE: in the dtype of queries or e4m3, dense in E, any strides else.
         values_BSKE: as keys.
         lengths_B: int32, between 1 and S.
-        splits: parts of a context that are attended to side by side; chosen from B, K, S and the
+        splits: parts of a context that are attended to side by side; chosen from B, K and the
             device where None, never from lengths.
 
     Returns:
@@ -84,9 +89,8 @@ def decode_attention(
         if dot_dtype == torch.bfloat16:
             dot_dtype = torch.float16
     if splits is None:
-        splits = choose_splits(
-            batch * kv_heads, triton.cdiv(keys_BSKE.shape[1], block), _multiprocessors(q_BHE.device)
-        )
+        blocks = triton.cdiv(_USUAL_CONTEXT, block)
+        splits = choose_splits(batch * kv_heads, blocks, _multiprocessors(q_BHE.device))
     out = q_BHE.new_empty(q_BHE.shape)
     parts, log_sums = out, out
     if splits > 1:
@@ -135,7 +139,7 @@ def choose_splits(programs: int, blocks: int, multiprocessors: int) -> int:
 
     Args:
         programs: KV heads times sequences.
-        blocks: in the longest context that a slot holds.
+        blocks: in a usual context.
         multiprocessors: of the device.
     """
 

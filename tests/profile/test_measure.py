@@ -181,10 +181,11 @@ def test_an_adaptive_grid_covers_what_lies_between_even_without_time(pico: Pico)
     }  # fmt: skip
 
 
-def test_with_time_held_out_points_are_checked(pico: Pico) -> None:
+def test_with_time_held_out_points_are_checked(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_RUN_SECONDS", 0.0)
     scenario = Scenario(input_len=16, output_len=16)
     grid = ProfileGrid.around(scenario, batches=(1, 8))
-    checked = measure(pico, grid, max_minutes=0.05).sidecar["interpolation"]
+    checked = measure(pico, grid, max_minutes=60).sidecar["interpolation"]
     assert checked["points"] > 0
     assert 0 <= checked["median"] <= checked["p90"] <= checked["worst"]
 

@@ -30,13 +30,15 @@ import gpu_setting
 import yaml
 from gpu_models import Bench
 
+from puzzle_search.arch import SearchSpace, Subblock
 from puzzle_search.arch.space import FORMAT as SPACE_FORMAT
 from puzzle_search.files import Journal, read_json, write_text
 from puzzle_search.profile import open_device
 from puzzle_search.resources import resource
 
-# Minutes that a stage may take, the last ones out of what the others leave.
-_LIMITS = {"tests": 1.0, "profile": 3.5, "models": 4.5, "small": 1.5, "headline": 1.0}
+# Parts of the whole time that a stage may take at most, if those before it leave so much.
+_SHARES = {"tests": 0.12, "profile": 0.4, "models": 0.55, "small": 0.2, "headline": 0.15}
+_SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 _CONTEXTS, _REPEATS = 6, 3
 
 
@@ -72,7 +74,8 @@ class Check:
     def stage_command(self, stage: str, deadline: float) -> list[str]:
         """What runs a stage."""
         if stage == "tests":
-            return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+            of_gpu = ("tests/runtime", "tests/profile")
+            return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *of_gpu]
         if stage == "profile":
             return self._profile_command()
         if stage == "small":
@@ -87,9 +90,7 @@ class Check:
         setting = self.setting
         model, space = self.work / "config.json", self.work / "space.yaml"
         write_text(model, json.dumps(dict(setting.config.raw)))
-        measured = setting.measured_space
-        variants = {name: list(measured.all_variants(name)) for name in ("attention", "ffn")}
-        write_text(space, yaml.safe_dump({"format": SPACE_FORMAT, **variants}))
+        _write_space(space, setting.measured_space)
         scenarios = [part for s in setting.lengths for part in ("--scenario", str(s))]
         return self.command(
             "profile", "--model", str(model), "--space", str(space), "--device", self.device,
@@ -105,11 +106,10 @@ class Check:
         recipe["space"] = str(folder / "space.yaml")
         recipe["solve"]["rounds"] = 0
         if self.is_pico:
-            variants = {"attention": ["gqa_4", "no_op"], "ffn": ["mlp_768", "mlp_256"]}
             recipe["space"] = str(self.work / "small_space.yaml")
-            write_text(Path(recipe["space"]), yaml.safe_dump({"format": SPACE_FORMAT, **variants}))
+            _write_space(Path(recipe["space"]), self.setting.space)
             recipe |= {"scenario": "16/16", "distill": None}
-            recipe["profile"] = {"batches": [1, 4], "point_seconds": 0.1}
+            recipe["profile"] = {"batches": [1, 4], "max_minutes": 0.1}
             recipe["library"] = {"tokens": 0, "calibration_tokens": 512, "held_out_tokens": 512}
             recipe["score"] = {"tokens": 256, "composed": False}
             recipe["solve"] = {"target_speedup": 1.05, "margin": 0.0}
@@ -128,6 +128,8 @@ class Check:
             bench.all_models()
             return
         scores = self.setting.scores or self.work / "small" / "score" / "scores.csv"
+        if not scores.exists():
+            sys.exit(f"{scores} does not exist: run the stage small before this one")
         bench.headline(scores)
 
     def run(self, stages: list[str]) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class Check:
         end = time.monotonic() + 60 * self.minutes
         done: dict[str, str] = {}
         for stage in stages:
-            limit = min(end - time.monotonic(), 60 * _LIMITS[stage])
+            limit = min(end - time.monotonic(), 60 * self.minutes * _SHARES[stage])
             done[stage] = self._run_stage(stage, limit) if limit > 0 else "not run: no time left"
             self._write(done)
         return self._write(done)
@@ -195,13 +197,18 @@ class Check:
         return read_json(file, remedy="run the stage small again") if file.exists() else None
 
 
+def _write_space(file: Path, space: SearchSpace) -> None:
+    variants = {name: list(space.all_variants(name)) for name in _SUBBLOCKS}
+    write_text(file, yaml.safe_dump({"format": SPACE_FORMAT, **variants}))
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--pico", action="store_true", help="a dry run of every stage")
-    parser.add_argument("--stages", nargs="+", choices=list(_LIMITS), default=list(_LIMITS))
+    parser.add_argument("--stages", nargs="+", choices=list(_SHARES), default=list(_SHARES))
     parser.add_argument("--minutes", type=float, default=8.8, help="for all stages together")
     parser.add_argument("--out", type=Path, required=True, help="folder of results")
     parser.add_argument("--work", type=Path, required=True, help="folder to work in, kept")

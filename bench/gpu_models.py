@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from gpu_setting import PARENT, Setting
 
-from puzzle_search.arch import ArchitectureSpec, SearchSpace
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import CostTable, OperatingPoint, Profile, Scenario, build_cost_table
 from puzzle_search.cost.work import head_work, least_us, subblock_work
+from puzzle_search.errors import InfeasibleError
 from puzzle_search.evaluate.sampled import sample_throughput, step_seconds
 from puzzle_search.files import Journal
 from puzzle_search.profile import Device, open_device
@@ -202,16 +203,19 @@ class Bench:
         setting, scenario = self.setting, self.setting.scenarios[0]
         config = setting.config
         table = ScoreTable.from_file(scores)
-        space = SearchSpace.from_file(setting.space, config)
         for rival in setting.references:
             found = self.entries.get(f"{rival} {scenario}", {})
             key = f"answer to {rival} {scenario}"
             if "measured_tps" not in found or key in self.entries or self.late():
                 continue
-            costs = cost_table(config, space, self.target, scenario)
+            costs = cost_table(config, setting.space, self.target, scenario)
             asked = Limits(tokens_per_second_per_gpu=found["measured_tps"] * (1 + _MARGIN))
             workload = Workload.on_device(costs, asked)
-            answer = solve(formulate(config, space, table, [workload]))
+            try:
+                answer = solve(formulate(config, setting.space, table, [workload]))
+            except InfeasibleError as error:
+                self._keep(key, {"skipped": error.message})
+                continue
             entry = self._scenario(self._decoder(answer.spec), scenario)
             rivals = sum(
                 table.block_damage(

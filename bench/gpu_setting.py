@@ -25,7 +25,7 @@ class Setting:
         more: further scenarios of the parent.
         published: output tok/s of the parent on an H200 by TensorRT-LLM 0.17, FP8, TP 1, in its
             performance overview.
-        space: variants that the solver chooses from.
+        space: what the solver chooses from.
         scores: score table, if one ships.
         dtype: serving precision.
         batches: that are profiled.
@@ -41,7 +41,7 @@ class Setting:
     scenarios: tuple[Scenario, ...]
     more: tuple[Scenario, ...] = ()
     published: dict[str, float] = field(default_factory=dict)
-    space: Path
+    space: SearchSpace
     scores: Path | None
     dtype: str
     batches: str
@@ -52,9 +52,8 @@ class Setting:
     @property
     def measured_space(self) -> SearchSpace:
         """All variants that any of the models has, or the solver may choose."""
-        asked = SearchSpace.from_file(self.space, self.config)
-        attention = dict.fromkeys(asked.all_variants("attention"))
-        ffn = dict.fromkeys(asked.all_variants("ffn"))
+        attention = dict.fromkeys(self.space.all_variants("attention"))
+        ffn = dict.fromkeys(self.space.all_variants("ffn"))
         for spec in self.specs.values():
             attention |= dict.fromkeys(block.attention for block in spec.blocks)
             ffn |= dict.fromkeys(block.ffn for block in spec.blocks)
@@ -86,7 +85,7 @@ def hopper() -> Setting:
             "1000/1000": 2823.45,
             "2048/128": 465.99,
         },
-        space=folder / "space.yaml",
+        space=SearchSpace.from_file(folder / "space.yaml", config),
         scores=folder / "scores.csv",
         dtype="fp8",
         batches="1-1024",
@@ -116,7 +115,7 @@ def small() -> Setting:
         rival="half",
         references=("half", "narrow"),
         scenarios=_scenarios("128/128 32/128 128/32 32/256 256/32 256/256"),
-        space=resource("examples", "stdlib-lm", "space.yaml"),
+        space=SearchSpace.from_file(resource("examples", "stdlib-lm", "space.yaml"), config),
         scores=None,
         dtype="fp32",
         batches="1-32",
@@ -128,21 +127,21 @@ def small() -> Setting:
 
 def pico() -> Setting:
     """The small parent with two models and two short scenarios, to see that every stage runs."""
-    whole = small()
-    kept = (PARENT, "narrow")
+    config = small().config
+    narrow = ArchitectureSpec.of(config.name, [("gqa_4", "mlp_256")] * config.num_layers)
     return Setting(
-        config=whole.config,
-        specs={name: whole.specs[name] for name in kept},
+        config=config,
+        specs={PARENT: ArchitectureSpec.identity(config), "narrow": narrow},
         rival="narrow",
         references=("narrow",),
         scenarios=_scenarios("16/16 8/24"),
-        space=whole.space,
+        space=SearchSpace.uniform(config, attention=["gqa_4", "no_op"], ffn=["mlp_768", "mlp_256"]),
         scores=None,
-        dtype=whole.dtype,
+        dtype="fp32",
         batches="1,4",
         floor_batches=(1, 4),
         floor_context=24,
-        profile_minutes=0.3,
+        profile_minutes=0.2,
     )
 
 

@@ -21,7 +21,7 @@ from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import CostTable, Profile, Scenario, Target, parse_dtype
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
-from puzzle_search.evaluate import measure_quality, measure_throughput
+from puzzle_search.evaluate import measure_checkpoints, measure_quality
 from puzzle_search.files import Journal, resume_journal, value_hash
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder
@@ -283,17 +283,21 @@ class Lab:
 
         def measure() -> dict[str, float]:
             folders = dict(children)
-            models = [self.model, *(self._load(folder) for folder in folders.values())]
             specs = [ArchitectureSpec.identity(self.config)]
             specs += [
                 ArchitectureSpec.from_file(folder / "architecture.yaml")
                 for folder in folders.values()
             ]
             best = [self.costs.best_cost(spec) for spec in specs]
-            parent, *others = measure_throughput(
-                models,
+            parent, *others = measure_checkpoints(
+                [
+                    (folder, cost.point.batch)
+                    for folder, cost in zip([self.parent, *folders.values()], best, strict=True)
+                    if cost is not None
+                ],
                 self.scenario,
-                [cost.point.batch for cost in best if cost is not None],
+                dtype=self.settings.dtype,
+                device=self.device.torch_device,
                 iterations=self.settings.iterations,
                 clock=self.device.clock,
                 progress=Progress("throughput"),

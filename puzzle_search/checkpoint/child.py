@@ -23,11 +23,15 @@ from puzzle_search.arch import (
     ParentConfig,
     Variant,
 )
+from puzzle_search.checkpoint import configuration_decilm
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
 
 STOCK_TYPE = "nemotron-nas"
 OWN_TYPE = "puzzle-search"
+CONFIGURATION = Path(configuration_decilm.__file__)
+"""Module that a stock child's folder brings along, for ``trust_remote_code``."""
+
 _WIDTH_MULTIPLE = 256
 _KEPT = (
     "bos_token_id",
@@ -55,9 +59,12 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
     stock = fits_stock_format(config)
+    # Engines know DeciLM's blocks but not its configuration: the folder brings it along.
+    brought = {"auto_map": {"AutoConfig": f"{CONFIGURATION.stem}.DeciLMConfig"}} if stock else {}
     return {
         "architectures": ["DeciLMForCausalLM" if stock else "PuzzleSearchForCausalLM"],
         "model_type": STOCK_TYPE if stock else OWN_TYPE,
+        **brought,
         "torch_dtype": dtype,
         **kept,
         **_both_rope_forms(raw),

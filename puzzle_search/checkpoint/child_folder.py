@@ -6,11 +6,12 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
-from puzzle_search.checkpoint.child import child_config
+from puzzle_search.checkpoint.child import CONFIGURATION, child_config
 from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, checkpoint_name
 from puzzle_search.checkpoint.writer import CheckpointWriter
 from puzzle_search.errors import InputError
@@ -41,6 +42,13 @@ def check_replaceable(target: Path) -> None:
             f"{target} exists and is not a child of this package",
             remedy="name another folder, or remove this one",
         )
+
+
+def write_child_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write a child's ``config.json`` and, where it names one, the module with its class."""
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if "auto_map" in config:
+        shutil.copyfile(CONFIGURATION, folder / CONFIGURATION.name)
 
 
 def write_child(
@@ -76,7 +84,7 @@ def write_child(
         for name, tensor in tensors:
             writer.add(name, tensor.to(written))
         writer.finish()
-        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        write_child_config(folder, described)
         spec.write(folder / "architecture.yaml")
         for name, text in (records or {}).items():
             (folder / name).write_text(text)

@@ -1,55 +1,185 @@
-"""``puzzle-search bench``."""
+"""``puzzle-search bench``: how fast models are served."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puzzle_search.cli.options import DeviceOption, JsonOption, TorchDtypeOption
+from puzzle_search.cli.default_group import DefaultGroup
+from puzzle_search.cli.options import DeviceOption, JsonOption
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from puzzle_search.evaluate import Benched, ServingBench
+    from puzzle_search.profile import Device
+
+bench_app = typer.Typer(
+    cls=DefaultGroup,
+    help="Measure how fast models are served: bench MODEL... is bench latency MODEL...",
+    no_args_is_help=True,
+)
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Checkpoint folders. With random weights: specs, config.json files, shipped examples."
+    ),
+]
+InputLenOption = Annotated[int, typer.Option("--input-len", min=1, help="Prompt tokens.")]
+OutputLenOption = Annotated[int, typer.Option("--output-len", min=1, help="Output tokens.")]
+ServingDtypeOption = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp8.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Parent of specs: config.json, folder or example; else the spec's own."
+    ),
+]
+WarmupOption = Annotated[
+    int, typer.Option("--num-iters-warmup", min=0, help="Runs of each model that do not count.")
+]
 
 
-def bench(
-    models: Annotated[list[Path], typer.Argument(help="Checkpoint folders, run in turn.")],
-    input_len: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 128,
-    output_len: Annotated[int, typer.Option(min=1, help="Output tokens.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 8,
+@bench_app.command("latency")
+def latency(
+    models: ModelsArgument,
+    input_len: InputLenOption = 128,
+    output_len: OutputLenOption = 128,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            "--batch-size", "--batch", help="Sequences in a batch; auto for the fastest that fits."
+        ),
+    ] = "8",
     num_iters: Annotated[int, typer.Option(min=1, help="Counted runs of each model.")] = 10,
+    num_iters_warmup: WarmupOption = 1,
+    max_load: Annotated[
+        bool, typer.Option("--max-load", help="Serve requests by continuous batching instead.")
+    ] = False,
+    requests: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests under --max-load. (default: 3 to each slot)"),
+    ] = None,
+    model: ModelOption = None,
     device: DeviceOption = "cpu",
-    dtype: TorchDtypeOption = "fp32",
+    dtype: ServingDtypeOption = "fp32",
+    output_json: Annotated[
+        Path | None, typer.Option(help="Also write the JSON object there.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure throughput of one or more models, interleaved: medians, p10 and p90."""
-    from puzzle_search.checkpoint import load_decoder
+    """Measure models side by side: throughput, TTFT, TPOT and latency of whole batches."""
+    from puzzle_search.errors import InputError
+    from puzzle_search.files import write_text
+    from puzzle_search.report.serving import serving_table
+
+    if requests is not None and not max_load:
+        raise InputError("--requests is of --max-load", remedy="add --max-load, or drop it")
+    batch = _parse_batch(batch_size)
+    opened, bench = _open(models, model, f"{input_len}/{output_len}", device, dtype)
+    if max_load:
+        measured = bench.max_load(batch=batch, requests=requests)
+    else:
+        measured = bench.batches(batch=batch, iterations=num_iters, warm_up=num_iters_warmup)
+    result = _heading(opened, bench) | {
+        "load": "max" if max_load else "batch",
+        "models": {entry.model.name: entry.as_dict() for entry in measured},
+    }
+    if output_json is not None:
+        write_text(output_json, json.dumps(result, indent=1))
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"{opened.name}, {bench.scenario}, {dtype}, " + _what(measured, max_load))
+    for entry in measured:
+        print(f"{entry.model.name} ({entry.model.weights}): {entry.choice}")
+    print(serving_table(list(result["models"].values()), list(result["models"])))
+
+
+@bench_app.command()
+def sweep(
+    models: ModelsArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for sweep.csv, sweep.json, sweep.png.")
+    ] = None,
+    input_len: InputLenOption = 128,
+    output_len: OutputLenOption = 128,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, help="Batches are 1, 2, 4 and so on up to it.")
+    ] = 256,
+    num_iters: Annotated[int, typer.Option(min=1, help="Counted runs of each point.")] = 3,
+    num_iters_warmup: WarmupOption = 1,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: ServingDtypeOption = "fp32",
+    as_json: JsonOption = False,
+) -> None:
+    """Throughput against tokens per second of each user, over batch sizes; parent first."""
+    from puzzle_search.report.sweep import SweepReport
+
+    opened, bench = _open(models, model, f"{input_len}/{output_len}", device, dtype)
+    found = bench.sweep(max_batch=max_batch_size, iterations=num_iters, warm_up=num_iters_warmup)
+    report = SweepReport(
+        heading=_heading(opened, bench),
+        points=tuple({"model": p.model.name} | p.as_dict() for p in found.points),
+        ended=found.ended,
+    )
+    if out is not None:
+        report.write(out)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+        return
+    print(report.table())
+    if out is not None:
+        print(f"written to {out}")
+
+
+def _parse_batch(text: str) -> int | None:
+    from puzzle_search.errors import InputError
+
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise InputError(f"batch size {text!r} is not a number from 1 up", remedy="or write auto")
+    return int(text)
+
+
+def _open(
+    names: list[str], model: str | None, scenario: str, device: str, dtype: str
+) -> tuple[Device, ServingBench]:
     from puzzle_search.cost import Scenario
-    from puzzle_search.evaluate import measure_throughput
-    from puzzle_search.model.dtypes import torch_dtype
+    from puzzle_search.evaluate import ServedModel, ServingBench
     from puzzle_search.profile import open_device
+    from puzzle_search.runtime import precision_on
 
     opened = open_device(device)
-    loaded = [
-        load_decoder(folder, dtype=torch_dtype(dtype), device=opened.torch_device)
-        for folder in models
-    ]
-    measured = measure_throughput(
-        loaded,
-        Scenario(input_len=input_len, output_len=output_len),
-        [batch_size] * len(loaded),
-        iterations=num_iters,
+    bench = ServingBench(
+        models=tuple(ServedModel.find(name, model=model) for name in names),
+        scenario=Scenario.parse(scenario),
+        precision=precision_on(dtype, opened.torch_device),
+        device=opened.torch_device,
+        memory_limit_bytes=opened.memory_limit_bytes,
         clock=opened.clock,
     )
-    figures = {str(f): m.as_dict() for f, m in zip(models, measured, strict=True)}
-    if as_json:
-        print(json.dumps({"device": opened.identity, "models": figures}))
-        return
-    print(f"{opened.name}, {input_len}/{output_len}, batch {batch_size}, {dtype}")
-    first = measured[0].tokens_per_second
-    for folder, entry in zip(models, measured, strict=True):
-        print(
-            f"{folder}: {entry.tokens_per_second:,.0f} tok/s "
-            f"(p10 {entry.p10:,.0f}, p90 {entry.p90:,.0f}), "
-            f"TTFT {entry.ttft_ms:.1f} ms, TPOT {entry.tpot_ms:.2f} ms, "
-            f"{entry.memory_bytes / 1e6:.1f} MB, {entry.tokens_per_second / first:.2f} x the first"
-        )
+    return opened, bench
+
+
+def _heading(opened: Device, bench: ServingBench) -> dict[str, Any]:
+    return {
+        "device": opened.identity,
+        "input_len": bench.scenario.input_len,
+        "output_len": bench.scenario.output_len,
+        "dtype": bench.precision.name,
+    }
+
+
+def _what(measured: Sequence[Benched], max_load: bool) -> str:
+    if max_load:
+        return "continuous batching of requests, models one after the other"
+    if len(measured) == 1:
+        return "batch by batch"
+    if measured[0].in_turn:
+        return "batch by batch, models in turn"
+    return "batch by batch, models one after the other: together they do not fit in memory"

@@ -12,7 +12,13 @@ from puzzle_search.cli.options import DeviceOption, TorchDtypeOption
 
 def generate(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder, parent or child.")],
-    prompt: Annotated[str, typer.Option(help="Text to complete.")],
+    prompt: Annotated[str, typer.Option(help="Text to complete; with --chat, what you say.")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer, by the tokenizer's chat template.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="System message of --chat. (default: the template's)")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
@@ -20,23 +26,29 @@ def generate(
     device: DeviceOption = "cpu",
     dtype: TorchDtypeOption = "fp32",
 ) -> None:
-    """Complete a text, streaming it as it comes."""
+    """Complete a text or answer a message, streaming what comes."""
     import torch
 
     from puzzle_search.checkpoint import load_decoder, load_tokenizer
+    from puzzle_search.data import chat_tokens
     from puzzle_search.errors import InputError
     from puzzle_search.model import Sampling
     from puzzle_search.model import generate as generate_tokens
     from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
 
-    opened = open_device(device)
-    decoder = load_decoder(model, dtype=torch_dtype(dtype), device=opened.torch_device)
+    if system is not None and not chat:
+        raise InputError("--system is of --chat", remedy="add --chat, or drop it")
     tokenizer = load_tokenizer(model)
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if chat:
+        ids = chat_tokens(prompt, tokenizer, system=system)
+    else:
+        ids = tokenizer.encode(prompt, add_special_tokens=False)
     if not ids:
         raise InputError("the prompt is empty", remedy="give some text with --prompt")
-    print(prompt, end="", flush=True)
+    opened = open_device(device)
+    decoder = load_decoder(model, dtype=torch_dtype(dtype), device=opened.torch_device)
+    print("" if chat else prompt, end="", flush=True)
     shown, tokens = "", []
     for token in generate_tokens(
         decoder,

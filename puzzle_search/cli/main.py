@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from puzzle_search import __version__
-from puzzle_search.cli.bench import bench
+from puzzle_search.cli.bench import bench_app
 from puzzle_search.cli.build import build
 from puzzle_search.cli.calibrate import calibrate
 from puzzle_search.cli.compare import compare
@@ -36,9 +36,10 @@ app = typer.Typer(
 )
 for command in (
     solve, frontier, explain, compare, run, profile, library, score, build, distill, evaluate,
-    bench, calibrate, generate,
+    calibrate, generate,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(bench_app, name="bench")
 app.add_typer(import_app, name="import")
 
 

@@ -22,7 +22,7 @@ from puzzle_search.cost.constants import EngineConstants, Provenance, Tile
 from puzzle_search.cost.hardware import CostModel
 from puzzle_search.cost.latency import Phase
 from puzzle_search.cost.profile import Profile
-from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP, LatencyRow
+from puzzle_search.cost.profile_rows import HEAD, STEP, LatencyRow
 from puzzle_search.cost.residuals import Residuals, held_out
 from puzzle_search.cost.roofline import roofline_engine
 from puzzle_search.errors import InputError
@@ -204,10 +204,11 @@ def compare_profile(model: CostModel, profile: Profile) -> list[Residuals]:
 def _measured(profile: Profile) -> dict[Phase, list[LatencyRow]]:
     """Rows to compare with; those outside the blocks summed to whole decode steps."""
     parts: dict[Phase, list[LatencyRow]] = {}
+    whole = STEP if profile.whole_steps else HEAD
     for row in profile.rows:
-        if row.tp != 1 or row.variant in (EMBEDDING, STEP):
+        if row.tp != 1 or (row.subblock == "outside" and row.variant != whole):
             continue
-        if row.variant == HEAD:
+        if row.subblock == "outside":
             at = {"batch": row.batch, "tokens": 1, "tp": 1}
             if row.phase == "prefill" or not profile.covers_outside("decode", **at):
                 continue

@@ -79,19 +79,33 @@ def check_latency(
     """
     limit = hardware_limit(sidecar)
     for number, row in enumerate(rows, start=2):
-        flops, moved_bytes, computes_in = _floor(row, config, dtype)
-        rate = limit.flops_per_second.get(computes_in)
-        compute_us = 1e6 * flops / rate if rate else 0.0
-        memory_us = 1e6 * moved_bytes / limit.bytes_per_second if limit.bytes_per_second else 0.0
-        least_us = max(compute_us, memory_us)
+        least_us, bound = least_latency_us(row, config, dtype, limit)
         if row.latency_us < least_us:
-            bound = "compute" if compute_us >= memory_us else "memory traffic"
             raise InputError(
                 f"{file}, row {number}: {row.subblock} {row.variant} in {row.latency_us:g} us is "
                 f"faster than its {bound} can be by {limit.source}, {least_us:.4g} us",
                 remedy="measure again: the work was not done, or data came from a cache; if the "
                 "device or the ceilings in profile.yaml are wrong, correct what wrote them",
             )
+
+
+def least_latency_us(
+    row: LatencyRow, config: ParentConfig, dtype: Dtype, limit: HardwareLimit
+) -> tuple[float, str]:
+    """The time that the work of a row takes at least, and what bounds it.
+
+    Args:
+        row: of a profile.
+        config: the parent.
+        dtype: serving precision.
+        limit: of the device.
+    """
+    flops, moved_bytes, computes_in = _floor(row, config, dtype)
+    rate = limit.flops_per_second.get(computes_in)
+    compute_us = 1e6 * flops / rate if rate else 0.0
+    memory_us = 1e6 * moved_bytes / limit.bytes_per_second if limit.bytes_per_second else 0.0
+    bound = "compute" if compute_us >= memory_us else "memory traffic"
+    return max(compute_us, memory_us), bound
 
 
 def _floor(row: LatencyRow, config: ParentConfig, dtype: Dtype) -> tuple[float, float, str]:

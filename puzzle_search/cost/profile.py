@@ -90,6 +90,11 @@ class Profile:
         return int(self.sidecar["prefill_chunk_tokens"])
 
     @cached_property
+    def whole_steps(self) -> bool:
+        """Whether the steps have embedding and head in them, as those of a foreign engine do."""
+        return {row.variant for row in self.rows if row.subblock == "outside"} == {STEP}
+
+    @cached_property
     def config(self) -> ParentConfig:
         """The parent that was profiled."""
         return ParentConfig.from_dict(self.sidecar["parent_config"], name=self.sidecar["model"])
@@ -187,11 +192,18 @@ class Profile:
 
     def _outside(self, phase: Phase, batch: Any, tokens: Any, tp: int) -> Microseconds:
         """As `outside_us`, with NaN outside the measured."""
-        embedding, head = self._curve("outside", EMBEDDING, tp), self._curve("outside", HEAD, tp)
         step = self._step(phase, tp)
+        if self.whole_steps:
+            parts = None
+        else:
+            parts = self._curve("outside", EMBEDDING, tp), self._curve("outside", HEAD, tp)
 
         def chunk_us(sequences: _Array, new: int, _: int, last: bool) -> Microseconds:
-            us = embedding.at(sequences * new) + step.at(sequences)
+            us = step.at(sequences)
+            if parts is None:
+                return us
+            embedding, head = parts
+            us = us + embedding.at(sequences * new)
             return us + head.at(sequences) if last else us
 
         if phase == "decode":

@@ -69,9 +69,9 @@ def write_profile(
     sidecar: dict[str, Any],
 ) -> dict[str, Any]:
     """Write a profile, the sidecar last; returns it with the hashes of the tables."""
-    write_text(folder / "latency.csv", to_csv(rows))
-    write_text(folder / "memory.csv", to_csv(memory))
-    write_text(folder / "groups.csv", to_csv(groups))
+    write_text(folder / "latency.csv", to_csv(LatencyRow, rows))
+    write_text(folder / "memory.csv", to_csv(MemoryRow, memory))
+    write_text(folder / "groups.csv", to_csv(GroupRow, groups))
     hashes = {f"{table}_sha256": file_hash(folder / f"{table}.csv") for table in TABLES}
     whole = {key: value for key, value in sidecar.items() if key not in _HASHES} | hashes
     write_text(folder / "profile.yaml", yaml.safe_dump(whole, sort_keys=False))
@@ -108,8 +108,9 @@ def _check_sidecar(sidecar: dict[str, Any], file: Path) -> None:
     rates = ceilings["matmul_flops_per_second"]
     if not isinstance(rates, dict) or not all(map(_is_rate, rates.values())):
         raise wrong("matmul_flops_per_second", "a mapping of dtypes to positive rates")
-    if not _is_rate(ceilings["copy_bytes_per_second"]):
-        raise wrong("copy_bytes_per_second", "a positive rate")
+    copied = ceilings["copy_bytes_per_second"]
+    if copied is not None and not _is_rate(copied):
+        raise wrong("copy_bytes_per_second", "a positive rate, or null where none was measured")
     if not isinstance(sidecar["skipped"], list):
         raise wrong("skipped", "a list")
     for number, point in enumerate(sidecar["skipped"]):

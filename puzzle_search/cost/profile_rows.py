@@ -102,10 +102,13 @@ class GroupRow:
     other_processes: int | None
 
 
-def to_csv(rows: Sequence[LatencyRow] | Sequence[MemoryRow] | Sequence[GroupRow]) -> str:
-    """The rows of one table with their header; at least one."""
+def to_csv(
+    row_type: type[LatencyRow | MemoryRow | GroupRow],
+    rows: Sequence[LatencyRow] | Sequence[MemoryRow] | Sequence[GroupRow],
+) -> str:
+    """The rows of one table with their header."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [f.name for f in fields(rows[0])], lineterminator="\n")
+    writer = csv.DictWriter(out, [f.name for f in fields(row_type)], lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in asdict(row).items()} for row in rows)
     return out.getvalue()

@@ -3,7 +3,7 @@
 from puzzle_search.data.documents import Split, load_documents, split_of
 from puzzle_search.data.sources import Document
 from puzzle_search.data.stream import StreamPosition, TokenStream
-from puzzle_search.data.tokens import TokenBlocks, pack_tokens, sample_tokens
+from puzzle_search.data.tokens import TokenBlocks, chat_tokens, pack_tokens, sample_tokens
 
 __all__ = [
     "Document",
@@ -11,6 +11,7 @@ __all__ = [
     "StreamPosition",
     "TokenBlocks",
     "TokenStream",
+    "chat_tokens",
     "load_documents",
     "pack_tokens",
     "sample_tokens",

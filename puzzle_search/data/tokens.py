@@ -28,7 +28,9 @@ class Tokenizer(Protocol):
         """Return the token ids of a text."""
         ...
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool = ...) -> Any:
+    def apply_chat_template(
+        self, conversation: Any, *, tokenize: bool = ..., add_generation_prompt: bool = ...
+    ) -> Any:
         """Return the text of a conversation."""
         ...
 
@@ -91,14 +93,37 @@ def document_tokens(document: Document, tokenizer: Tokenizer) -> list[int]:
     return ids if end is None or ended else [*ids, end]
 
 
-def _conversation(document: Document, tokenizer: Tokenizer) -> str:
+def chat_tokens(message: str, tokenizer: Tokenizer, *, system: str | None = None) -> list[int]:
+    """Token ids of a user's message, up to where the answer begins, by the chat template.
+
+    Args:
+        message: what the user says.
+        tokenizer: of a chat model.
+        system: message before it, if any.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or it refuses the messages.
+    """
+    messages = [{"role": "user", "content": message}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    document = Document(name="the prompt", text="", messages=tuple(messages))
+    text = _conversation(document, tokenizer, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _conversation(
+    document: Document, tokenizer: Tokenizer, *, add_generation_prompt: bool = False
+) -> str:
     if not tokenizer.chat_template:
         raise InputError(
             f"{document.name} is a conversation, and the tokenizer has no chat template",
-            remedy="use a parent with a chat template, or give texts",
+            remedy="use a parent with a chat template, or give plain text",
         )
     try:
-        text: str = tokenizer.apply_chat_template(list(document.messages), tokenize=False)
+        text: str = tokenizer.apply_chat_template(
+            list(document.messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except TemplateError as error:
         raise InputError(
             f"{document.name}: the chat template refuses it: {error}",

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from puzzle_search.cost import Scenario
 from puzzle_search.cost.chunks import sequences_per_chunk
+from puzzle_search.evaluate.throughput import random_prompts
 from puzzle_search.runtime import Engine
 
 
@@ -97,10 +97,7 @@ def _prefill_seconds(
     """Seconds for all slots: one group of sequences timed, times the number of groups."""
     group = min(engine.slots, sequences_per_chunk(scenario.input_len, engine.chunk_tokens))
     groups, rest = divmod(engine.slots, group)
-    generator = torch.Generator().manual_seed(0)
-    shape = (group, scenario.input_len)
-    ids_BL = torch.randint(engine.decoder.config.vocab_size, shape, generator=generator)
-    ids_BL = ids_BL.to(engine.decoder.device)
+    ids_BL = random_prompts(engine.decoder, group, scenario)
     total = 0.0
     for sequences, times in ((group, groups), (rest, 1)):
         if sequences:

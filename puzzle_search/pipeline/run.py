@@ -22,7 +22,7 @@ from puzzle_search.cost import (
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
-from puzzle_search.evaluate import Throughput, measure_quality, measure_throughput
+from puzzle_search.evaluate import Throughput, measure_checkpoints, measure_quality
 from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder, generate
@@ -187,7 +187,7 @@ class Run:
         """Measure the parent, at the batch where its prediction is fastest."""
         predicted = self._cost_table(1.0).best_cost(ArchitectureSpec.identity(self.config))
         assert predicted is not None, "the parent is loaded, so it fits"
-        [measured] = self._measure([self.parent], [predicted.point.batch], "baseline")
+        [measured] = self._measure([(self.recipe.parent, predicted.point.batch)], "baseline")
         baseline = {
             "predicted_tokens_per_second": predicted.tokens_per_second_per_gpu,
             "engine_scalar": predicted.tokens_per_second_per_gpu / measured.tokens_per_second,
@@ -195,13 +195,12 @@ class Run:
         }
         write_text(folder / "baseline.json", json.dumps(baseline, indent=1))
 
-    def _measure(
-        self, models: list[HeterogeneousDecoder], batches: list[int], title: str
-    ) -> list[Throughput]:
-        return measure_throughput(
-            models,
-            self.scenario,
+    def _measure(self, batches: list[tuple[str | Path, int]], title: str) -> list[Throughput]:
+        return measure_checkpoints(
             batches,
+            self.scenario,
+            dtype=self.recipe.dtype,
+            device=self.device.torch_device,
             iterations=self.recipe.bench.iterations,
             clock=self.device.clock,
             progress=Progress(title),
@@ -327,7 +326,7 @@ class Run:
         spec = ArchitectureSpec.from_file(self.spec)
         child_batch = spec.solution["scenarios"][0]["batch"]
         measured = self._measure(
-            [self.parent, self._decoder(self.child)], [parent_batch, child_batch], "bench"
+            [(self.recipe.parent, parent_batch), (self.child, child_batch)], "bench"
         )
         figures = {
             name: entry.as_dict() for name, entry in zip(("parent", "child"), measured, strict=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puzzle_search.errors import MissingDependencyError
 from puzzle_search.files import write_text
+from puzzle_search.report.plots import open_pyplot, save_figure
 from puzzle_search.solve.answer import Answer
 from puzzle_search.solve.ask import Asked
 from puzzle_search.solve.frontier import Axis, FrontierPoint
@@ -119,15 +119,7 @@ class FrontierReport:
         Raises:
             MissingDependencyError: matplotlib is absent.
         """
-        try:
-            import matplotlib
-
-            matplotlib.use("Agg")
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise MissingDependencyError(
-                "plots need matplotlib", remedy="pip install 'puzzle-search[plots]'"
-            ) from error
+        pyplot = open_pyplot()
         scale, unit = _UNITS[self.axis]
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         limits = [point.limit * scale for point in self.points]
@@ -152,6 +144,4 @@ class FrontierReport:
         )
         axes.grid(alpha=0.3)
         axes.margins(x=0.02)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=120)
-        pyplot.close(figure)
+        save_figure(pyplot, figure, file)

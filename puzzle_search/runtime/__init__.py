@@ -4,11 +4,15 @@ from puzzle_search.runtime.decoder import ServingDecoder
 from puzzle_search.runtime.engine import Engine
 from puzzle_search.runtime.linear import calibrating
 from puzzle_search.runtime.precision import Precision, precision_on
+from puzzle_search.runtime.scheduler import Request, Scheduler, ServedRequest
 from puzzle_search.runtime.subblocks import ServingSubblock, make_serving_subblock
 
 __all__ = [
     "Engine",
     "Precision",
+    "Request",
+    "Scheduler",
+    "ServedRequest",
     "ServingDecoder",
     "ServingSubblock",
     "calibrating",

@@ -148,6 +148,13 @@ class Engine:
         self.lengths = [length] * self.slots
 
     @torch.inference_mode()
+    def release(self, slots: Sequence[int]) -> None:
+        """Empty slots, so that the steps until they are filled again attend to little in them."""
+        self._positions_B[torch.tensor(slots, device=self.decoder.device)] = 0
+        for slot in slots:
+            self.lengths[slot] = 0
+
+    @torch.inference_mode()
     def calibrate(self, ids_BL: torch.Tensor) -> None:
         """Find the scales of FP8 inputs on these prompts; empties the slots that they take.
 

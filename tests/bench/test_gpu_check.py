@@ -50,7 +50,7 @@ def run_check(work: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_stage_runs_dry(tmp_path: Path) -> None:
-    summary = run_check(tmp_path)
+    summary = run_check(tmp_path, "--minutes", "20")
     out = tmp_path / "out"
     log = (out / "log.txt").read_text()
     assert all(state.startswith("done") for state in summary["stages"].values()), log

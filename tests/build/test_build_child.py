@@ -207,6 +207,7 @@ def test_files_beside_the_weights(made: Made, tmp_path: Path) -> None:
     for name, content in made.tokenizer.items():
         assert (folder / name).read_bytes() == content
     expected = {*made.tokenizer, "config.json", "architecture.yaml", "model.safetensors"}
+    expected |= {"configuration_decilm.py"}
     assert expected <= {file.name for file in folder.iterdir()}
     assert {file.name for file in folder.iterdir()} <= expected | {"generation_config.json"}
     assert ArchitectureSpec.from_file(folder / "architecture.yaml") == spec_of(PAIRS)

@@ -29,6 +29,11 @@ SHAPE: dict[str, Any] = {
     "dtype": torch.bfloat16,
     "kv_dtype": torch.bfloat16,
 }
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float8_e4m3fn),
+]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -42,14 +47,7 @@ def cache(
 
 @pytest.mark.parametrize("lengths", [[9, 9, 9], [1, 64, 17], [64, 64, 64]])
 @pytest.mark.parametrize("group", [1, 4])
-@pytest.mark.parametrize(
-    ("dtype", "kv_dtype"),
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-        (torch.bfloat16, torch.float8_e4m3fn),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "kv_dtype"), DTYPES)
 def test_sdpa_decodes_as_float64_does(
     lengths: list[int], group: int, dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> None:
@@ -67,14 +65,7 @@ def test_sdpa_decodes_as_float64_does(
 
 @pytest.mark.parametrize(("length", "context"), [(20, 20), (1, 20), (7, 20)])
 @pytest.mark.parametrize("group", [1, 4])
-@pytest.mark.parametrize(
-    ("dtype", "kv_dtype"),
-    [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-        (torch.bfloat16, torch.float8_e4m3fn),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "kv_dtype"), DTYPES)
 def test_prefill_attends_causally_as_float64_does(
     length: int, context: int, group: int, dtype: torch.dtype, kv_dtype: torch.dtype
 ) -> None:

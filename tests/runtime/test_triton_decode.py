@@ -6,16 +6,19 @@ import os
 import random
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
+TRITON = Version(version("triton")) if importlib.util.find_spec("triton") else Version("0")
 
 # Half a unit in the last place of an output up to 4, and what 16-bit factors add.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}
@@ -58,6 +61,10 @@ def random_cases(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    Version("3.9") > TRITON and Version(version("numpy")) >= Version("2.4"),
+    reason="the interpreter of Triton 3.6 fails with NumPy 2.4",
+)
 def test_interpreted_kernels_attend_as_float64_does() -> None:
     cases = [
         case(splits=1),
@@ -101,53 +108,62 @@ def test_a_context_is_parted_until_the_device_is_full(
     assert choose_splits(programs, blocks, multiprocessors) == splits
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn"])
-def test_kernels_compile_for_hopper_without_one(kv_dtype: str, head_dim: int) -> None:
+def compiled(
+    kernel: Any, pointers: dict[str, str], constants: dict[str, Any], **options: int
+) -> Any:
+    """A kernel for Hopper, without one; pointers and strides are multiples of 16."""
     import triton
-    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    signature = {name: "i32" for name in names} | pointers | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(
+        kernel,
+        signature | ({"scale_log2": "fp32"} if "scale_log2" in names else {}),
+        {(names.index(name),): value for name, value in constants.items()},
+        {
+            (number,): [["tt.divisibility", 16]]
+            for number, name in enumerate(names)
+            if name in pointers or "_stride_" in name
+        },
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn"])
+def test_attending_compiles_for_hopper(kv_dtype: str, head_dim: int, split: bool) -> None:
+    import triton.language as tl
 
     from puzzle_search.runtime.attention import triton_decode, triton_kernels
 
     pairs = kv_dtype == "float8_e4m3fn"
     block, stages = triton_decode._tile(head_dim * (1 if pairs else 2))
-    pointers = {
-        "q_ptr": "*bf16",
-        "keys_ptr": "*i16" if pairs else "*bf16",
-        "values_ptr": "*i16" if pairs else "*bf16",
-        "lengths_ptr": "*i32",
-        "out_ptr": "*fp32",
-        "log_sums_ptr": "*fp32",
-    }
-    constants = {
-        "GROUP": 8,
-        "GROUP_ROWS": 16,
-        "HEAD_DIM": head_dim,
-        "HEAD_COLUMNS": head_dim,
-        "BLOCK": block,
-        "PAIRS": pairs,
-        "SPLIT": True,
-        "DOT_DTYPE": tl.float16 if pairs else tl.bfloat16,
-    }
-    names = triton_kernels.attend.arg_names
-    signature = {name: "i32" for name in names} | {"scale_log2": "fp32"} | pointers
-    signature |= dict.fromkeys(constants, "constexpr")
-    aligned = {
-        (number,): [["tt.divisibility", 16]]
-        for number, name in enumerate(names)
-        if name in pointers or "_stride_" in name
-    }
-    source = ASTSource(
+    kernel = compiled(
         triton_kernels.attend,
-        signature,
-        {(names.index(name),): value for name, value in constants.items()},
-        aligned,
-    )
-    kernel = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": stages}
+        {
+            "q_ptr": "*bf16",
+            "keys_ptr": "*i16" if pairs else "*bf16",
+            "values_ptr": "*i16" if pairs else "*bf16",
+            "lengths_ptr": "*i32",
+            "out_ptr": "*fp32" if split else "*bf16",
+            "log_sums_ptr": "*fp32" if split else "*bf16",
+        },
+        {
+            "GROUP": 8,
+            "GROUP_ROWS": 16,
+            "HEAD_DIM": head_dim,
+            "HEAD_COLUMNS": head_dim,
+            "BLOCK": block,
+            "PAIRS": pairs,
+            "SPLIT": split,
+            "DOT_DTYPE": tl.float16 if pairs else tl.bfloat16,
+        },
+        num_warps=4,
+        num_stages=stages,
     )
     # NVIDIA's tuning guide for Hopper: 228 KB of shared memory an SM, 1 KB of it each block's own.
     assert triton_decode._RESIDENT * (kernel.metadata.shared + 1024) <= 228 * 1024
@@ -155,3 +171,16 @@ def test_kernels_compile_for_hopper_without_one(kv_dtype: str, head_dim: int) ->
     assert "cp.async" in ptx
     assert "mma.sync" in ptx
     assert "ld.shared.b8" not in ptx
+
+
+@pytest.mark.slow
+def test_joining_compiles_for_hopper() -> None:
+    from puzzle_search.runtime.attention import triton_decode, triton_kernels
+
+    kernel = compiled(
+        triton_kernels.join,
+        {"parts_ptr": "*fp32", "log_sums_ptr": "*fp32", "out_ptr": "*bf16"},
+        {"HEAD_DIM": 128, "HEAD_COLUMNS": 128, "MAX_SPLITS": triton_decode._MAX_SPLITS},
+        num_warps=8,
+    )
+    assert "ex2.approx" in kernel.asm["ptx"]

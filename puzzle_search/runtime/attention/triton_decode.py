@@ -129,6 +129,7 @@ def decode_attention(
     return out
 
 
+@functools.cache
 def choose_splits(programs: int, blocks: int, multiprocessors: int) -> int:
     """Parts of a context for which the waves of programs over the device are shortest.
 

@@ -1,0 +1,33 @@
+"""The way to matplotlib, which an extra installs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from puzzle_search.errors import MissingDependencyError
+
+
+def open_pyplot() -> Any:
+    """Matplotlib's pyplot, drawing into files.
+
+    Raises:
+        MissingDependencyError: matplotlib is absent.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingDependencyError(
+            "plots need matplotlib", remedy="pip install 'puzzle-search[plots]'"
+        ) from error
+    return pyplot
+
+
+def save_figure(pyplot: Any, figure: Any, file: Path) -> None:
+    """Write a figure, its folder too, and close it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,49 @@
+"""Every command of docs/serving.md runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.build import build_child
+from tests.pico import ROOT, Pico, run_here
+
+TEXT = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def workplace(pico: Pico, pico_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the page names."""
+    folder = tmp_path_factory.mktemp("serving")
+    (folder / "parent").symlink_to(pico.parent)
+    pairs = [("gqa_1", "mlp_256"), ("gqa_2", "no_op"), ("no_op", "mlp_512")]
+    spec = ArchitectureSpec.of(pico.config.name, pairs)
+    spec.write(folder / "spec.yaml")
+    build_child(pico.parent, pico_library, spec, folder / "child", dtype="fp32")
+    shutil.copytree(folder / "child", folder / "chat-child")
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (folder / "chat-child" / "chat_template.jinja").write_text(template)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_runs(
+    command: str,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "--out sweep" in command:
+        pytest.importorskip("matplotlib", reason="pip install 'puzzle-search[plots]'")
+    monkeypatch.chdir(workplace)
+    name, *words = shlex.split(command)
+    assert name == "puzzle-search"
+    run_here(*words)
+    assert capsys.readouterr().out

@@ -20,7 +20,7 @@ from puzzle_search.cost import Dtype, MemoryRow, Profile
 from puzzle_search.cost.memory_check import check_memory
 from puzzle_search.cost.profile_file import FORMAT
 from puzzle_search.files import Journal, value_hash
-from puzzle_search.profile.ceilings import measure_ceilings
+from puzzle_search.profile.ceilings import best, measure_ceilings
 from puzzle_search.profile.device import Device
 from puzzle_search.profile.grid import ProfileGrid
 from puzzle_search.profile.plan import Plan
@@ -94,6 +94,7 @@ def measure_profile(
             session.measure(series, share=expected[number] / sum(expected[number:]))
             session.close(crew)
             rig.release()
+        ceilings = best(ceilings, measure_ceilings(precision, device.torch_device))
         told.complete()
     sidecar = {
         "format": FORMAT,

@@ -6,12 +6,13 @@ import json
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from puzzle_search.cost import Profile
-from puzzle_search.errors import InputError
+from puzzle_search.errors import InputError, MissingDependencyError
 from tests.pico import ROOT, Pico, kill_after, run_command, run_here
 
 
@@ -67,6 +68,17 @@ def test_what_cannot_be_measured_is_refused_at_once(
             "--out", tmp_path / "profile", *options,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_its_engine_says_how_to_install_it(pico: Pico, tmp_path: Path) -> None:
+    with pytest.raises(MissingDependencyError, match="vLLM") as caught:
+        run_here(
+            "profile", "--model", pico.parent, "--space", pico.space_file,
+            "--out", tmp_path / "profile", "--engine", "vllm", "--dtype", "bf16",
+            "--batches", "1,2", "--contexts", "128", "--prompts", "64",
+        )  # fmt: skip
+    assert "install" in caught.value.remedy
 
 
 def test_a_shipped_example_is_found_by_its_name(pico: Pico, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from paper_lab import Lab
-from paper_methods import fewest_layers_dropped, most_parameters
+from paper_methods import fewest_layers_dropped, ways_to_choose
+from paper_pairing import Paired
 from scipy.stats import spearmanr
 
-from puzzle_search.arch import ArchitectureSpec, SearchSpace
+from puzzle_search.arch import SearchSpace
 from puzzle_search.solve import Problem, ScoreTable, solve
 from puzzle_search.solve.baselines import greedy, random_specs, uniform
 from puzzle_search.solve.pairs import PairJudge
@@ -148,16 +149,30 @@ class Claims:
         figures = [first["test_kl"], cheap["test_kl"], best["test_kl"], change]
         return [*figures, *beside, pairs, *spent], change
 
+    def solved(
+        self, speedup: float, library: Path | None = None, **changes: Any
+    ) -> tuple[Path, Paired]:
+        """Folder of the solver's child at a measured speed-up, and how it came to it."""
+        library = library or self.library
+        paired = self.lab.paired(
+            speedup, lambda target: solve(self.problem(target, **changes)).spec, library
+        )
+        assert paired is not None, "the solver gives an answer, or raises"
+        return self.lab.child(paired.spec, library), paired
+
     def search(self) -> Claim:
         """The solver against other ways to choose from the same library."""
         rows: list[list[Any]] = []
         best = {"before": 0, "after": 0}
         pruning = {"before": 0, "after": 0}
+        ways = ways_to_choose(self.lab, self.library, self.scores, self.problem)
         for speedup in SPEEDUPS:
-            children = self.methods(speedup)
-            measured = self.lab.speedups(children)
             found = {}
-            for name, child in children.items():
+            for name, choose in ways.items():
+                paired = self.lab.paired(speedup, choose, self.library)
+                if paired is None:
+                    continue
+                child = self.lab.child(paired.spec, self.library)
                 before = self.lab.quality(child)
                 after = self.lab.quality(self.lab.distilled(child, self.lab.settings.gkd_tokens))
                 found[name] = {"before": before["kl"], "after": after["kl"]}
@@ -165,7 +180,9 @@ class Claims:
                     [
                         speedup,
                         name,
-                        measured[name],
+                        paired.measured,
+                        paired.target,
+                        paired.tries,
                         before["kl"],
                         before["accuracy_preserved"],
                         after["kl"],
@@ -184,8 +201,8 @@ class Claims:
             "no-op only 75.4, max-params 23.12; after 10B tokens of GKD: 79.70, random from the "
             "library 66.02 (98.6% and 86.6% of the parent's accuracy)",
             columns=[
-                "asked", "method", "measured speed-up", "KL", "accuracy preserved",
-                "KL after GKD", "accuracy preserved after GKD",
+                "asked", "method", "measured speed-up", "asked of the profile", "tries", "KL",
+                "accuracy preserved", "KL after GKD", "accuracy preserved after GKD",
             ],
             rows=rows,
             verdict=f"least KL of all at {best['before']} of 3 speed-ups before GKD and "
@@ -193,49 +210,19 @@ class Claims:
             f"{pruning['before']} and {pruning['after']}",
         )  # fmt: skip
 
-    def methods(self, speedup: float) -> dict[str, Path]:
-        """Children of one predicted throughput by method."""
-        lab, problem, config = self.lab, self.problem(speedup), self.lab.config
-        no_ops = SearchSpace.uniform(
-            config, attention=[config.attention, "no_op"], ffn=[config.ffn, "no_op"]
-        )
-        specs = {
-            "MIP": solve(problem).spec,
-            "greedy": greedy(problem),
-            "max-params": most_parameters(problem, config),
-            "no-op only": solve(self.problem(speedup, space=no_ops)).spec,
-            "random (median of 20)": self.median_random(speedup, problem),
-            "uniform": uniform(problem),
-            "layers dropped": fewest_layers_dropped(problem, self.scores, config),
-        }
-        return {
-            name: lab.child(spec, self.library) for name, spec in specs.items() if spec is not None
-        }
-
-    def median_random(self, speedup: float, problem: Problem) -> ArchitectureSpec:
-        """The random architecture of median KL on the tokens of the scores."""
-        judge = self.lab.judge(self.library)
-        specs = random_specs(problem, 20, seed=1)
-        damage = [
-            self.lab.once(f"method random {speedup} {n}", lambda s=spec: judge.measure(s))
-            for n, spec in enumerate(specs)
-        ]
-        return specs[int(np.argsort(damage)[len(specs) // 2])]
-
     def metric(self) -> Claim:
         """Scores in KL against scores in loss."""
         rows, won = [], 0
         for speedup in SPEEDUPS:
             kls = {}
             for metric in ("kl", "lm_loss"):
-                spec = solve(self.problem(speedup, metric=metric)).spec
-                child = self.lab.child(spec, self.library)
+                child, paired = self.solved(speedup, metric=metric)
                 before = self.lab.quality(child)
                 after = self.lab.quality(self.lab.distilled(child, self.lab.settings.gkd_tokens))
                 kls[metric] = before["kl"]
                 rows.append(
-                    [speedup, metric, before["kl"], before["child_accuracy"], after["kl"],
-                     after["child_accuracy"]]
+                    [speedup, metric, paired.measured, before["kl"], before["child_accuracy"],
+                     after["kl"], after["child_accuracy"]]
                 )  # fmt: skip
             won += kls["kl"] <= kls["lm_loss"]
         return Claim(
@@ -243,7 +230,15 @@ class Claims:
             question="Are KL scores better than LM-loss scores?",
             paper="8B children near 5,830 tok/s: 72.92 average accuracy with KL, 72.40 with LM "
             "loss (figure 7)",
-            columns=["asked", "scores", "KL", "accuracy", "KL after GKD", "accuracy after GKD"],
+            columns=[
+                "asked",
+                "scores",
+                "measured speed-up",
+                "KL",
+                "accuracy",
+                "KL after GKD",
+                "accuracy after GKD",
+            ],
             rows=rows,
             verdict=f"KL scores give no higher KL at {won} of {len(SPEEDUPS)} speed-ups",
         )
@@ -256,11 +251,12 @@ class Claims:
             library = self.lab.library(share)
             scores = self.lab.scores(library)
             for speedup in SPEEDUPS:
-                spec = solve(self.problem(speedup, scores=scores)).spec
-                quality = self.lab.quality(self.lab.child(spec, library))
+                child, paired = self.solved(speedup, library, scores=scores)
+                quality = self.lab.quality(child)
                 kls[speedup].append(quality["kl"])
                 tokens = int(share * self.lab.settings.bld_tokens)
-                rows.append([tokens, speedup, quality["kl"], quality["accuracy_preserved"]])
+                figures = [quality["kl"], quality["accuracy_preserved"]]
+                rows.append([tokens, speedup, paired.measured, *figures])
         falling = sum(
             after <= before for found in kls.values() for before, after in itertools.pairwise(found)
         )
@@ -268,14 +264,14 @@ class Claims:
             name="bld_tokens",
             question="Do more tokens of blockwise distillation give better children?",
             paper="MMLU at 0.25B, 0.5B, 1B tokens: 78.27, 78.44, 78.54",
-            columns=["tokens a variant", "asked", "KL", "accuracy preserved"],
+            columns=["tokens a variant", "asked", "measured speed-up", "KL", "accuracy preserved"],
             rows=rows,
             verdict=f"KL falls or stays at {falling} of {3 * (len(shares) - 1)} steps",
         )
 
     def coupled(self) -> Claim:
         """Both subblocks of a layer trained together, on a reduced space."""
-        answers = [solve(self.problem(speedup)).spec for speedup in SPEEDUPS]
+        answers = [self.solved(speedup)[1].spec for speedup in SPEEDUPS]
         config = self.lab.config
         reduced = SearchSpace(
             attention=tuple(
@@ -296,23 +292,24 @@ class Claims:
                 ("decoupled", self.library, self.scores),
                 ("coupled", library, scores),
             ):
-                problem = self.problem(speedup, scores=table, space=reduced)
-                quality = self.lab.quality(self.lab.child(solve(problem).spec, folder))
+                child, paired = self.solved(speedup, folder, scores=table, space=reduced)
+                quality = self.lab.quality(child)
                 kls.append(quality["kl"])
-                rows.append([speedup, name, quality["kl"], quality["accuracy_preserved"]])
+                figures = [quality["kl"], quality["accuracy_preserved"]]
+                rows.append([speedup, name, paired.measured, *figures])
             won += kls[1] <= kls[0]
         return Claim(
             name="coupled",
             question="Is coupled distillation on the reduced space better than decoupled?",
             paper="8B children: coupled 73.98, decoupled 73.10 accuracy at like throughput",
-            columns=["asked", "distillation", "KL", "accuracy preserved"],
+            columns=["asked", "distillation", "measured speed-up", "KL", "accuracy preserved"],
             rows=rows,
             verdict=f"coupled has no higher KL at {won} of {len(SPEEDUPS)} speed-ups",
         )
 
     def gkd_losses(self) -> Claim:
         """Every subset of the three losses."""
-        child = self.lab.child(solve(self.problem(MIDDLE)).spec, self.library)
+        child, paired = self.solved(MIDDLE)
         paper = {
             "none": 82.55, "lm": 77.83, "lm+kl": 83.88, "kl": 83.07, "lm+cosine": 78.52,
             "cosine": 83.40, "lm+cosine+kl": 83.03, "cosine+kl": 84.16,
@@ -334,7 +331,8 @@ class Claims:
             paper="best of eight on average accuracy after 5B tokens: cosine + KL, no LM loss",
             columns=["losses", "KL", "LM loss", "accuracy preserved", "paper's average"],
             rows=rows,
-            verdict=f"at {MIDDLE}x: least KL with {best_kl}, most accuracy with {best_accuracy}",
+            verdict=f"at {paired.measured:.2f}x: least KL with {best_kl}, "
+            f"most accuracy with {best_accuracy}",
         )
 
     def preserved(self) -> Claim:
@@ -342,12 +340,12 @@ class Claims:
         rows, asked = [], {1.5: 0.98, 2.17: 0.95}
         held = []
         for speedup, least in asked.items():
-            child = self.lab.child(solve(self.problem(speedup)).spec, self.library)
+            child, paired = self.solved(speedup)
             for tokens in (0, self.lab.settings.gkd_tokens, self.lab.settings.long_gkd_tokens):
                 trained = self.lab.distilled(child, tokens) if tokens else child
                 quality = self.lab.quality(trained)
                 rows.append(
-                    [speedup, tokens, quality["kl"], quality["child_accuracy"],
+                    [speedup, tokens, paired.measured, quality["kl"], quality["child_accuracy"],
                      quality["accuracy_preserved"]]
                 )  # fmt: skip
             held.append(f"{rows[-1][-1]:.1%} at {speedup}x (asked: {least:.0%})")
@@ -356,7 +354,14 @@ class Claims:
             question="How much of the parent's next-token accuracy does the child keep?",
             paper="51B: 98.4% of the 70B's MMLU and 99.6% on average with 45B tokens, "
             "at 2.17x the throughput",
-            columns=["asked", "GKD tokens", "KL", "accuracy", "accuracy preserved"],
+            columns=[
+                "asked",
+                "GKD tokens",
+                "measured speed-up",
+                "KL",
+                "accuracy",
+                "accuracy preserved",
+            ],
             rows=rows,
             verdict=", ".join(held),
         )

@@ -6,13 +6,14 @@ lie in that folder; figures in its ``journal.jsonl``, so that a killed run goes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from paper_pairing import Choose, Paired, pair
 
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.build import build_child
@@ -50,6 +51,7 @@ class LabSettings:
         gkd_tokens: of the short distillation that methods are compared after.
         long_gkd_tokens: of the distillation of the child that is kept.
         gkd_learning_rate: its peak.
+        gkd_batch_tokens: of a step of distillation.
         random_specs: architectures of the rank correlation, and the median of random ones.
         iterations: counted runs of each throughput.
         device: ``cpu`` or ``cuda``.
@@ -66,6 +68,7 @@ class LabSettings:
     gkd_tokens: int = 32768
     long_gkd_tokens: int = 262144
     gkd_learning_rate: float = 5e-4
+    gkd_batch_tokens: int = 2048
     random_specs: int = 100
     iterations: int = 5
     device: str = "cpu"
@@ -153,6 +156,8 @@ class Lab:
                 self.tokens("validation", 8192),
                 folder,
                 BldSettings(tokens=tokens),
+                device=self.settings.device,
+                dtype=self.settings.dtype,
                 coupled=coupled is not None,
                 start_from=None if coupled is None else self.library(share),
                 progress=Progress(f"library {name}, {tokens} tokens"),
@@ -257,7 +262,7 @@ class Lab:
                 DistillSettings(
                     tokens=tokens,
                     losses=losses,
-                    batch_tokens=2048,
+                    batch_tokens=self.settings.gkd_batch_tokens,
                     learning_rate=self.settings.gkd_learning_rate,
                     dtype=self.settings.dtype,
                     held_out_every=256,
@@ -278,23 +283,17 @@ class Lab:
         found: dict[str, Any] = self.once(f"quality {child.name}", measure)
         return found
 
-    def speedups(self, children: Mapping[str, Path]) -> dict[str, float]:
-        """Measured throughput of children over the parent's, all run in turn."""
+    def speedup(self, child: Path) -> float:
+        """Measured throughput of a child over the parent's, each at its best predicted batch."""
 
-        def measure() -> dict[str, float]:
-            folders = dict(children)
-            specs = [ArchitectureSpec.identity(self.config)]
-            specs += [
-                ArchitectureSpec.from_file(folder / "architecture.yaml")
-                for folder in folders.values()
-            ]
-            best = [self.costs.best_cost(spec) for spec in specs]
-            parent, *others = measure_checkpoints(
-                [
-                    (folder, cost.point.batch)
-                    for folder, cost in zip([self.parent, *folders.values()], best, strict=True)
-                    if cost is not None
-                ],
+        def measure() -> float:
+            specs = {
+                self.parent: ArchitectureSpec.identity(self.config),
+                child: ArchitectureSpec.from_file(child / "architecture.yaml"),
+            }
+            best = {folder: self.costs.best_cost(spec) for folder, spec in specs.items()}
+            of_parent, of_child = measure_checkpoints(
+                [(folder, cost.point.batch) for folder, cost in best.items() if cost is not None],
                 self.scenario,
                 dtype=self.settings.dtype,
                 device=self.device.torch_device,
@@ -302,11 +301,10 @@ class Lab:
                 clock=self.device.clock,
                 progress=Progress("throughput"),
             )
-            return {
-                name: other.tokens_per_second / parent.tokens_per_second
-                for name, other in zip(folders, others, strict=True)
-            }
+            return of_child.tokens_per_second / of_parent.tokens_per_second
 
-        names = value_hash({name: folder.name for name, folder in children.items()})
-        found: dict[str, float] = self.once(f"speedups {names}", measure)
-        return found
+        return float(self.once(f"speedup {child.name}", measure))
+
+    def paired(self, asked: float, choose: Choose, library: Path) -> Paired | None:
+        """The child of a way to choose that measures a speed-up, or comes nearest to it."""
+        return pair(asked, choose, lambda spec: self.speedup(self.child(spec, library)))

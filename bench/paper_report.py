@@ -58,10 +58,10 @@ _PICTURES = {
     "rounds": _Picture(
         x=1, y=[2, 3, 4, 6, 7, 8], panels=0, label="cost, as a part of the parent's"
     ),
-    "search": _Picture(x=2, y=[3, 5], lines=1, label="measured speed-up"),
-    "metric": _Picture(x=0, y=[2, 4], lines=1, label="speed-up asked"),
-    "bld_tokens": _Picture(x=0, y=[2], lines=1, label="tokens of distillation a variant"),
-    "preserved": _Picture(x=1, y=[4], lines=0, label="tokens of global distillation"),
+    "search": _Picture(x=2, y=[5, 7], lines=1, label="measured speed-up"),
+    "metric": _Picture(x=2, y=[3, 5], lines=1, label="measured speed-up"),
+    "bld_tokens": _Picture(x=0, y=[3], lines=1, label="tokens of distillation a variant"),
+    "preserved": _Picture(x=1, y=[5], lines=0, label="tokens of global distillation"),
 }
 
 

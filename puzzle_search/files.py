@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -159,34 +160,69 @@ def read_csv_rows(path: str | Path, columns: Sequence[str], *, remedy: str) -> l
     return list(reader)
 
 
+@contextlib.contextmanager
+def full_disk_reported(
+    path: Path, remedy: str = "free some, then run the same command again"
+) -> Iterator[None]:
+    """Say that the disk of a path is full, in place of the system's error.
+
+    Raises:
+        InputError: no space is left, or none of the user's share of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{path}: no space is left on the disk", remedy=remedy) from error
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: whole or not at all."""
+    """Write a file under a temporary name, then rename it: whole or not at all.
+
+    Raises:
+        InputError: the disk is full.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_reported(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``; rename it into place when the block ends well."""
+    """Yield a temporary path beside ``target``; rename it into place when the block ends well.
+
+    Raises:
+        InputError: the disk is full.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        with full_disk_reported(target):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def folder_written_whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target``; it replaces it when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    """Yield a temporary folder beside ``target``; it replaces it when the block ends well.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    with full_disk_reported(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        )
     try:
-        yield temporary
+        with full_disk_reported(target):
+            yield temporary
         temporary.chmod(0o755)
         # Renamed aside first: a kill while the old folder is deleted must not leave half of it.
         old = temporary.with_suffix(".old.tmp")
@@ -246,12 +282,17 @@ class Journal:
         return entries
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one entry and wait until it is on disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one entry and wait until it is on disk.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        with full_disk_reported(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(json.dumps(entry).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def resume_journal(journal: Journal, made_from: dict[str, Any]) -> list[dict[str, Any]]:

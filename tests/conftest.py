@@ -11,6 +11,9 @@ from hypothesis import settings
 from puzzle_search.arch import ParentConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.faults import SmallDisk
     from tests.pico import Pico
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +64,19 @@ def pico_raw() -> dict[str, Any]:
 def pico_config(pico_raw: dict[str, Any]) -> ParentConfig:
     """The three-layer Llama, read."""
     return ParentConfig.from_dict(pico_raw, name="pico")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of 4 KiB, which may be resized."""
+    from tests.faults import SmallDisk
+
+    try:
+        disk = SmallDisk(tmp_path / "disk")
+    except PermissionError as error:
+        pytest.skip(str(error))
+    yield disk
+    disk.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -93,6 +94,24 @@ def test_an_old_folder_is_whole_until_the_new_one_is_in_place(
     with folder_written_whole(target) as folder:
         (folder / "new.txt").write_text("new")
     assert seen[0] == ["new.txt"]  # nothing was deleted while the old folder was in place
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_an_error_that_one_can_act_on(tmp_path: Path, number: int) -> None:
+    with (
+        pytest.raises(InputError, match=r"a\.txt: no space is left") as caught,
+        written_whole(tmp_path / "a.txt") as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError(number, "full")
+    assert "run the same command again" in caught.value.remedy
+    assert names(tmp_path) == []
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output"), folder_written_whole(tmp_path / "a"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert names(tmp_path) == []
 
 
 def test_hashes(tmp_path: Path) -> None:

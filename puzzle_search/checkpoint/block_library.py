@@ -209,6 +209,10 @@ class BlockLibrary:
         names = (variant, "") if subblock == "attention" else ("", variant)
         return self._trained((layer, layer, *names))[subblock]
 
+    @property
+    def _rebuild(self) -> str:
+        return f"put the file back, or delete {self.folder} and build the library again"
+
     def _trained(self, key: Replacement) -> BlockTensors:
         entry, file = self.entries.get(key), self._file(key)
         if entry is None:
@@ -218,7 +222,7 @@ class BlockLibrary:
             )
         handle = open_safetensors(file)
         if file_hash(file) != entry.sha256:
-            raise InputError(f"{file} was changed after it was trained", remedy="train it again")
+            raise InputError(f"{file} was changed after it was trained", remedy=self._rebuild)
         tensors: BlockTensors = {}
         for subblock, variant in zip(_SUBBLOCKS, key[2:], strict=True):
             if not variant:
@@ -230,6 +234,6 @@ class BlockLibrary:
                 if tuple(named[name].shape) != shape:
                     raise InputError(
                         f"{file}: {name} has shape {tuple(named[name].shape)}, expected {shape}",
-                        remedy="train it again",
+                        remedy=self._rebuild,
                     )
         return tensors

@@ -15,8 +15,13 @@ from puzzle_search.distill.losses import Distiller, term_counts
 from puzzle_search.distill.settings import LOSSES, DistillSettings
 from puzzle_search.distill.world import World, put
 from puzzle_search.errors import InputError
+from puzzle_search.model.memory import gpu_memory_reported
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_WITH_LESS_MEMORY = (
+    "run again with fewer --micro-batch-tokens or with --activation-checkpointing (the run goes on "
+    "from its checkpoint), with --dtype bf16, or on more GPUs"
+)
 
 
 class Trainer:
@@ -45,15 +50,8 @@ class Trainer:
             InputError: the loss or the gradient is not finite, and the weights are as before; or
                 the GPU's memory ran out.
         """
-        try:
+        with gpu_memory_reported(f"step {number}", _WITH_LESS_MEMORY):
             losses = self._means(blocks, self._settings.losses, train=True)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"step {number} ran out of GPU memory: {error}",
-                remedy="run again with fewer --micro-batch-tokens or with "
-                "--activation-checkpointing (the run goes on from its checkpoint), with "
-                "--dtype bf16, or on more GPUs",
-            ) from error
         losses = {"loss": sum(losses.values())} | losses
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.max_grad_norm)
         whole = getattr(norm, "full_tensor", lambda: norm)()

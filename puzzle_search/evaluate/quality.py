@@ -94,7 +94,7 @@ def measure_quality(
     """Compare a child with its parent on (blocks, length) held-out tokens.
 
     Raises:
-        InputError: their vocabularies differ.
+        InputError: their vocabularies differ, or a model's figures are not finite.
     """
     if parent.config.vocab_size != child.config.vocab_size:
         raise InputError(
@@ -107,6 +107,7 @@ def measure_quality(
         for name, values_BL in _compare(parent, child, rows).items():
             by_block[name].append(values_BL.double().mean(dim=1))
     means = {name: _mean(torch.cat(blocks)) for name, blocks in by_block.items()}
+    _check_finite(means)
     kl, agreement = means["kl"], means["agreement"]
     return Quality(
         parent=_model_quality(means, "parent"),
@@ -149,6 +150,16 @@ def _mean(blocks: torch.Tensor) -> tuple[float, float]:
     """Mean over blocks, and its standard error."""
     stderr = float(blocks.std() / math.sqrt(len(blocks))) if len(blocks) > 1 else 0.0
     return float(blocks.mean()), stderr
+
+
+def _check_finite(means: dict[str, tuple[float, float]]) -> None:
+    for who in ("parent", "child"):
+        loss, _ = means[f"{who}_loss"]
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the {who}'s loss on held-out tokens is {loss}",
+                remedy=f"check the weights of the {who}, or compute in fp32",
+            )
 
 
 def _model_quality(means: dict[str, tuple[float, float]], who: str) -> ModelQuality:

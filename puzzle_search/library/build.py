@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +21,7 @@ from puzzle_search.checkpoint.block_library import (
 )
 from puzzle_search.errors import InputError
 from puzzle_search.executor import Executor, InProcess
-from puzzle_search.files import value_hash
+from puzzle_search.files import full_disk_reported, value_hash
 from puzzle_search.library.bld import BldSettings
 from puzzle_search.library.curves import write_curve
 from puzzle_search.library.initialise import check_initialisers
@@ -33,6 +32,10 @@ from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.progress import Progress
 
 _LAYERS_AT_ONCE = 8  # whose hidden states lie on disk for the workers of an executor
+_WITH_LESS_ON_DISK = (
+    "free some, or keep hidden states in memory with a larger --max-memory; "
+    "then run the same command again to go on"
+)
 
 
 def build_library(
@@ -116,7 +119,7 @@ def build_library(
         "singles_sha256": None if singles is None else singles.sha256,
     }
     where = Parent(config=config, reader=reader, dtype=number_type, device=torch.device(device))
-    with _full_disk_reported(library.folder):
+    with full_disk_reported(library.folder, _WITH_LESS_ON_DISK):
         library.resume(made_from)
         todo = [key for key in replacements if key not in library.entries]
         progress = progress or Progress("library")
@@ -246,17 +249,3 @@ def _states_folder(library: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _full_disk_reported(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"{folder}: no space is left on the disk",
-            remedy="free some, or keep hidden states in memory with a larger --max-memory; "
-            "then run the same command again to go on",
-        ) from error

@@ -24,6 +24,7 @@ from puzzle_search.library.initialise import Calibration, block_candidates
 from puzzle_search.library.memory import groups
 from puzzle_search.library.parent import Parent, ParentLayer
 from puzzle_search.library.states import LayerActivations
+from puzzle_search.model.memory import gpu_memory_reported
 from puzzle_search.model.rope import RotarySlice
 
 
@@ -76,10 +77,16 @@ def rows_of_a_step(settings: BldSettings, blocks: int, length: int) -> int:
 
 
 def train_window(job: WindowJob) -> Iterator[TrainedBlock]:
-    """Initialise and train every replacement of a job; yields them in its order."""
-    window = _Window(job)
-    for group in groups(job.replacements, job.parent.config, job.group_bytes):
-        yield from window.train(group)
+    """Initialise and train every replacement of a job; yields them in its order.
+
+    Raises:
+        InputError: the GPU's memory ran out.
+    """
+    first, last, *_ = job.replacements[0]
+    with gpu_memory_reported(f"distillation of layers {first} to {last}"):
+        window = _Window(job)
+        for group in groups(job.replacements, job.parent.config, job.group_bytes):
+            yield from window.train(group)
 
 
 @dataclass(frozen=True, kw_only=True)

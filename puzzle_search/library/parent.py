@@ -14,6 +14,7 @@ from puzzle_search.checkpoint.names import EMBEDDING
 from puzzle_search.errors import InputError
 from puzzle_search.library.states import HiddenStates, LayerActivations, StatesWriter
 from puzzle_search.model import Rotary, SubblockModule
+from puzzle_search.model.memory import gpu_memory_reported
 from puzzle_search.model.rope import RotarySlice
 
 
@@ -99,10 +100,12 @@ class ParentPass:
         """Pass through the next layer; what it saw and gave, by set of tokens.
 
         Raises:
-            InputError: the layer gives activations that are not finite.
+            InputError: the layer gives activations that are not finite, or the GPU's memory ran
+                out.
         """
-        layer = self._parent.layer(self._layer)
-        seen = [self._pass(layer, inputs, number) for number, inputs in enumerate(self._before)]
+        with gpu_memory_reported(f"layer {self._layer} of the parent"):
+            layer = self._parent.layer(self._layer)
+            seen = [self._pass(layer, inputs, number) for number, inputs in enumerate(self._before)]
         self._before = [activations.outputs for activations in seen]
         self._layer += 1
         return seen

@@ -8,7 +8,11 @@ from puzzle_search.arch import Gqa, ParentConfig, Variant
 
 
 class LayerSlots:
-    """Keys and values of one attention subblock, (slots, max length, K, E) each."""
+    """Keys and values of one attention subblock, (slots, max length, K, E) each.
+
+    In the memory of a CPU the positions of a head lie together, as torch's attention there reads
+    them; on a GPU the heads of a position do, as kernels for paged caches have it.
+    """
 
     def __init__(
         self,
@@ -21,13 +25,22 @@ class LayerSlots:
         device: torch.device,
     ) -> None:
         shape = (slots, max_length, kv_heads, head_dim)
-        self.keys_BSKE = torch.zeros(shape, dtype=dtype, device=device)
-        self.values_BSKE = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys_BSKE = _zeros(shape, dtype, device)
+        self.values_BSKE = _zeros(shape, dtype, device)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of keys and values."""
         return self.keys_BSKE.nbytes + self.values_BSKE.nbytes
+
+
+def _zeros(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    slots, length, heads, size = shape
+    return torch.zeros((slots, heads, length, size), dtype=dtype, device=device).transpose(1, 2)
 
 
 class SlotCache:

@@ -61,7 +61,16 @@ class Judge:
         return TopTokens.join([target.top for target in self._targets])
 
     def learn(self, final: Stream) -> None:
-        """Take the parent's final hidden states, before the last norm."""
+        """Take the parent's final hidden states, before the last norm.
+
+        Raises:
+            InputError: they are not finite.
+        """
+        if not all(bool(chunk.isfinite().all()) for chunk in final):
+            raise InputError(
+                "the parent's hidden states after its last layer are not finite",
+                remedy="check the parent's weights, or score with --dtype fp32",
+            )
         if COSINE in self._wanted.metrics:
             self._hidden = list(final)
         if self._targets is None:

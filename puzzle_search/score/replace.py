@@ -18,6 +18,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.executor import Executor, InProcess
 from puzzle_search.files import Journal, value_hash
 from puzzle_search.model.decoder import check_context
+from puzzle_search.model.memory import gpu_memory_reported
 from puzzle_search.progress import Progress
 from puzzle_search.score.around import base_blocks, check_replacements
 from puzzle_search.score.measure import BASE, Judge, Measured
@@ -82,7 +83,8 @@ def score_replacements(
 
     Raises:
         InputError: the library lacks a variant or is damaged, a replacement does not fit the base,
-            the journal is of something else, the memory is too little, or a score is not finite.
+            the journal is of something else, memory or disk are too small, or the parent's hidden
+            states or a score are not finite.
     """
     config = ParentConfig.from_file(parent)
     check_context(config, ids.shape[1], "use shorter blocks of tokens")
@@ -164,7 +166,16 @@ def _divided(
 
 @torch.inference_mode()
 def _score(job: _Job) -> Iterator[Measured | TopTokens]:
-    """Score the replacements of one job, in one pass over the weights if they fit."""
+    """Score the replacements of one job, in one pass over the weights if they fit.
+
+    Raises:
+        InputError: the GPU's memory ran out, or as ``score_replacements`` says.
+    """
+    with gpu_memory_reported("scoring"):
+        yield from _sweeps(job)
+
+
+def _sweeps(job: _Job) -> Iterator[Measured | TopTokens]:
     replacements = [replacement for replacement in job.replacements if replacement != BASE]
     rows, length = job.ids_BL.shape
     plan = make_plan(

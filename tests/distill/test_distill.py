@@ -16,6 +16,7 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder, load_tokenizer
 from puzzle_search.errors import InputError
 from tests.distill.helpers import PAIRS, StopAfter, distilled, make_child, metrics
+from tests.faults import SmallDisk, killed_while_writing, with_nan
 from tests.pico import Pico, environment, kill_after, run_command
 
 
@@ -84,6 +85,58 @@ def test_a_killed_run_ends_as_an_unbroken_one(
         assert (out / name).read_bytes() == (unbroken / name).read_bytes()
     kept = [folder.name for folder in (tmp_path / "out.run/checkpoints").iterdir()]
     assert kept == ["step_000000060"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "checkpoints"),
+    [
+        (r"step_000000008\..*exp_avg_sq", ["step_000000004"]),
+        (r"\.out\..*shard", ["step_000000060"]),
+    ],
+    ids=["checkpoint", "child"],
+)
+def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(
+    pico: Pico, child: Path, unbroken: Path, tmp_path: Path, pattern: str, checkpoints: list[str]
+) -> None:
+    out = tmp_path / "out"
+    killed_while_writing(pattern, 1, *arguments(pico, child, out))
+    assert not out.exists()
+    kept = (tmp_path / "out.run" / "checkpoints").glob("step_*")
+    assert [folder.name for folder in kept] == checkpoints
+    finished = run_command(*arguments(pico, child, out))
+    assert finished.returncode == 0, finished.stderr
+    assert untimed(out) == untimed(unbroken)
+    for name in ("model.safetensors", "distillation.json"):
+        assert (out / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_a_full_disk_is_reported_and_the_run_goes_on(
+    pico: Pico, child: Path, small_disk: SmallDisk, tmp_path: Path
+) -> None:
+    out, whole = small_disk.folder / "out", tmp_path / "out"
+    settings = {"checkpoint_every": 3}
+    distilled(pico, child, whole, **settings)
+    weights = [p for p in whole.with_name("out.run").rglob("*") if p.is_file()]
+    checkpoint_kib = sum(file.stat().st_size for file in weights) // 1024
+    # Too little for one checkpoint; for two, the older of which goes; for the child beside one.
+    for kib in (checkpoint_kib // 2, checkpoint_kib * 3 // 2, checkpoint_kib * 9 // 4):
+        small_disk.resize(kib=kib)
+        with pytest.raises(InputError, match=r"[Nn]o space") as caught:
+            distilled(pico, child, out, **settings)
+        assert "run the" in caught.value.remedy
+        assert not out.exists()
+    small_disk.resize(kib=16384)
+    distilled(pico, child, out, **settings)
+    assert untimed(out) == untimed(whole)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_parent_with_nan_is_refused(pico: Pico, child: Path, tmp_path: Path) -> None:
+    broken = with_nan(pico, tmp_path / "parent", "model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(InputError, match=r"step 1: .*not finite") as caught:
+        distilled(broken, child, tmp_path / "out")
+    assert "weights of parent and child" in caught.value.remedy
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_written_child(pico: Pico, child: Path, tmp_path: Path) -> None:

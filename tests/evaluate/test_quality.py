@@ -139,3 +139,16 @@ def test_other_vocabulary_is_refused(parent: Model, tmp_path: Path, ids: torch.T
     stranger = make(tmp_path, ids, vocab_size=9)
     with pytest.raises(InputError, match="cannot be compared"):
         measure_quality(parent.decoder, stranger.decoder, ids)
+
+
+@pytest.mark.parametrize("who", ["parent", "child"])
+def test_a_model_with_nan_is_refused(
+    parent: Model, ids: torch.Tensor, tmp_path: Path, who: str
+) -> None:
+    broken = make(tmp_path / "broken", ids).decoder
+    with torch.no_grad():
+        broken.blocks[0].attention.get_parameter("v_proj.weight")[0, 0] = float("nan")
+    models = (broken, parent.decoder) if who == "parent" else (parent.decoder, broken)
+    with pytest.raises(InputError, match=f"the {who}'s loss on held-out tokens is nan") as caught:
+        measure_quality(*models, ids)
+    assert f"weights of the {who}" in caught.value.remedy

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from puzzle_search.arch import Gqa, Mlp, NoOp, SearchSpace
 from puzzle_search.checkpoint.block_library import LibraryEntry
@@ -23,6 +22,7 @@ from puzzle_search.library.parent import Parent, ParentLayer
 from puzzle_search.library.states import HiddenStates, LayerActivations
 from puzzle_search.model import HeterogeneousDecoder, make_subblock
 from puzzle_search.model.rope import RotarySlice
+from tests.faults import with_nan
 from tests.pico import LENGTH, Pico
 
 TOKENS = 4096
@@ -297,13 +297,20 @@ def test_the_best_weights_that_were_seen_are_kept(pico: Pico, tmp_path: Path) ->
 
 
 def test_a_parent_with_nan_is_refused_by_layer(pico: Pico, tmp_path: Path) -> None:
-    damaged = tmp_path / "parent"
-    shutil.copytree(pico.parent, damaged)
-    tensors = load_file(damaged / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
-    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
-    broken = Pico(parent=damaged, corpus=pico.corpus, space_file=pico.space_file)
+    broken = with_nan(pico, tmp_path / "parent", "model.layers.1.mlp.up_proj.weight")
     with pytest.raises(InputError, match=r"layer 1 .*not finite") as caught:
         broken.library(tmp_path / "library")
     assert "parent's weights" in caught.value.remedy
     assert not (tmp_path / "library" / "library.json").exists()
+
+
+def test_too_little_gpu_memory_is_told(
+    pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("puzzle_search.library.bld.Training.step", fail)
+    with pytest.raises(InputError, match=r"layers 0 to 0 ran out of GPU memory") as caught:
+        pico.library(tmp_path / "library", tokens=2048)
+    assert "--max-memory" in caught.value.remedy

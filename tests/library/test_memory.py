@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,6 +18,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.library.memory import groups, plan_memory, student_bytes
 from puzzle_search.library.states import StatesWriter
+from tests.faults import SmallDisk
 from tests.pico import LENGTH, Pico
 
 SETTINGS = BldSettings(tokens=2048, batch_tokens=512)
@@ -173,27 +172,16 @@ def test_too_little_memory_says_how_much_is_needed(
     results(pico, space, out, max_memory_bytes=int(needed) * 2**20)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("may not mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("max_memory_bytes", [None, 18 * 2**20], ids=["blocks", "hidden states"])
 def test_a_full_disk_is_reported_and_leaves_whole_files(
     pico: Pico,
     space: SearchSpace,
     expected: tuple[Results, dict[str, str]],
-    small_disk: Path,
+    small_disk: SmallDisk,
     max_memory_bytes: float | None,
 ) -> None:
-    out = small_disk / "library"
+    out = small_disk.folder / "library"
+    small_disk.resize(kib=400)
     with pytest.raises(InputError, match="space") as caught:
         results(pico, space, out, max_memory_bytes=max_memory_bytes)
     assert "free" in caught.value.remedy
@@ -201,5 +189,5 @@ def test_a_full_disk_is_reported_and_leaves_whole_files(
     assert not (out / "hidden_states").exists()
     assert not [file for file in out.rglob("*") if file.name.endswith(".tmp")]
     # With space again, the same command goes on.
-    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    small_disk.resize(kib=16384)
     assert results(pico, space, out, max_memory_bytes=max_memory_bytes) == expected[0]

@@ -78,6 +78,20 @@ def test_a_killed_library_is_continued(pico: Pico, tmp_path: Path) -> None:
     assert not (killed / "hidden_states").exists()
 
 
+def test_a_library_killed_with_hidden_states_on_disk_is_continued(
+    pico: Pico, tmp_path: Path
+) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    little = ("--max-memory", "40MiB")
+    kill_after(killed / "journal.jsonl", 4, *arguments(pico, killed), *little)
+    assert list((killed / "hidden_states").iterdir())
+    finished = run_command(*arguments(pico, killed), *little)
+    assert finished.returncode == 0, finished.stderr
+    assert not (killed / "hidden_states").exists()
+    run_here(*arguments(pico, whole))
+    assert hashes(killed) == hashes(whole)
+
+
 def test_a_finished_library_is_not_made_again(pico: Pico, tmp_path: Path) -> None:
     pico.library(tmp_path)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}

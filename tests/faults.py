@@ -1,0 +1,79 @@
+"""Real faults: a disk that is full, and a process that dies in the middle of a write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from tests.pico import Pico, environment
+
+# The command line, which ends itself by SIGKILL when it would bring the nth file of some name to
+# the disk: what it wrote of that file is there, and not yet under its name.
+_KILLED = """
+import os, re, signal, sys
+pattern, left, sync = re.compile(sys.argv[1]), int(sys.argv[2]), os.fsync
+
+def fsync(descriptor):
+    global left
+    left -= bool(pattern.search(os.readlink(f"/proc/self/fd/{descriptor}")))
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(descriptor)
+
+os.fsync = fsync
+del sys.argv[1:3]
+from puzzle_search.cli.main import main
+main()
+"""
+
+
+def killed_while_writing(pattern: str, nth: int, *arguments: object) -> None:
+    """Run the command line until it is killed at its nth write of files of that name."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _KILLED, pattern, str(nth), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def with_nan(pico: Pico, folder: Path, tensor: str) -> Pico:
+    """A copy of the parent with a weight that is not a number."""
+    shutil.copytree(pico.parent, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[tensor][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return Pico(parent=folder, corpus=pico.corpus, space_file=pico.space_file)
+
+
+class SmallDisk:
+    """A file system of its own, of few pages of 4 KiB, mounted on a folder.
+
+    Raises:
+        PermissionError: this process may not mount one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)]
+        if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+            raise PermissionError("may not mount a small file system")
+
+    def resize(self, *, kib: int) -> None:
+        """Give it another size, not below what is used."""
+        command = ["mount", "-o", f"remount,size={kib}k", str(self.folder)]
+        subprocess.run(command, check=True)
+
+    def close(self) -> None:
+        """Unmount it, once no file of it is open."""
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)

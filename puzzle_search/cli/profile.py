@@ -35,7 +35,9 @@ def profile(
     tp: Annotated[str, typer.Option(help="TP degrees, with commas.")] = "1",
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
-    engine: Annotated[str, typer.Option(help="What runs the variants: torch.")] = "torch",
+    engine: Annotated[
+        str, typer.Option(help="What runs the variants: torch, or an installed vllm.")
+    ] = "torch",
     max_minutes: Annotated[
         float, typer.Option(min=0, help="After which nothing is refined any more.")
     ] = 8.0,
@@ -50,10 +52,11 @@ def profile(
     from puzzle_search.errors import InputError
     from puzzle_search.files import Journal
     from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
+    from puzzle_search.profile.vllm import VllmGrid, measure_vllm_profile
     from puzzle_search.solve.targets import parse_tp
 
-    if engine != "torch":
-        raise InputError(f"engine {engine!r} is not known", remedy="use torch")
+    if engine not in ("torch", "vllm"):
+        raise InputError(f"engine {engine!r} is not known", remedy="use torch or vllm")
     if scenario and (contexts or prompts):
         raise InputError(
             "a scenario says which contexts and prompts are covered",
@@ -73,27 +76,38 @@ def profile(
             tp=grid.tp,
             adaptive=grid.adaptive,
         )
-    opened = open_device(device)
+    searched, number = SearchSpace.from_file(space, config), parse_dtype(dtype)
     journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
-    measured = measure_profile(
-        config,
-        SearchSpace.from_file(space, config),
-        opened,
-        parse_dtype(dtype),
-        grid,
-        max_minutes=max_minutes,
-        journal=journal,
-    )
+    if engine == "vllm":
+        through_vllm = VllmGrid(
+            batches=grid.batches,
+            prefill_tokens=grid.prompts,
+            decode_contexts=grid.contexts,
+            blocks=max(1, config.num_layers // 2),
+            tp_degrees=grid.tp,
+        )
+        measured = measure_vllm_profile(config, searched, number, through_vllm, journal=journal)
+    else:
+        measured = measure_profile(
+            config,
+            searched,
+            open_device(device),
+            number,
+            grid,
+            max_minutes=max_minutes,
+            journal=journal,
+        )
     measured.write(out)
     journal.path.unlink()
     held_out, skipped = measured.sidecar["interpolation"], measured.sidecar["skipped"]
+    name = measured.sidecar["device"]["name"]
     steady = sum(row.steady for row in measured.rows)
     if as_json:
         print(
             json.dumps(
                 {
                     "profile": str(out),
-                    "device": opened.name,
+                    "device": name,
                     "points": len(measured.rows),
                     "steady": steady,
                     "interpolation": held_out,
@@ -102,7 +116,7 @@ def profile(
             )
         )
         return
-    print(f"{len(measured.rows)} points on {opened.name}, written to {out}")
+    print(f"{len(measured.rows)} points on {name}, written to {out}")
     print(f"steady within 2%: {steady}")
     if held_out["points"]:
         print(

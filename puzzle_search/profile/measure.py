@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from puzzle_search.cost import Dtype, MemoryRow, Profile
 from puzzle_search.cost.memory_check import check_memory
 from puzzle_search.cost.profile_file import FORMAT
 from puzzle_search.files import Journal, value_hash
-from puzzle_search.profile.ceilings import measure_ceilings
+from puzzle_search.profile.ceilings import best, measure_ceilings
 from puzzle_search.profile.device import Device
 from puzzle_search.profile.grid import ProfileGrid
 from puzzle_search.profile.plan import Plan
@@ -78,12 +79,13 @@ def measure_profile(
     memory: list[MemoryRow] = []
     progress = progress or Progress("profile")
     with progress.over(sum(expected)) as advance, torch.inference_mode():
+        told = _Told(advance, sum(expected))
         ceilings = measure_ceilings(precision, device.torch_device)
         session = Session(
             device,
             readings,
             deadline=time.monotonic() + 60 * max_minutes - readings.seconds,
-            advance=advance,
+            advance=told.advance,
         )
         for number, crew in enumerate(crews):
             series = session.open(crew)
@@ -92,6 +94,8 @@ def measure_profile(
             session.measure(series, share=expected[number] / sum(expected[number:]))
             session.close(crew)
             rig.release()
+        ceilings = best(ceilings, measure_ceilings(precision, device.torch_device))
+        told.complete()
     sidecar = {
         "format": FORMAT,
         "package_version": __version__,
@@ -109,6 +113,29 @@ def measure_profile(
         "interpolation": _summary([e for one in plan.series for e in one.search.errors]),
     }
     return Profile(latency_rows(plan.targets, readings), memory, readings.groups, sidecar)
+
+
+class _Told:
+    """Progress over a number of points that is known roughly: never past the end, then all of it.
+
+    Args:
+        advance: of the bar.
+        total: of the bar.
+    """
+
+    def __init__(self, advance: Callable[[str], None], total: int) -> None:
+        self._advance, self._left = advance, total
+
+    def advance(self, unit: str) -> None:
+        """One more point."""
+        if self._left:
+            self._left -= 1
+            self._advance(unit)
+
+    def complete(self) -> None:
+        """No more points come."""
+        while self._left:
+            self.advance("nothing left to refine")
 
 
 def _summary(errors: list[float]) -> dict[str, Any]:

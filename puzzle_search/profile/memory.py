@@ -48,14 +48,16 @@ def _requested_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Most that some work had allocated at once, beside what was there before it."""
+    """Most that some work has allocated at once, beside what is there before it."""
+    work()  # compiles, and keeps what it will keep
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    with _LiveBytes() as live:
+    live = _LiveBytes()
+    with live:
         work()
     return live.most
 
@@ -66,8 +68,6 @@ class _LiveBytes(TorchDispatchMode):
     Attributes:
         most: bytes that were alive at once.
     """
-
-    most: int
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from puzzle_search.model.rope import RotarySlice
 from puzzle_search.profile.device import Device
 from puzzle_search.runtime import Precision
 from puzzle_search.runtime.attention import make_decode_attention
-from puzzle_search.runtime.cache import LayerSlots
+from puzzle_search.runtime.cache import LayerSlots, as_slots
 from puzzle_search.runtime.step import DecodeStep, PrefillStep, Step
 
 _RANDOM_BLOCK = 1 << 22  # numbers, repeated over the memory of keys and values
@@ -124,12 +125,14 @@ class Rig:
 
     def slots(self, point: Point, heads: Heads, *, copies: int) -> list[LayerSlots]:
         """Random keys and values of a point, for each copy its own."""
-        shape = (copies, 2, point.batch, point.context, heads.kv, self.config.head_dim)
-        count = torch.Size(shape).numel()
+        shape = (point.batch, point.context, heads.kv, self.config.head_dim)
+        size = math.prod(shape)
+        count = 2 * copies * size
         if self._kv.numel() < count:
             self._kv = torch.empty(0, dtype=self.precision.kv)  # before the larger one is made
             self._kv = self._random_kv(count)
-        return [_SharedSlots(keys, values) for keys, values in self._kv[:count].view(shape)]
+        parts = [as_slots(part, shape) for part in self._kv[:count].split(size)]
+        return [_SharedSlots(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
 
     def release(self) -> None:
         """Give the memory of keys and values back."""

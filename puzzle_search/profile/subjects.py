@@ -33,6 +33,7 @@ from puzzle_search.runtime.cache import LayerSlots
 from puzzle_search.runtime.subblocks import local_heads
 
 _CACHE_MULTIPLE = 3  # by which the weights of a stack exceed a GPU's cache
+_CPU_STACK_BYTES = 1 << 31  # more than any CPU's cache holds
 _CALIBRATION_TOKENS = 64
 _STEP_SLOT_TOKENS = 16  # of the slots in which the bare engine decodes
 
@@ -277,7 +278,7 @@ def _no_ops(config: ParentConfig) -> ArchitectureSpec:
 
 
 def _copies(config: ParentConfig, device: Device, copy_bytes: int, *, least: int) -> int:
-    """As many as the parent has layers on a CPU; on a GPU, enough to exceed its cache."""
+    """On a CPU as many as the parent has layers; on a GPU enough to exceed its cache."""
     if device.cache_bytes is None:
-        return config.num_layers
+        return max(least, min(config.num_layers, _CPU_STACK_BYTES // copy_bytes))
     return max(least, math.ceil(_CACHE_MULTIPLE * device.cache_bytes / copy_bytes))

@@ -39,12 +39,14 @@ class TimedRun:
         stopwatch: how it is timed.
         copies: identical parts of one pass, to each of which its time is shared out.
         passes: passes of one sample.
+        inputs: what a captured pass reads, and must therefore live as long as it.
     """
 
     submit: Callable[[], object]
     stopwatch: Stopwatch
     copies: int
     passes: int = 1
+    inputs: object = None
 
     def repeat(self) -> None:
         """The passes of one sample."""
@@ -135,7 +137,7 @@ def prepare_run(
         _check_finite(made)
         del made
         submit = work
-    run = TimedRun(submit=submit, stopwatch=device_stopwatch(device), copies=copies)
+    run = TimedRun(submit=submit, stopwatch=device_stopwatch(device), copies=copies, inputs=work)
     run.choose_passes()
     return run
 

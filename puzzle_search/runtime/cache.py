@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from puzzle_search.arch import Gqa, ParentConfig, Variant
@@ -25,8 +27,9 @@ class LayerSlots:
         device: torch.device,
     ) -> None:
         shape = (slots, max_length, kv_heads, head_dim)
-        self.keys_BSKE = _zeros(shape, dtype, device)
-        self.values_BSKE = _zeros(shape, dtype, device)
+        count = math.prod(shape)
+        self.keys_BSKE = as_slots(torch.zeros(count, dtype=dtype, device=device), shape)
+        self.values_BSKE = as_slots(torch.zeros(count, dtype=dtype, device=device), shape)
 
     @property
     def num_bytes(self) -> int:
@@ -34,13 +37,12 @@ class LayerSlots:
         return self.keys_BSKE.nbytes + self.values_BSKE.nbytes
 
 
-def _zeros(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
+def as_slots(memory: torch.Tensor, shape: tuple[int, int, int, int]) -> torch.Tensor:
+    """Flat memory as (slots, max length, K, E), in the order that suits its device."""
+    if memory.device.type != "cpu":
+        return memory.view(shape)
     slots, length, heads, size = shape
-    return torch.zeros((slots, heads, length, size), dtype=dtype, device=device).transpose(1, 2)
+    return memory.view(slots, heads, length, size).transpose(1, 2)
 
 
 class SlotCache:

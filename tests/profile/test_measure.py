@@ -17,7 +17,9 @@ from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.files import Journal
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
-from puzzle_search.profile.rig import Point
+from puzzle_search.profile.rig import Heads, Point, Rig
+from puzzle_search.runtime import precision_on
+from puzzle_search.runtime.cache import LayerSlots
 from puzzle_search.runtime.linear import ServingLinear
 from tests.pico import Pico
 
@@ -181,10 +183,11 @@ def test_an_adaptive_grid_covers_what_lies_between_even_without_time(pico: Pico)
     }  # fmt: skip
 
 
-def test_with_time_held_out_points_are_checked(pico: Pico) -> None:
+def test_with_time_held_out_points_are_checked(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_RUN_SECONDS", 0.0)
     scenario = Scenario(input_len=16, output_len=16)
     grid = ProfileGrid.around(scenario, batches=(1, 8))
-    checked = measure(pico, grid, max_minutes=0.05).sidecar["interpolation"]
+    checked = measure(pico, grid, max_minutes=60).sidecar["interpolation"]
     assert checked["points"] > 0
     assert 0 <= checked["median"] <= checked["p90"] <= checked["worst"]
 
@@ -309,3 +312,21 @@ def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path, dtype: str) -
     assert device["name"] == torch.cuda.get_device_name()
     assert "driver" in device or "nvml" in device
     assert all(row.latency_us > 0 for row in profile.rows)
+
+
+def test_keys_and_values_lie_as_in_the_engine_and_each_copy_has_its_own(pico: Pico) -> None:
+    precision = precision_on("fp32", torch.device("cpu"))
+    rig = Rig(pico.config, open_device("cpu"), precision)
+    point = Point(phase="decode", batch=2, tokens=1, context=5)
+    layers = rig.slots(point, Heads(query=4, kv=2), copies=3)
+    cache = LayerSlots(
+        2, 16, slots=2, max_length=5, dtype=torch.float32, device=torch.device("cpu")
+    )
+    tensors = [t for layer in layers for t in (layer.keys_BSKE, layer.values_BSKE)]
+    for tensor in tensors:
+        assert tensor.shape == cache.keys_BSKE.shape == (2, 5, 2, 16)
+        assert tensor.stride() == cache.keys_BSKE.stride()
+        tensor.zero_()
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    assert [float(t.mean()) for t in tensors] == [0, 1, 2, 3, 4, 5]

@@ -112,7 +112,7 @@ class Session:
         pool = torch.cuda.graph_pool_handle() if self._device.cache_bytes is not None else None
         runs: dict[Measured, TimedRun] = {}
         # The largest first: the others find room in the memory that it took.
-        for one, place in sorted(group, key=lambda at: _size(at[0].point(at[1])), reverse=True):
+        for one, place in sorted(group, key=_needed, reverse=True):
             measured = one.measured(place)
             try:
                 runs[measured] = one.subject.run(one.part, measured.point, pool)
@@ -140,6 +140,13 @@ class Session:
 
 def _subjects(series: Sequence[Series]) -> list[Subject]:
     return list({one.subject.key: one.subject for one in series}.values())
+
+
+def _needed(asked: tuple[Series, Place]) -> tuple[int, int]:
+    """Numbers of keys and values, and of rows, that a point needs."""
+    series, place = asked
+    point = series.point(place)
+    return series.subject.kv_numbers(point), point.rows
 
 
 def _size(point: Point) -> tuple[Any, ...]:

@@ -82,6 +82,10 @@ class Subject(ABC):
     def close(self) -> None:
         """Give their memory back."""
 
+    def kv_numbers(self, point: Point) -> int:
+        """Keys and values of all copies at a point, in numbers."""
+        return 0
+
     @abstractmethod
     def run(self, part: str, point: Point, pool: Any) -> TimedRun:
         """One pass of a part of it, warmed up and ready to be timed.
@@ -134,6 +138,13 @@ class SubblockStack(Subject):
     def close(self) -> None:
         """See `Subject`."""
         self._modules = nn.ModuleList()
+
+    def kv_numbers(self, point: Point) -> int:
+        """See `Subject`."""
+        if self._heads is None:
+            return 0
+        slots = point.batch * point.context * self._heads.kv * self._rig.config.head_dim
+        return 2 * self.copies * slots
 
     def run(self, part: str, point: Point, pool: Any) -> TimedRun:
         """Norm, residual add, matrices and attention; see `Subject`."""

@@ -29,7 +29,7 @@ from typing import Any
 import gpu_report
 import gpu_setting
 import yaml
-from gpu_models import Bench
+from gpu_models import Bench, medians
 
 from puzzle_search.arch import SearchSpace, Subblock
 from puzzle_search.arch.space import FORMAT as SPACE_FORMAT
@@ -164,7 +164,7 @@ class Check:
 
     def _write(self, done: dict[str, str]) -> dict[str, Any]:
         setting = self.setting
-        entries = {entry["key"]: entry for entry in self.journal.read()}
+        entries = medians(self.journal.read())
         errors = (0.10, 0.10) if self.device == "cpu" else (0.05, 0.10)
         lines = gpu_report.demands(setting, entries, errors=errors)
         summary = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,21 +59,22 @@ class Bench:
         self.precision = precision_on(setting.dtype, self.device.torch_device)
         self.journal, self.deadline = journal, deadline
         self.contexts, self.repeats = effort
-        self.entries = {entry["key"]: entry for entry in journal.read()}
+        self.done = {(entry["key"], entry["turn"]) for entry in journal.read()}
 
     def all_models(self) -> None:
         """Steps and scenarios of every model, as far as time allows."""
-        for name, spec in self.setting.specs.items():
-            self.one_model(name, spec)
+        for turn in range(self.setting.rounds):
+            for name, spec in self.setting.specs.items():
+                self.one_model(name, spec, turn)
 
-    def one_model(self, name: str, spec: ArchitectureSpec) -> None:
-        """Steps and scenarios of one model that are not in the journal yet."""
+    def one_model(self, name: str, spec: ArchitectureSpec, turn: int) -> None:
+        """Steps and scenarios of one model that are not in the journal yet for this turn."""
         scenarios = self.setting.lengths if name == PARENT else self.setting.scenarios
         wanted: list[tuple[str, int | Scenario]] = [
             *((f"{name} {scenario}", scenario) for scenario in scenarios),
             *((f"{name} step {batch}", batch) for batch in self.setting.floor_batches),
         ]
-        wanted = [(key, what) for key, what in wanted if key not in self.entries]
+        wanted = [(key, what) for key, what in wanted if (key, turn) not in self.done]
         if not wanted or self.late():
             return
         decoder = self._decoder(spec)
@@ -80,7 +82,7 @@ class Bench:
             if self.late():
                 return
             run = self._step if isinstance(what, int) else self._scenario
-            self._keep(key, run(decoder, what))  # type: ignore[arg-type]
+            self._keep(key, turn, run(decoder, what))  # type: ignore[arg-type]
 
     def late(self) -> bool:
         """Whether no further measurement may begin."""
@@ -90,10 +92,9 @@ class Bench:
         device = self.device.torch_device
         return ServingDecoder.random(self.setting.config, spec, self.precision, device)
 
-    def _keep(self, key: str, found: Entry) -> None:
-        entry = {"key": key, **found}
-        self.journal.append(entry)
-        self.entries[key] = entry
+    def _keep(self, key: str, turn: int, found: Entry) -> None:
+        self.journal.append({"key": key, "turn": turn, **found})
+        self.done.add((key, turn))
         print(
             key, {name: found[name] for name in found if name.endswith(("_ms", "tps"))}, flush=True
         )
@@ -205,9 +206,9 @@ class Bench:
         config = setting.config
         table = ScoreTable.from_file(scores)
         for rival in setting.references:
-            found = self.entries.get(f"{rival} {scenario}", {})
+            found = medians(self.journal.read()).get(f"{rival} {scenario}", {})
             key = f"answer to {rival} {scenario}"
-            if "measured_tps" not in found or key in self.entries or self.late():
+            if "measured_tps" not in found or (key, 0) in self.done or self.late():
                 continue
             costs = cost_table(config, setting.space, self.target, scenario)
             asked = Limits(tokens_per_second_per_gpu=found["measured_tps"] * (1 + _MARGIN))
@@ -215,7 +216,7 @@ class Bench:
             try:
                 answer = solve(formulate(config, setting.space, table, [workload]))
             except InfeasibleError as error:
-                self._keep(key, {"skipped": error.message})
+                self._keep(key, 0, {"skipped": error.message})
                 continue
             entry = self._scenario(self._decoder(answer.spec), scenario)
             rivals = sum(
@@ -226,7 +227,25 @@ class Bench:
             )
             self._keep(
                 key,
+                0,
                 entry
                 | {"status": answer.status, "damage": answer.score, "rival_damage": rivals}
                 | {"rival_measured_tps": found["measured_tps"]},
             )
+
+
+def medians(entries: list[Entry]) -> dict[str, Entry]:
+    """Entries by key: of every figure the median over turns."""
+    by_key: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_key.setdefault(entry["key"], []).append(entry)
+    found = {}
+    for key, turns in by_key.items():
+        measured = [entry for entry in turns if "skipped" not in entry] or turns
+        found[key] = {
+            name: statistics.median(entry[name] for entry in measured)
+            if isinstance(value, float)
+            else value
+            for name, value in measured[-1].items()
+        }
+    return found

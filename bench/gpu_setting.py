@@ -32,6 +32,7 @@ class Setting:
         floor_batches: batch sizes of single decode steps.
         floor_context: tokens attended to in them.
         profile_minutes: for measuring the profile.
+        rounds: times that every model is run, all in turn, where the machine drifts.
     """
 
     config: ParentConfig
@@ -48,6 +49,7 @@ class Setting:
     floor_batches: tuple[int, ...]
     floor_context: int
     profile_minutes: float
+    rounds: int = 1
 
     @property
     def measured_space(self) -> SearchSpace:
@@ -121,7 +123,8 @@ def small() -> Setting:
         batches="1-32",
         floor_batches=(1, 8, 32),
         floor_context=128,
-        profile_minutes=2.0,
+        profile_minutes=3.0,
+        rounds=5,
     )
 
 

@@ -23,7 +23,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What was measured, and in which group."""
+    """What was measured, all visits together, and in which group last."""
 
     samples: Samples
     group: int
@@ -53,7 +53,7 @@ class Readings:
             samples = {
                 Measured(
                     subject=entry["subject"], part=entry["part"], point=Point(**entry["point"])
-                ): Samples(**entry["samples"])
+                ): Samples(us=tuple(entry["us"]))
                 for entry in line["readings"]
             }
             self._take(GroupRow(**line["group"]), samples)
@@ -67,15 +67,25 @@ class Readings:
         """The reading, if there is one."""
         return self._readings.get(measured)
 
+    def known(self, measured: Measured) -> Reading:
+        """The reading of what has been measured."""
+        reading = self.get(measured)
+        assert reading is not None, "places of a lattice have been measured"
+        return reading
+
     def add(self, group: GroupRow, samples: Mapping[Measured, Samples]) -> None:
-        """Keep a group of readings."""
+        """Keep a group of readings; samples of what was read before join those of then."""
         if self._journal is not None:
-            entries = [asdict(key) | {"samples": asdict(value)} for key, value in samples.items()]
+            entries = [
+                asdict(key) | {"us": [round(us, 4) for us in value.us]}
+                for key, value in samples.items()
+            ]
             self._journal.append({"group": asdict(group), "readings": entries})
         self._take(group, samples)
 
     def _take(self, group: GroupRow, samples: Mapping[Measured, Samples]) -> None:
         self.groups.append(group)
-        self._readings |= {
-            key: Reading(samples=value, group=group.group) for key, value in samples.items()
-        }
+        for key, value in samples.items():
+            before = self._readings.get(key)
+            us = value.us if before is None else before.samples.us + value.us
+            self._readings[key] = Reading(samples=Samples(us=us), group=group.group)

@@ -69,9 +69,7 @@ def _allocated(series: Iterable[Series]) -> tuple[Allocated, int]:
 def _points(series: Iterable[Series], readings: Readings) -> Iterator[tuple[Point, Reading]]:
     for one in series:
         for place in one.search.places:
-            reading = readings.get(one.measured(place))
-            assert reading is not None, "places of a lattice have been measured"
-            yield one.point(place), reading
+            yield one.point(place), readings.known(one.measured(place))
 
 
 def _contained_us(series: Iterable[Series], readings: Readings) -> Callable[[Point], float]:
@@ -105,7 +103,7 @@ def _row(target: Target, point: Point, reading: Reading, contained_us: float) ->
         latency_us=median,
         latency_us_p10=p10,
         latency_us_p90=p90,
-        repeats=samples.repeats,
+        repeats=len(samples.us),
         steady=reading.steady,
         group=reading.group,
     )

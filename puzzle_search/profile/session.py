@@ -20,6 +20,7 @@ from puzzle_search.profile.timing import TimedRun, time_in_turn
 
 _GROUP_RUNS = 16  # that are timed in turn
 _RUN_SECONDS = 0.5  # for a run that does not become steady
+_VISITS = 3  # to a point that is not steady
 
 
 class Session:
@@ -67,12 +68,22 @@ class Session:
     def measure(self, series: Sequence[Series], *, share: float) -> None:
         """Measure what these series want.
 
+        Half of the time is for lattices and their refinement. Points that are not steady are then
+        visited again, since a machine that drifts shows it between visits, not within one; what
+        time that leaves is for refinement.
+
         Args:
             series: of subjects that are open.
-            share: of the time that is left, before refinement ends.
+            share: of the time that is left.
         """
         now = time.monotonic()
-        deadline = now + share * max(0.0, self._deadline - now)
+        left = share * max(0.0, self._deadline - now)
+        self._search(series, now + left / 2)
+        self._revisit(series, now + left)
+        self._search(series, now + left)
+
+    def _search(self, series: Sequence[Series], deadline: float) -> None:
+        """Complete lattices, and refine them until the deadline."""
         while True:
             self._recall(series)
             wanted = self._wanted(series)
@@ -82,8 +93,22 @@ class Session:
                 return
             group = [(one, place) for _, one, place in wanted[:_GROUP_RUNS]]
             expected = max(len(group), sum(one.search.expected for one in series))
-            left = max(0.0, deadline - time.monotonic())
-            self._measure_group(group, min(_RUN_SECONDS, left / expected))
+            self._measure_group(group, _run_seconds(deadline, expected))
+
+    def _revisit(self, series: Sequence[Series], deadline: float) -> None:
+        """Measure again what is not steady, all in turn."""
+        for _ in range(_VISITS - 1):
+            restless = [
+                (one, place)
+                for one in series
+                for place in one.search.places
+                if not self._readings.known(one.measured(place)).steady
+            ]
+            for first in range(0, len(restless), _GROUP_RUNS):
+                if time.monotonic() >= deadline:
+                    return
+                group = restless[first : first + _GROUP_RUNS]
+                self._measure_group(group, _run_seconds(deadline, len(restless)))
 
     def _recall(self, series: Sequence[Series]) -> None:
         """Answer from the readings as far as they go."""
@@ -140,6 +165,10 @@ class Session:
 
 def _subjects(series: Sequence[Series]) -> list[Subject]:
     return list({one.subject.key: one.subject for one in series}.values())
+
+
+def _run_seconds(deadline: float, runs: int) -> float:
+    return min(_RUN_SECONDS, max(0.0, deadline - time.monotonic()) / runs)
 
 
 def _needed(asked: tuple[Series, Place]) -> tuple[int, int]:

@@ -65,26 +65,32 @@ class TimedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a run took, in microseconds of one copy."""
+    """What a run took, in microseconds of one copy, sample by sample."""
 
-    median_us: float
-    p10_us: float
-    p90_us: float
-    repeats: int
+    us: tuple[float, ...]
+
+    @property
+    def median_us(self) -> float:
+        """The time that a row states."""
+        return self._percentile(50)
+
+    @property
+    def p10_us(self) -> float:
+        """The 10th percentile."""
+        return self._percentile(10)
+
+    @property
+    def p90_us(self) -> float:
+        """The 90th percentile."""
+        return self._percentile(90)
 
     @property
     def spread(self) -> float:
         """(p90 - p10) / median."""
         return (self.p90_us - self.p10_us) / self.median_us
 
-    @classmethod
-    def of(cls, us: Iterable[float]) -> Samples:
-        """The distribution of some samples."""
-        values = np.array(list(us))
-        p10, median, p90 = np.percentile(values, [10, 50, 90])
-        return cls(
-            median_us=float(median), p10_us=float(p10), p90_us=float(p90), repeats=len(values)
-        )
+    def _percentile(self, q: int) -> float:
+        return float(np.percentile(self.us, q))
 
 
 def wall_clock(work: Callable[[], object]) -> float:
@@ -188,5 +194,5 @@ def time_in_turn(runs: list[TimedRun], *, seconds: float) -> list[Samples]:
             continue
         if time.perf_counter() - begun >= seconds:
             break
-        going = [index for index in going if Samples.of(us[index]).spread > SPREAD_LIMIT]
-    return [Samples.of(values) for values in us]
+        going = [i for i in going if Samples(us=tuple(us[i])).spread > SPREAD_LIMIT]
+    return [Samples(us=tuple(values)) for values in us]

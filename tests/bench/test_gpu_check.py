@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def report() -> ModuleType:
     sys.path.insert(0, str(ROOT / "bench"))
     try:
+        import gpu_models  # noqa: F401 (found by name later)
         import gpu_report
     finally:
         sys.path.remove(str(ROOT / "bench"))
@@ -100,6 +101,24 @@ def test_errors_of_predictions(report: ModuleType, setting: Any) -> None:
     assert not by_what(report.demands(setting, entries, errors=(0.05, 0.1)))[what].met
     entries["m3 1/1"] = run_entry(107, 100)
     assert not by_what(report.demands(setting, entries, errors=(0.05, 0.1)))[what].met
+
+
+def test_one_scalar_makes_the_parent_right(report: ModuleType, setting: Any) -> None:
+    what = "predicted against measured tok/s, one scalar"
+    entries = {"parent 128/1024": run_entry(80, 100), "nemotron-51b 128/128": run_entry(168, 200)}
+    line = by_what(report.demands(setting, entries, errors=(0.05, 0.1)))[what]
+    assert line.reached.startswith("median 2.5%, worst +5.0% (nemotron-51b 128/128)")
+    assert line.reached.endswith("x 0.800")
+
+
+def test_figures_are_medians_over_turns(report: ModuleType) -> None:
+    import gpu_models
+
+    turns = [{"key": "a 1/1", "turn": n, "batch": 4, "measured_tps": v} for n, v in
+             enumerate((3.0, 9.0, 4.0))]  # fmt: skip
+    entries = gpu_models.medians([*turns, {"key": "a 1/1", "turn": 3, "skipped": "no memory"}])
+    assert entries["a 1/1"]["measured_tps"] == 4.0
+    assert entries["a 1/1"]["batch"] == 4
 
 
 def test_the_ratio_is_of_the_rival_over_the_parent(report: ModuleType, setting: Any) -> None:

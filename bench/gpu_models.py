@@ -235,7 +235,7 @@ class Bench:
 
 
 def medians(entries: list[Entry]) -> dict[str, Entry]:
-    """Entries by key: of every figure the median over turns."""
+    """Entries by key: of every figure the median over turns, and how far speed moved between."""
     by_key: dict[str, list[Entry]] = {}
     for entry in entries:
         by_key.setdefault(entry["key"], []).append(entry)
@@ -248,4 +248,7 @@ def medians(entries: list[Entry]) -> dict[str, Entry]:
             else value
             for name, value in measured[-1].items()
         }
+        speeds = [entry["measured_tps"] for entry in measured if "measured_tps" in entry]
+        if len(speeds) > 1:
+            found[key]["spread"] = (max(speeds) - min(speeds)) / statistics.median(speeds)
     return found

@@ -61,6 +61,8 @@ def _prediction(
         if "measured_tps" in entry
     }
     anchor = f"{PARENT} {setting.scenarios[0]}"
+    spreads = [entry["spread"] for entry in found.values() if "spread" in entry]
+    moved = f"; the same run moves by {statistics.median(spreads):.0%} itself" if spreads else ""
     lines = {what: 1.0} | ({f"{what}, one scalar": ratios[anchor]} if anchor in ratios else {})
     for name, scalar in lines.items():
         off = {key: ratio / scalar - 1 for key, ratio in ratios.items()}
@@ -74,7 +76,9 @@ def _prediction(
             what=name,
             asked=asked,
             reached=f"median {median:.1%}, worst {off[worst]:+.1%} ({worst}), "
-            f"{len(off)} runs of at least {runs}" + (f", x {scalar:.3f}" if scalar != 1 else ""),
+            f"{len(off)} runs of at least {runs}"
+            + moved
+            + (f", x {scalar:.3f}" if scalar != 1 else ""),
             met=median <= errors[0] and abs(off[worst]) <= errors[1],
         )
 

@@ -38,6 +38,10 @@ def profile(
     engine: Annotated[
         str, typer.Option(help="What runs the variants: torch, or an installed vllm.")
     ] = "torch",
+    vllm_python: Annotated[
+        str | None,
+        typer.Option(help="Python interpreter that has vLLM. (default: the one that runs this)"),
+    ] = None,
     max_minutes: Annotated[
         float, typer.Option(min=0, help="After which nothing is refined any more.")
     ] = 8.0,
@@ -52,11 +56,13 @@ def profile(
     from puzzle_search.errors import InputError
     from puzzle_search.files import Journal
     from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
-    from puzzle_search.profile.vllm import VllmGrid, measure_vllm_profile
+    from puzzle_search.profile.vllm import VllmGrid, measure_vllm_profile, worker_command_of
     from puzzle_search.solve.targets import parse_tp
 
     if engine not in ("torch", "vllm"):
         raise InputError(f"engine {engine!r} is not known", remedy="use torch or vllm")
+    if vllm_python and engine != "vllm":
+        raise InputError("--vllm-python is for --engine vllm", remedy="add that, or leave it out")
     if scenario and (contexts or prompts):
         raise InputError(
             "a scenario says which contexts and prompts are covered",
@@ -86,7 +92,14 @@ def profile(
             blocks=max(1, config.num_layers // 2),
             tp_degrees=grid.tp,
         )
-        measured = measure_vllm_profile(config, searched, number, through_vllm, journal=journal)
+        measured = measure_vllm_profile(
+            config,
+            searched,
+            number,
+            through_vllm,
+            journal=journal,
+            worker_command=worker_command_of(vllm_python) if vllm_python else None,
+        )
     else:
         measured = measure_profile(
             config,

@@ -119,6 +119,7 @@ def test_figures_are_medians_over_turns(report: ModuleType) -> None:
     entries = gpu_models.medians([*turns, {"key": "a 1/1", "turn": 3, "skipped": "no memory"}])
     assert entries["a 1/1"]["measured_tps"] == 4.0
     assert entries["a 1/1"]["batch"] == 4
+    assert entries["a 1/1"]["spread"] == 6 / 4
 
 
 def test_the_ratio_is_of_the_rival_over_the_parent(report: ModuleType, setting: Any) -> None:

@@ -107,3 +107,21 @@ def test_killed_and_run_again_it_goes_on_where_it_was(pico: Pico, tmp_path: Path
     kept = {round(statistics.median(r["us"]), 3) for g in groups for r in json.loads(g)["readings"]}
     blocks = {row.latency_us for row in rows if row.variant != "step"}
     assert len(kept & blocks) >= len(kept) - 4  # all but whole steps, which rows hold in part
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "vllm", "--vllm-python", "/no/python"], "cannot be started"),
+        (["--vllm-python", "/no/python"], "--vllm-python is for --engine vllm"),
+        (["--engine", "sglang"], "engine 'sglang' is not known"),
+    ],
+)
+def test_engines_that_are_not_there(
+    pico: Pico, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_here(
+            "profile", "--model", pico.parent, "--space", pico.space_file, "--dtype", "bf16",
+            "--out", tmp_path / "profile", "--scenario", "64/16", "--batches", "1", *arguments,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 from puzzle_search.cost import GroupRow
 from puzzle_search.files import Journal, resume_journal
-from puzzle_search.profile.rig import Point
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.timing import SPREAD_LIMIT, Samples
 
 

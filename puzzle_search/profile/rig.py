@@ -12,34 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from puzzle_search.arch import ParentConfig
-from puzzle_search.cost.latency import Phase
 from puzzle_search.model import Rotary
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.profile.device import Device
+from puzzle_search.profile.point import Point
 from puzzle_search.runtime import Precision
 from puzzle_search.runtime.attention import make_decode_attention
 from puzzle_search.runtime.cache import LayerSlots, as_slots
 from puzzle_search.runtime.step import DecodeStep, PrefillStep, Step
 
 _RANDOM_BLOCK = 1 << 22  # numbers, repeated over the memory of keys and values
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A step of an engine: new tokens of some sequences, over what each attends to at its end."""
-
-    phase: Phase
-    batch: int
-    tokens: int
-    context: int
-
-    @property
-    def rows(self) -> int:
-        """New tokens of all sequences."""
-        return self.batch * self.tokens
-
-    def __str__(self) -> str:
-        return f"{self.phase}, batch {self.batch}, {self.tokens} tokens, context {self.context}"
 
 
 @dataclass(frozen=True, kw_only=True)

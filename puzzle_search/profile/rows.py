@@ -10,8 +10,8 @@ from puzzle_search.cost import LatencyRow, MemoryRow
 from puzzle_search.cost.interpolation import Curve
 from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP
 from puzzle_search.profile.plan import Target
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.readings import Reading, Readings
-from puzzle_search.profile.rig import Point
 from puzzle_search.profile.series import Series
 from puzzle_search.profile.subjects import Allocated
 

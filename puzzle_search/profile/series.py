@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from puzzle_search.arch import Gqa, ParentConfig, Variant
 from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP
 from puzzle_search.profile.grid import ProfileGrid
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.readings import Measured
 from puzzle_search.profile.refine import LatticeSearch, Place
-from puzzle_search.profile.rig import Point
 from puzzle_search.profile.subjects import Subject
 
 SUBBLOCK = "subblock"

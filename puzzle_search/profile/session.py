@@ -11,9 +11,9 @@ import torch
 
 from puzzle_search.cost import GroupRow
 from puzzle_search.profile.device import Device
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.readings import Measured, Readings
 from puzzle_search.profile.refine import LATTICE_URGENCY, Place
-from puzzle_search.profile.rig import Point
 from puzzle_search.profile.series import Series
 from puzzle_search.profile.subjects import Subject
 from puzzle_search.profile.timing import TimedRun, time_in_turn

@@ -20,7 +20,8 @@ from puzzle_search.arch import ArchitectureSpec, Gqa, ParentConfig, Variant
 from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP
 from puzzle_search.profile.device import Device
 from puzzle_search.profile.memory import check_allocation, peak_bytes, storage_bytes
-from puzzle_search.profile.rig import Heads, Point, Rig
+from puzzle_search.profile.point import Point
+from puzzle_search.profile.rig import Heads, Rig
 from puzzle_search.profile.timing import TimedRun, prepare_run, wall_clock
 from puzzle_search.runtime import (
     Engine,

@@ -17,7 +17,8 @@ from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.files import Journal
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
-from puzzle_search.profile.rig import Heads, Point, Rig
+from puzzle_search.profile.point import Point
+from puzzle_search.profile.rig import Heads, Rig
 from puzzle_search.runtime import precision_on
 from puzzle_search.runtime.cache import LayerSlots
 from puzzle_search.runtime.linear import ServingLinear

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from puzzle_search.cost import GroupRow
 from puzzle_search.files import Journal
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.readings import Measured, Readings
-from puzzle_search.profile.rig import Point
 from puzzle_search.profile.timing import Samples
 
 AT = Measured(

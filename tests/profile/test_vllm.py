@@ -237,7 +237,7 @@ def test_points_beyond_the_cache_are_skipped_and_said_so(measure: Measure) -> No
     assert (16, 1, 300) not in lattice(profile, "gqa_2", "decode")
     assert (4, 1, 300) in lattice(profile, "gqa_2", "decode")
     why = {s["point"]: s["why"] for s in profile.sidecar["skipped"]}
-    skipped = why["attention gqa_2, tp 1: decode, batch 16, 1 over 300 tokens"]
+    skipped = why["attention gqa_2, tp 1: decode, batch 16, 1 tokens, context 300"]
     assert skipped.endswith("vLLM has 3000")
 
 
@@ -249,7 +249,7 @@ def test_points_out_of_memory_are_skipped_and_the_run_goes_on(measure: Measure) 
     assert (8, 64, 64) in lattice(profile, "gqa_2", "prefill")
     why = {s["point"]: s["why"] for s in profile.sidecar["skipped"]}
     assert (
-        why["attention gqa_2, tp 1: decode, batch 16, 1 over 128 tokens"]
+        why["attention gqa_2, tp 1: decode, batch 16, 1 tokens, context 128"]
         == "out of memory: CUDA out of memory"
     )
 

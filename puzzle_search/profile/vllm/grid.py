@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from puzzle_search.arch import ParentConfig
-from puzzle_search.cost.latency import Phase
 from puzzle_search.cost.memory import PREFILL_CHUNK_TOKENS
 from puzzle_search.errors import InputError
+from puzzle_search.profile.point import Point
 
 # Decode steps of every run that are left out.
 WARM_UP_STEPS = 8
@@ -127,42 +127,6 @@ class VllmGrid:
         return [
             Request(batch=point.batch, input_len=point.context - ahead, output_len=entering + steps)
         ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One engine step: ``tokens`` new tokens of ``batch`` sequences, each over ``context``."""
-
-    phase: Phase
-    batch: int
-    tokens: int
-    context: int
-
-    @property
-    def history(self) -> int:
-        """Tokens of each sequence that a prefill step finds in the cache; none in decode."""
-        return self.context - self.tokens if self.phase == "prefill" else 0
-
-    @property
-    def rows(self) -> int:
-        """Rows of every matrix."""
-        return self.batch * self.tokens
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Order of points by the memory that they take."""
-        return self.batch * self.context, self.batch
-
-    def holds(self, other: Point) -> bool:
-        """Whether it takes all the memory that another point of its phase takes."""
-        return (
-            self.phase == other.phase
-            and self.batch >= other.batch
-            and self.context >= other.context
-        )
-
-    def __str__(self) -> str:
-        return f"{self.phase}, batch {self.batch}, {self.tokens} over {self.context} tokens"
 
 
 @dataclass(frozen=True, kw_only=True)

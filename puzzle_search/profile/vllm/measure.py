@@ -19,8 +19,9 @@ from puzzle_search.cost.hardware_limit import hardware_limit, least_latency_us
 from puzzle_search.cost.profile_file import FORMAT
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal, value_hash
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.vllm.children import Stack, stacks
-from puzzle_search.profile.vllm.grid import Point, VllmGrid
+from puzzle_search.profile.vllm.grid import VllmGrid
 from puzzle_search.profile.vllm.process import worker_command_of
 from puzzle_search.profile.vllm.results import Results
 from puzzle_search.profile.vllm.rows import Skipped, group_rows, latency_rows

@@ -7,8 +7,8 @@ from typing import Any
 
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal, resume_journal
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.vllm.children import Stack
-from puzzle_search.profile.vllm.grid import Point
 
 _Place = tuple[str, int, Point]  # stack, blocks, point
 

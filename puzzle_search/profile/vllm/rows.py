@@ -8,8 +8,9 @@ import numpy as np
 
 from puzzle_search.cost import LatencyRow
 from puzzle_search.cost.profile_rows import STEP, GroupRow, Part
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.vllm.children import Stack
-from puzzle_search.profile.vllm.grid import Point, VllmGrid
+from puzzle_search.profile.vllm.grid import VllmGrid
 from puzzle_search.profile.vllm.results import Results
 from puzzle_search.profile.vllm.slopes import Latency, quantiles, rest_us, slope
 

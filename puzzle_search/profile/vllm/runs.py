@@ -9,8 +9,9 @@ from pathlib import Path
 
 from puzzle_search.cost import Dtype
 from puzzle_search.errors import InputError
+from puzzle_search.profile.point import Point
 from puzzle_search.profile.vllm.children import Stack
-from puzzle_search.profile.vllm.grid import Point, VllmGrid
+from puzzle_search.profile.vllm.grid import VllmGrid
 from puzzle_search.profile.vllm.process import OutOfMemoryError, Worker
 from puzzle_search.profile.vllm.results import Results
 from puzzle_search.profile.vllm.slopes import decode_samples, prefill_sample, quantiles

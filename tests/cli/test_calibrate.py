@@ -18,7 +18,7 @@ from tests.cost.synthetic_profile import whole_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "operators"
-PROFILE = ROOT / "profiles" / "amd-epyc-avx2-2-threads" / "stdlib-lm"
+PROFILE = ROOT / "profiles" / "amd-epyc-avx512-2-threads" / "stdlib-lm"
 
 
 def run(

@@ -38,7 +38,7 @@ from puzzle_search.profile import open_device
 from puzzle_search.resources import resource
 
 # Parts of the whole time that a stage may take at most, if those before it leave so much.
-_SHARES = {"tests": 0.12, "profile": 0.4, "models": 0.55, "small": 0.2, "headline": 0.15}
+_SHARES = {"tests": 0.2, "profile": 0.4, "models": 0.55, "small": 0.2, "headline": 0.15}
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 _CONTEXTS, _REPEATS = 6, 3
 

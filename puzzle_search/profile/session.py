@@ -98,12 +98,15 @@ class Session:
     def _revisit(self, series: Sequence[Series], deadline: float) -> None:
         """Measure again what is not steady, all in turn."""
         for _ in range(_VISITS - 1):
-            restless = [
-                (one, place)
-                for one in series
-                for place in one.search.places
-                if not self._readings.known(one.measured(place)).steady
-            ]
+            restless = sorted(
+                (
+                    (one, place)
+                    for one in series
+                    for place in one.search.places
+                    if not self._readings.known(one.measured(place)).steady
+                ),
+                key=lambda asked: _alike(asked[0].point(asked[1])),
+            )
             for first in range(0, len(restless), _GROUP_RUNS):
                 if time.monotonic() >= deadline:
                     return
@@ -124,13 +127,13 @@ class Session:
                         answered = True
 
     def _wanted(self, series: Sequence[Series]) -> list[tuple[float, Series, Place]]:
-        """Places by urgency; equal ones of different subjects side by side, to be timed in turn."""
+        """Places by urgency; alike ones of different subjects side by side, to be timed in turn."""
         wanted = [
             (urgency, one, place)
             for one in series
             for place, urgency in one.search.wanted().items()
         ]
-        return sorted(wanted, key=lambda entry: (-entry[0], *_size(entry[1].point(entry[2]))))
+        return sorted(wanted, key=lambda entry: (-entry[0], *_alike(entry[1].point(entry[2]))))
 
     def _measure_group(self, group: list[tuple[Series, Place]], run_seconds: float) -> None:
         begun = time.monotonic()
@@ -178,5 +181,6 @@ def _needed(asked: tuple[Series, Place]) -> tuple[int, int]:
     return series.subject.kv_numbers(point), point.rows
 
 
-def _size(point: Point) -> tuple[Any, ...]:
-    return point.phase, point.batch * point.context, point.batch, point.tokens
+def _alike(point: Point) -> tuple[Any, ...]:
+    """Steps of as many new tokens lie together: what a model adds up is timed in turn."""
+    return point.phase, point.rows, point.batch * point.context, point.batch

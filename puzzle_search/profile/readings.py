@@ -76,10 +76,7 @@ class Readings:
     def add(self, group: GroupRow, samples: Mapping[Measured, Samples]) -> None:
         """Keep a group of readings; samples of what was read before join those of then."""
         if self._journal is not None:
-            entries = [
-                asdict(key) | {"us": [round(us, 4) for us in value.us]}
-                for key, value in samples.items()
-            ]
+            entries = [asdict(key) | {"us": list(value.us)} for key, value in samples.items()]
             self._journal.append({"group": asdict(group), "readings": entries})
         self._take(group, samples)
 

@@ -28,7 +28,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_of_two_nodes_is_killed_in_the_middle(head: Any, tmp_path: Path) -> None:
     doomed = head.add_node(num_cpus=1, **MEMORY)
     head.wait_for_nodes()
-    sent = [(number, str(tmp_path), 0.5) for number in range(8)]
+    sent = [(number, str(tmp_path), 1.5) for number in range(8)]
     found = []
     for result in RayExecutor(head.address).run(jobs.node_and_wait, sent):
         found.append(result)

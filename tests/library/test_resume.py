@@ -33,7 +33,7 @@ def arguments(pico: Pico, out: Path) -> list[object]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    files = [*folder.rglob("*.safetensors"), *folder.glob("curves/*"), folder / "library.json"]
+    files = [*folder.rglob("*.safetensors"), *folder.glob("curves/[!.]*"), folder / "library.json"]
     return {str(file.relative_to(folder)): file_hash(file) for file in sorted(files)}
 
 

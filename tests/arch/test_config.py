@@ -90,7 +90,7 @@ def test_a_relative_path_has_a_name(
     assert ParentConfig.from_file("config.json").name == tmp_path.name
 
 
-ABSENT = object()
+ABSENT = Ellipsis
 
 
 @pytest.mark.parametrize(

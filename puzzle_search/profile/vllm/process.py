@@ -83,11 +83,10 @@ class Worker:
         threading.Thread(
             target=_pass_on, args=(self._process.stdout, self._lines), daemon=True
         ).start()
-        try:
+        with contextlib.ExitStack() as unless_ready:
+            unless_ready.callback(self.close)  # the process holds the GPU
             self.identity = self._ready(self._answer(start_seconds))
-        except BaseException:  # also an interrupt: the process holds the GPU
-            self.close()
-            raise
+            unless_ready.pop_all()
 
     def __enter__(self) -> Worker:
         """The worker itself."""

@@ -34,8 +34,9 @@ demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small
 	$(BIN)/puzzle-search solve --gpu h100 --target-tps 6000
 	$(BIN)/puzzle-search run examples/stdlib-lm/recipe.yaml
 
+# One thread a process: more threads than processors wait for each other without end.
 test: $(TESTABLE) lint ## Lint, check types, run every test that this machine can run.
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY) ## Check style, format and types.
 	$(BIN)/ruff check .

@@ -23,6 +23,11 @@ settings.register_profile("puzzle-search", deadline=None)
 settings.load_profile("puzzle-search")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that processes that share the tests end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Published architectures and timings kept beside the checkout, not in it."""

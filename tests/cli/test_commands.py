@@ -67,6 +67,7 @@ def write_spec(folder: Path) -> Path:
     return folder / "spec.yaml"
 
 
+@pytest.mark.slow
 def test_profile_writes_a_profile(
     pico: Pico, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

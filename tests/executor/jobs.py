@@ -74,14 +74,16 @@ def write_pid_and_wait(folder: str) -> Iterator[int]:
     yield 0
 
 
-def node_and_wait(job: tuple[int, str, float]) -> Iterator[tuple[int, bytes]]:
-    """Say on which Ray node this runs, then compute."""
+def node_and_wait(job: tuple[int, str]) -> Iterator[tuple[int, bytes]]:
+    """Say on which Ray node this runs; compute once there is a file ``go``."""
     import ray
 
-    number, folder, seconds = job
+    number, folder = job
     node = ray.get_runtime_context().get_node_id()
-    (Path(folder) / f"{number}-{os.getpid()}").write_text(node)
-    time.sleep(seconds)
+    (Path(folder) / f"{number}-{os.getpid()}.node").write_text(node)
+    deadline = time.monotonic() + 120
+    while not (Path(folder) / "go").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     for result in bits_of_a_sum(number):
         yield number, result
 

@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,15 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_of_two_nodes_is_killed_in_the_middle(head: Any, tmp_path: Path) -> None:
     doomed = head.add_node(num_cpus=1, **MEMORY)
     head.wait_for_nodes()
-    sent = [(number, str(tmp_path), 1.5) for number in range(8)]
-    found = []
-    for result in RayExecutor(head.address).run(jobs.node_and_wait, sent):
-        found.append(result)
-        if len(found) == 1:
-            kill_in_the_middle_of_a_job(head, doomed, tmp_path, result[0])
-    runs = Counter(mark.name.partition("-")[0] for mark in tmp_path.iterdir())
+    sent = [(number, str(tmp_path)) for number in range(8)]
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_while_both_work, head, doomed, tmp_path)
+        found = list(RayExecutor(head.address).run(jobs.node_and_wait, sent))
+        killing.result()
+    runs = Counter(mark.name.partition("-")[0] for mark in tmp_path.glob("*.node"))
     assert max(runs.values()) == 2  # the killed one ran again
-    ran_on = {mark.read_text() for mark in tmp_path.iterdir()}
-    assert doomed.node_id in ran_on
-    assert len(ran_on) == 2
+    assert doomed.node_id in nodes_of(tmp_path)
+    assert len(nodes_of(tmp_path)) == 2
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in Ray's jobs
     here = [(n, bits) for n in range(8) for bits in InProcess().run(jobs.bits_of_a_sum, [n])]
@@ -46,17 +45,17 @@ def test_one_of_two_nodes_is_killed_in_the_middle(head: Any, tmp_path: Path) -> 
     assert sorted(found) == here
 
 
-def kill_in_the_middle_of_a_job(cluster: Any, node: Any, folder: Path, done: int) -> None:
+def kill_while_both_work(cluster: Any, node: Any, folder: Path) -> None:
     deadline = time.monotonic() + 60
-    known = {mark.name for mark in folder.iterdir()}
-    while not any(
-        mark.read_text() == node.node_id
-        for mark in folder.iterdir()
-        if mark.name not in known and mark.name.partition("-")[0] != str(done)
-    ):
+    while len(nodes_of(folder)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     cluster.remove_node(node, allow_graceful=False)
+    (folder / "go").touch()
+
+
+def nodes_of(folder: Path) -> set[str]:
+    return {mark.read_text() for mark in folder.glob("*.node")} - {""}
 
 
 @pytest.mark.slow

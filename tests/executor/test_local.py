@@ -113,10 +113,11 @@ def test_the_end_of_the_driver_is_the_end_of_its_workers(
     how: signal.Signals, tmp_path: Path
 ) -> None:
     code = (
-        "import sys\n"
+        "import signal, sys\n"
         "from puzzle_search.executor import LocalProcesses\n"
         "from tests.executor import jobs\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background\n"
         "    list(LocalProcesses(2).run(jobs.write_pid_and_wait, [sys.argv[1]] * 3))\n"
     )
     driver = subprocess.Popen(

@@ -45,6 +45,7 @@ def results(journal: Path) -> list[tuple[int, int, str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_library_is_continued(pico: Pico, tmp_path: Path) -> None:
     """Of singles, pairs and blocks for runs, killed among the first pairs."""
     space, killed, whole = tmp_path / "space.yaml", tmp_path / "killed", tmp_path / "whole"
@@ -78,6 +79,7 @@ def test_a_killed_library_is_continued(pico: Pico, tmp_path: Path) -> None:
     assert not (killed / "hidden_states").exists()
 
 
+@pytest.mark.slow
 def test_a_library_killed_with_hidden_states_on_disk_is_continued(
     pico: Pico, tmp_path: Path
 ) -> None:

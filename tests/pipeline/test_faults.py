@@ -87,6 +87,7 @@ def artefacts(run: Path) -> dict[str, list[bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(
     recipe: Path, unbroken: Path, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def run_documented(command: str) -> None:
     run_here(*words, "--tokens", TOKENS, "--length", LENGTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS.splitlines())
 def test_the_documented_command_runs(
     command: str,

@@ -38,6 +38,10 @@ class Device:
     state: Callable[[], DeviceState] = DeviceState
     cache_bytes: int | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process, the device of the same name there."""
+        return open_device, (self.torch_device.type,)
+
 
 def open_device(name: str) -> Device:
     """The device of that name: ``cpu`` or ``cuda``.

@@ -6,28 +6,27 @@ See docs/profiling.md for what is measured and how.
 from __future__ import annotations
 
 import datetime
-import time
-from collections.abc import Callable
-from pathlib import Path
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from puzzle_search import __version__
 from puzzle_search.arch import ParentConfig, SearchSpace
-from puzzle_search.cost import Dtype, MemoryRow, Profile
-from puzzle_search.cost.memory_check import check_memory
+from puzzle_search.cost import Dtype, LatencyRow, MemoryRow, Profile
 from puzzle_search.cost.profile_file import FORMAT
+from puzzle_search.executor import Executor, InProcess
 from puzzle_search.files import Journal, value_hash
-from puzzle_search.profile.ceilings import best, measure_ceilings
+from puzzle_search.profile.ceilings import best
+from puzzle_search.profile.crew import CrewJob, CrewResult, measure_crew
 from puzzle_search.profile.device import Device
 from puzzle_search.profile.grid import ProfileGrid
 from puzzle_search.profile.plan import Plan
-from puzzle_search.profile.readings import Readings
+from puzzle_search.profile.readings import Measured, Readings
 from puzzle_search.profile.rig import Rig
-from puzzle_search.profile.rows import latency_rows, memory_rows
-from puzzle_search.profile.session import Session
+from puzzle_search.profile.session import TimedGroup
 from puzzle_search.progress import Progress
 from puzzle_search.runtime import precision_on
 
@@ -43,6 +42,8 @@ def measure_profile(
     *,
     max_minutes: float = 8.0,
     journal: Journal | None = None,
+    executor: Executor | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure every variant of a search space on a device, with random weights.
@@ -53,16 +54,22 @@ def measure_profile(
         device: to measure on.
         dtype: serving precision.
         grid: what to cover.
-        max_minutes: after which nothing is refined any more.
+        max_minutes: after which nothing is refined any more; elsewhere than in this process, of
+            each job.
         journal: keeps what was measured, so that a killed profile goes on where it was.
+        executor: where jobs run; in this process by default. Others must give each job a device
+            of the same kind for itself: what runs beside it would be measured with it.
+        jobs: parts that the work is divided into, or more where memory asks for it. What is in
+            one part is timed in turn.
         progress: shows how far it is.
 
     Raises:
         InputError: the device does not compute in the dtype, the model does not reach that far, a
-            subblock gives numbers that are not finite, bytes are not those of the formula, or the
-            journal is of something else.
+            subblock gives numbers that are not finite, bytes are not those of the formula, a job
+            ran on a device of another kind, or the journal is of something else.
     """
     grid.check(config)
+    executor = executor or InProcess()
     precision = precision_on(dtype.name, device.torch_device)
     made_from = {
         "config": value_hash(dict(config.raw)),
@@ -72,30 +79,41 @@ def measure_profile(
         "chunk_tokens": grid.chunk_tokens,
     }
     readings = Readings(journal, made_from)
-    rig = Rig(config, device, precision)
-    plan = Plan(config, space, rig, dtype, grid)
-    crews = plan.crews()
+    plan = Plan(config, space, Rig(config, device, precision), dtype, grid)
+    crews = plan.crews(jobs)
     expected = [sum(one.search.expected for one in crew) for crew in crews]
-    memory: list[MemoryRow] = []
-    progress = progress or Progress("profile")
-    with progress.over(sum(expected)) as advance, torch.inference_mode():
-        told = _Told(advance, sum(expected))
-        ceilings = measure_ceilings(precision, device.torch_device)
-        session = Session(
-            device,
-            readings,
-            deadline=time.monotonic() + 60 * max_minutes - readings.seconds,
-            advance=told.advance,
+    seconds = max(0.0, 60 * max_minutes - readings.seconds)
+    work = [
+        CrewJob(
+            config=config,
+            space=space,
+            dtype=dtype,
+            grid=grid,
+            device=device,
+            identity=device.identity,
+            parts=jobs,
+            number=number,
+            seconds=seconds * (of_crew / sum(expected) if isinstance(executor, InProcess) else 1),
+            known=readings.of_subjects({one.subject.key for one in crews[number]}),
+            groups=len(readings.groups),
         )
-        for number, crew in enumerate(crews):
-            series = session.open(crew)
-            memory += memory_rows(plan.targets, series)
-            check_memory(memory, config, dtype, Path("memory.csv"))
-            session.measure(series, share=expected[number] / sum(expected[number:]))
-            session.close(crew)
-            rig.release()
-        ceilings = best(ceilings, measure_ceilings(precision, device.torch_device))
+        for number, of_crew in enumerate(expected)
+    ]
+    gathered = _Gathered(readings, {one.subject.key: one.subject.name for one in plan.series})
+    with (progress or Progress("profile")).over(sum(expected)) as advance:
+        told = _Told(advance, sum(expected))
+        for measured in readings.all:
+            told.advance(gathered.name(measured))
+        for number, found in executor.run(measure_crew, work):
+            for measured in gathered.take(number, found):
+                told.advance(gathered.name(measured))
         told.complete()
+    results = gathered.results
+    order = {(one.subblock, one.variant, one.tp): n for n, one in enumerate(plan.targets)}
+
+    def place(row: LatencyRow | MemoryRow) -> int:
+        return order[row.subblock, row.variant, row.tp]
+
     sidecar = {
         "format": FORMAT,
         "package_version": __version__,
@@ -108,11 +126,56 @@ def measure_profile(
         "parent_config": dict(config.raw),
         "memory_limit_bytes": device.memory_limit_bytes,
         "prefill_chunk_tokens": grid.chunk_tokens,
-        "ceilings": ceilings,
-        "skipped": plan.left_out + session.skipped,
-        "interpolation": _summary([e for one in plan.series for e in one.search.errors]),
+        "ceilings": functools.reduce(best, [result.ceilings for result in results]),
+        "skipped": plan.left_out + [point for result in results for point in result.skipped],
+        "interpolation": _summary([error for result in results for error in result.errors]),
     }
-    return Profile(latency_rows(plan.targets, readings), memory, readings.groups, sidecar)
+    return Profile(
+        sorted((row for result in results for row in result.rows), key=place),
+        sorted((row for result in results for row in result.memory), key=place),
+        readings.groups,
+        sidecar,
+    )
+
+
+class _Gathered:
+    """What jobs gave so far, their groups numbered as they came.
+
+    Args:
+        readings: where groups are kept.
+        names: of subjects by their keys.
+    """
+
+    def __init__(self, readings: Readings, names: Mapping[str, str]) -> None:
+        self._readings = readings
+        self._names = names
+        self._groups: dict[tuple[int, int], int] = {}
+        self._results: dict[int, CrewResult] = {}
+
+    def name(self, measured: Measured) -> str:
+        """What a reading is of, for people."""
+        return f"{self._names.get(measured.subject, measured.subject)}: {measured.point}"
+
+    def take(self, crew: int, found: TimedGroup | CrewResult) -> Iterable[Measured]:
+        """Keep what the job of a crew gave; what of it had not been measured before."""
+        if isinstance(found, CrewResult):
+            self._results[crew] = found
+            return ()
+        group = self._groups[crew, found.row.group] = self._readings.next_group
+        new = found.samples.keys() - self._readings.all.keys()
+        self._readings.add(replace(found.row, group=group), found.samples)
+        return new
+
+    @property
+    def results(self) -> list[CrewResult]:
+        """Of every crew, in order, with the groups as they are numbered here."""
+        return [
+            replace(result, rows=[self._numbered(crew, row) for row in result.rows])
+            for crew, result in sorted(self._results.items())
+        ]
+
+    def _numbered(self, crew: int, row: LatencyRow) -> LatencyRow:
+        return replace(row, group=self._groups.get((crew, row.group), row.group))
 
 
 class _Told:

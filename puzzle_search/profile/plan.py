@@ -90,9 +90,16 @@ class Plan:
         """All series, each once."""
         return [one for series in self._by_key.values() for one in series]
 
-    def crews(self) -> list[list[Series]]:
-        """Series in parts whose weights fit into memory together."""
-        limit = _WEIGHTS_SHARE * self._rig.device.memory_limit_bytes
+    def targets_of(self, crew: Sequence[Series]) -> list[Target]:
+        """Targets whose series these are."""
+        here = {id(one) for one in crew}
+        return [target for target in self.targets if id(target.series[0]) in here]
+
+    def crews(self, parts: int = 1) -> list[list[Series]]:
+        """Series in parts whose weights fit into memory together, about ``parts`` or more."""
+        sizes = [series[0].subject.weight_bytes for series in self._by_key.values()]
+        fits = _WEIGHTS_SHARE * self._rig.device.memory_limit_bytes
+        limit = min(fits, sum(sizes) / parts) if parts > 1 else fits
         crews: list[list[Series]] = [[]]
         taken = 0
         for series in self._by_key.values():

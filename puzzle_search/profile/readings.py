@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from puzzle_search.cost import GroupRow
 from puzzle_search.files import Journal, resume_journal
@@ -48,6 +48,7 @@ class Readings:
     def __init__(self, journal: Journal | None, made_from: dict[str, Any]) -> None:
         self._journal = journal
         self._readings: dict[Measured, Reading] = {}
+        self._groups_before = 0
         self.groups: list[GroupRow] = []
         for line in resume_journal(journal, made_from) if journal else []:
             samples = {
@@ -57,6 +58,28 @@ class Readings:
                 for entry in line["readings"]
             }
             self._take(GroupRow(**line["group"]), samples)
+
+    @classmethod
+    def of(cls, known: Mapping[Measured, Reading], *, groups: int) -> Self:
+        """Readings that go on, in memory, from known ones that were measured in so many groups."""
+        readings = cls(None, {})
+        readings._readings.update(known)
+        readings._groups_before = groups
+        return readings
+
+    @property
+    def next_group(self) -> int:
+        """Number of the group that comes next."""
+        return self._groups_before + len(self.groups)
+
+    @property
+    def all(self) -> Mapping[Measured, Reading]:
+        """Every reading."""
+        return self._readings
+
+    def of_subjects(self, subjects: Collection[str]) -> dict[Measured, Reading]:
+        """Readings of these subjects."""
+        return {key: value for key, value in self._readings.items() if key.subject in subjects}
 
     @property
     def seconds(self) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,19 @@ from puzzle_search.profile.readings import Measured, Readings
 from puzzle_search.profile.refine import LATTICE_URGENCY, Place
 from puzzle_search.profile.series import Series
 from puzzle_search.profile.subjects import Subject
-from puzzle_search.profile.timing import TimedRun, time_in_turn
+from puzzle_search.profile.timing import Samples, TimedRun, time_in_turn
 
 _GROUP_RUNS = 16  # that are timed in turn
 _RUN_SECONDS = 0.5  # for a run that does not become steady
 _VISITS = 3  # to a point that is not steady
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedGroup:
+    """Points that were timed in turn."""
+
+    row: GroupRow
+    samples: Mapping[Measured, Samples]
 
 
 class Session:
@@ -29,8 +38,7 @@ class Session:
     Args:
         device: to measure on.
         readings: what is known already, and where new readings go.
-        deadline: on `time.monotonic`, after which lattices are completed, but nothing refined.
-        advance: told of every point.
+        seconds: after which lattices are completed, but nothing refined.
     """
 
     def __init__(
@@ -38,14 +46,12 @@ class Session:
         device: Device,
         readings: Readings,
         *,
-        deadline: float,
-        advance: Callable[[str], None],
+        seconds: float,
     ) -> None:
         self.skipped: list[dict[str, str]] = []
         self._device = device
         self._readings = readings
-        self._deadline = deadline
-        self._advance = advance
+        self._deadline = time.monotonic() + seconds
 
     def open(self, series: Sequence[Series]) -> list[Series]:
         """Make the weights that these series measure; the series whose weights fit."""
@@ -65,8 +71,8 @@ class Session:
         for subject in _subjects(series):
             subject.close()
 
-    def measure(self, series: Sequence[Series], *, share: float) -> None:
-        """Measure what these series want.
+    def measure(self, series: Sequence[Series]) -> Iterator[TimedGroup]:
+        """Measure what these series want, group by group.
 
         Half of the time is for lattices and their refinement. Points that are not steady are then
         visited again, since a machine that drifts shows it between visits, not within one; what
@@ -74,15 +80,13 @@ class Session:
 
         Args:
             series: of subjects that are open.
-            share: of the time that is left.
         """
         now = time.monotonic()
-        left = share * max(0.0, self._deadline - now)
-        self._search(series, now + left / 2)
-        self._revisit(series, now + left)
-        self._search(series, now + left)
+        yield from self._search(series, now + max(0.0, self._deadline - now) / 2)
+        yield from self._revisit(series)
+        yield from self._search(series, self._deadline)
 
-    def _search(self, series: Sequence[Series], deadline: float) -> None:
+    def _search(self, series: Sequence[Series], deadline: float) -> Iterator[TimedGroup]:
         """Complete lattices, and refine them until the deadline."""
         while True:
             self._recall(series)
@@ -93,9 +97,9 @@ class Session:
                 return
             group = [(one, place) for _, one, place in wanted[:_GROUP_RUNS]]
             expected = max(len(group), sum(one.search.expected for one in series))
-            self._measure_group(group, _run_seconds(deadline, expected))
+            yield from self._measure_group(group, _run_seconds(deadline, expected))
 
-    def _revisit(self, series: Sequence[Series], deadline: float) -> None:
+    def _revisit(self, series: Sequence[Series]) -> Iterator[TimedGroup]:
         """Measure again what is not steady, all in turn."""
         for _ in range(_VISITS - 1):
             restless = sorted(
@@ -108,10 +112,11 @@ class Session:
                 key=lambda asked: _alike(asked[0].point(asked[1])),
             )
             for first in range(0, len(restless), _GROUP_RUNS):
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= self._deadline:
                     return
                 group = restless[first : first + _GROUP_RUNS]
-                self._measure_group(group, _run_seconds(deadline, len(restless)))
+                seconds = _run_seconds(self._deadline, len(restless))
+                yield from self._measure_group(group, seconds)
 
     def _recall(self, series: Sequence[Series]) -> None:
         """Answer from the readings as far as they go."""
@@ -123,7 +128,6 @@ class Session:
                     reading = self._readings.get(one.measured(place))
                     if reading is not None:
                         one.search.take(place, reading.samples.median_us, reading.samples.spread)
-                        self._advance(f"{one.subject.name}: {one.point(place)}")
                         answered = True
 
     def _wanted(self, series: Sequence[Series]) -> list[tuple[float, Series, Place]]:
@@ -135,7 +139,9 @@ class Session:
         ]
         return sorted(wanted, key=lambda entry: (-entry[0], *_alike(entry[1].point(entry[2]))))
 
-    def _measure_group(self, group: list[tuple[Series, Place]], run_seconds: float) -> None:
+    def _measure_group(
+        self, group: list[tuple[Series, Place]], run_seconds: float
+    ) -> Iterator[TimedGroup]:
         begun = time.monotonic()
         pool = torch.cuda.graph_pool_handle() if self._device.cache_bytes is not None else None
         runs: dict[Measured, TimedRun] = {}
@@ -155,11 +161,13 @@ class Session:
             run.submit()
         state = self._device.state()  # while that work goes on
         row = GroupRow(
-            group=len(self._readings.groups),
+            group=self._readings.next_group,
             seconds=round(time.monotonic() - begun, 3),
             **vars(state),
         )
-        self._readings.add(row, dict(zip(runs, samples, strict=True)))
+        timed = TimedGroup(row=row, samples=dict(zip(runs, samples, strict=True)))
+        self._readings.add(timed.row, timed.samples)
+        yield timed
 
     def _skip(self, point: str) -> None:
         self.skipped.append({"point": point, "why": "out of memory"})

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import DeviceOption, JsonOption, SpaceOption
+from puzzle_search.cli.options import (
+    AddressOption,
+    DeviceOption,
+    ExecutorOption,
+    GpusPerJobOption,
+    JsonOption,
+    SpaceOption,
+)
 
 
 def profile(
@@ -45,6 +52,13 @@ def profile(
     max_minutes: Annotated[
         float, typer.Option(min=0, help="After which nothing is refined any more.")
     ] = 8.0,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    gpus_per_job: GpusPerJobOption = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Parts of the work. (default: 1; on a Ray cluster, 8)"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what every variant costs on this device: latency, weights, KV cache, workspace.
@@ -54,6 +68,7 @@ def profile(
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.cost import Scenario, parse_dtype
     from puzzle_search.errors import InputError
+    from puzzle_search.executor import open_executor
     from puzzle_search.files import Journal
     from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
     from puzzle_search.profile.vllm import VllmGrid, measure_vllm_profile, worker_command_of
@@ -63,6 +78,10 @@ def profile(
         raise InputError(f"engine {engine!r} is not known", remedy="use torch or vllm")
     if vllm_python and engine != "vllm":
         raise InputError("--vllm-python is for --engine vllm", remedy="add that, or leave it out")
+    if engine == "vllm" and executor != "local":
+        raise InputError(
+            "vLLM is measured in one process", remedy="leave out --executor, or --engine vllm"
+        )
     if scenario and (contexts or prompts):
         raise InputError(
             "a scenario says which contexts and prompts are covered",
@@ -109,6 +128,8 @@ def profile(
             grid,
             max_minutes=max_minutes,
             journal=journal,
+            executor=open_executor(executor, address=address, gpus_per_job=gpus_per_job),
+            jobs=jobs or (8 if executor == "ray" else 1),
         )
     measured.write(out)
     journal.path.unlink()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from puzzle_search.cost import LatencyRow, MemoryRow, Profile
 from puzzle_search.files import file_hash
 from tests.pico import LENGTH, Pico, command_line, environment, run_command
 
@@ -77,6 +78,32 @@ def test_a_cluster_that_loses_a_node_gives_the_same_bits(
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors.decode()
     assert weights(tmp_path / "library") == weights(alone / "library")
+
+
+@pytest.mark.slow
+def test_a_cluster_profiles_what_one_process_does(head: Any, pico: Pico, tmp_path: Path) -> None:
+    def profile(out: Path, *where: object) -> Profile:
+        run([
+            "profile", "--model", pico.parent, "--space", pico.space_file, "--out", out,
+            "--batches", "1,4", "--contexts", "8,16", "--prompts", "8", "--max-minutes", 0, *where,
+        ])  # fmt: skip
+        return Profile.from_folder(out)
+
+    there = profile(tmp_path / "there", "--executor", "ray", "--address", head.address, "--jobs", 3)
+    here = profile(tmp_path / "here")
+    for table in ("rows", "memory"):
+        assert [point(row) for row in getattr(there, table)] == [
+            point(row) for row in getattr(here, table)
+        ]
+    assert {row.group for row in there.rows} == {group.group for group in there.groups}
+    assert len(there.groups) > len(here.groups)  # parts are not timed together
+    assert not (tmp_path / "there.journal.jsonl").exists()
+
+
+def point(row: LatencyRow | MemoryRow) -> tuple[object, ...]:
+    """What a row is of, without what was measured."""
+    names = ("subblock", "variant", "tp", "phase", "batch", "tokens", "context", "weight_bytes")
+    return tuple(getattr(row, name, None) for name in names)
 
 
 def busy_processors(cluster: Any) -> float:

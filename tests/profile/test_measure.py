@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from puzzle_search.arch import parse_variant
 from puzzle_search.cost import Profile, Scenario, parse_dtype
 from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.executor import InProcess
 from puzzle_search.files import Journal
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
 from puzzle_search.profile.point import Point
@@ -265,6 +267,23 @@ def test_stacks_that_do_not_fit_together_are_measured_one_after_the_other(pico: 
     profile = measure_profile(pico.config, pico.space, device, number, GRID, max_minutes=0)
     assert {row.variant for row in profile.rows} >= {variant for _, variant in VARIANTS}
     assert len(profile.memory) == len(VARIANTS) + 2
+
+
+def test_a_worker_on_another_kind_of_device_is_refused(pico: Pico) -> None:
+    device = open_device("cpu")
+    elsewhere = dataclasses.replace(device, identity=device.identity | {"name": "another"})
+
+    class Elsewhere(InProcess):
+        """As a process would: the device is opened anew there."""
+
+        def run(self, work: Any, jobs: Any) -> Any:
+            return super().run(work, [pickle.loads(pickle.dumps(job)) for job in jobs])
+
+    number = parse_dtype("fp32")
+    with pytest.raises(InputError, match=r"its name is '.*', not 'another'"):
+        measure_profile(
+            pico.config, pico.space, elsewhere, number, GRID, max_minutes=0, executor=Elsewhere()
+        )
 
 
 def test_decode_steps_whose_caches_cannot_fit_are_not_asked(pico: Pico) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ else:
     _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _MAX_DEPTH = 100
+_TEMPORARY, _OLD = ".tmp", ".old"
 
 
 class _Loader(_SafeLoader):
@@ -197,7 +199,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = _temporary_beside(target)
     try:
         with full_disk_reported(target):
             yield temporary
@@ -217,21 +219,46 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     """
     with full_disk_reported(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        )
+        temporary = _temporary_beside(target)
+        temporary.mkdir()
     try:
         with full_disk_reported(target):
             yield temporary
-        temporary.chmod(0o755)
         # Renamed aside first: a kill while the old folder is deleted must not leave half of it.
-        old = temporary.with_suffix(".old.tmp")
+        old = temporary.with_suffix(_OLD)
         if target.exists():
             target.replace(old)
         temporary.replace(target)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_beside(target: Path) -> Path:
+    """A name that tells whose it is; what killed processes of this machine left is cleared away."""
+    stem = f".{target.name}.{platform.node()}"
+    for suffix in (_OLD, _TEMPORARY):
+        for left in target.parent.glob(f"{glob.escape(stem)}.*{suffix}"):
+            process = left.name.removeprefix(f"{stem}.").removesuffix(suffix)
+            if not process.isdecimal() or (int(process) != os.getpid() and _is_alive(int(process))):
+                continue
+            if suffix == _OLD and not target.exists():
+                left.replace(target)  # the process died between two renames
+            elif left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return target.with_name(f"{stem}.{os.getpid()}{_TEMPORARY}")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def file_hash(path: str | Path) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,7 @@ from puzzle_search.files import (
     written_whole,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 FORMAT = "puzzle-search.test/1"
 
 
@@ -68,6 +73,48 @@ def test_a_folder_is_replaced_as_one(tmp_path: Path) -> None:
     assert names(target) == ["two.txt"]
     assert names(tmp_path) == ["child"]
     assert target.stat().st_mode & 0o777 == 0o755
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from puzzle_search.files import folder_written_whole, written_whole
+writing = {"file": written_whole, "folder": folder_written_whole}[sys.argv[1]]
+with writing(Path(sys.argv[2])) as temporary:
+    (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_write_left_is_cleared_away_by_the_next(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, kind, str(target)]
+    killed = subprocess.run(command, cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = names(tmp_path)
+    assert left.startswith(".result.")
+    # Of a process that lives, and of another machine.
+    others = [f".result.{platform.node()}.{os.getppid()}.tmp", ".result.elsewhere.1.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    writing = folder_written_whole if kind == "folder" else written_whole
+    with writing(target) as temporary:
+        (temporary / "whole" if kind == "folder" else temporary).write_text("whole")
+    assert names(tmp_path) == sorted([*others, "result"])
+
+
+def test_a_folder_that_lost_its_name_between_two_renames_has_it_again(tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    aside = tmp_path / f".child.{platform.node()}.{gone.stdout.strip()}.old"
+    aside.mkdir()
+    (aside / "old.txt").write_text("old")
+    target = tmp_path / "child"
+    with pytest.raises(Interrupted), folder_written_whole(target):
+        raise Interrupted
+    assert names(tmp_path) == ["child"]
+    assert names(target) == ["old.txt"]
 
 
 def test_an_interrupted_folder_leaves_the_old_one(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def report() -> ModuleType:
     sys.path.insert(0, str(ROOT / "bench"))
     try:
-        import gpu_models  # noqa: F401 (found by name later)
+        import gpu  # noqa: F401 (these are found by name later)
+        import gpu_models  # noqa: F401
         import gpu_report
     finally:
         sys.path.remove(str(ROOT / "bench"))
@@ -86,6 +87,19 @@ def test_without_time_nothing_runs_and_nothing_is_claimed(tmp_path: Path) -> Non
     assert set(summary["stages"].values()) == {"not run: no time left"}
     assert {line["reached"] for line in summary["demands"]} == {"not yet measured"}
     assert {line["met"] for line in summary["demands"]} == {None}
+
+
+def test_the_headline_comes_first_where_scores_ship(report: ModuleType, tmp_path: Path) -> None:
+    import gpu
+
+    order = {
+        device: gpu.Check(
+            device=device, is_pico=False, out=tmp_path, work=tmp_path, minutes=1
+        ).stages
+        for device in ("cuda", "cpu")
+    }
+    assert order["cuda"] == ["tests", "profile", "models", "headline", "small"]
+    assert order["cpu"] == ["tests", "profile", "models", "small", "headline"]
 
 
 def by_what(lines: list[Any]) -> dict[str, Any]:

@@ -311,10 +311,9 @@ def test_cuda_without_a_gpu_is_a_missing_dependency() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
-def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path, dtype: str) -> None:
+def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path) -> None:
     grid = ProfileGrid.around(Scenario(input_len=16, output_len=16), batches=(1, 8), tp=(1, 2))
-    profile = measure(pico, grid, device="cuda", dtype=dtype)
+    profile = measure(pico, grid, device="cuda", dtype="fp8")
     profile.write(tmp_path)
     assert Profile.from_folder(tmp_path).rows == profile.rows
     device = profile.sidecar["device"]

@@ -6,11 +6,11 @@
 #   bash bench/gpu.sh --device cpu             the same for the small parent on this CPU
 #   bash bench/gpu.sh --device cpu --pico      a dry run in a minute or two; its figures mean nothing
 #
-# Needs Python 3.11 with torch 2.11 or later, transformers, and the package's other dependencies; no
-# network, no installation. Results go into the folder $OUT (default: runs/gpu-check/results) as they
-# come, so that a time limit leaves what was measured. Work is kept in $WORK (default: runs/gpu-check):
-# run again, the check goes on where it was; models.jsonl and the unpacked profile.tar.gz of the results,
-# put into an empty $WORK, do as well.
+# Needs Python 3.11 with torch 2.11 or later, transformers, and the package's other dependencies, of which
+# OR-Tools is for the stages headline and small alone; no network, no installation. Results go into the
+# folder $OUT (default: runs/gpu-check/results) as they come, so that a time limit leaves what was
+# measured. Work is kept in $WORK (default: runs/gpu-check): run again, the check goes on where it was;
+# models.jsonl and the unpacked profile.tar.gz of the results, put into an empty $WORK, do as well.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHON:-}" ]; then

@@ -13,9 +13,11 @@ from gpu_setting import PARENT, Setting
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import CostTable, OperatingPoint, Profile, Scenario, build_cost_table
+from puzzle_search.cost.table import covered_points
 from puzzle_search.cost.work import head_work, least_us, subblock_work
 from puzzle_search.errors import InfeasibleError
 from puzzle_search.evaluate.sampled import SampledThroughput, sample_throughput, step_seconds
+from puzzle_search.evaluate.served_model import free_memory
 from puzzle_search.files import Journal
 from puzzle_search.profile import Device, open_device
 from puzzle_search.runtime import Engine, ServingDecoder, precision_on
@@ -89,6 +91,7 @@ class Bench:
         return time.monotonic() > self.deadline
 
     def _decoder(self, spec: ArchitectureSpec) -> ServingDecoder:
+        free_memory()  # what the last model left, in pieces of other sizes
         device = self.device.torch_device
         return ServingDecoder.random(self.setting.config, spec, self.precision, device)
 
@@ -108,7 +111,6 @@ class Bench:
             return {"skipped": "no batch fits in memory"}
         batch = best.point.batch
         while (found := self._try_sample(decoder, scenario, batch)) is None:
-            torch.cuda.empty_cache()
             batch = batch * 9 // 10
             if not batch:
                 return {"skipped": "out of memory at batch 1"}
@@ -143,6 +145,7 @@ class Bench:
             return None
 
     def _engine(self, decoder: ServingDecoder, slots: int, max_length: int) -> Engine:
+        torch.cuda.empty_cache()
         engine = Engine(decoder, slots=slots, max_length=max_length)
         vocabulary = self.setting.config.vocab_size
         engine.calibrate(torch.randint(vocabulary, (1, min(64, max_length - 1))))
@@ -191,14 +194,13 @@ class Bench:
         self, spec: ArchitectureSpec, scenario: Scenario, batch: int | None = None
     ) -> CostTable:
         batches = self.target.batches if batch is None else (batch,)
-        return build_cost_table(
-            self.setting.config,
-            self.target,
-            scenario,
-            [OperatingPoint(batch=size, tp=1) for size in batches],
-            attention=sorted({block.attention for block in spec.blocks}),
-            ffn=sorted({block.ffn for block in spec.blocks}),
-        )
+        variants: dict[str, list[str]] = {
+            "attention": sorted({block.attention for block in spec.blocks}),
+            "ffn": sorted({block.ffn for block in spec.blocks}),
+        }
+        points = [OperatingPoint(batch=size, tp=1) for size in batches]
+        points = covered_points(self.target, scenario, points, **variants)
+        return build_cost_table(self.setting.config, self.target, scenario, points, **variants)
 
     def headline(self, scores: Path) -> None:
         """The solver's own answer at the speed of the references, measured too."""

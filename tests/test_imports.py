@@ -76,6 +76,10 @@ def test_light_packages_load_no_torch(module: str) -> None:
     assert not loaded.intersection(HEAVY)
 
 
+def test_profiles_need_no_solver() -> None:
+    assert "ortools" not in loaded_after("import puzzle_search.profile, puzzle_search.solve")
+
+
 def test_help_loads_no_torch() -> None:
     loaded = loaded_after(
         "import sys\n"

@@ -181,6 +181,8 @@ class ProfileGrid:
         if not self.adaptive:
             return sorted(found)
         found.add(min(self.chunk_lengths()))
+        if len(self.prompts) > 1:  # prompts in between may fill a chunk better
+            found.add(min(self.chunk_tokens, max(self.batches) * max(self.prompts)))
         return _thinned(sorted(found))
 
     def head_batches(self) -> list[int]:

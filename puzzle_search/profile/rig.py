@@ -52,20 +52,16 @@ class Rig:
     def __init__(self, config: ParentConfig, device: Device, precision: Precision) -> None:
         self.config, self.device, self.precision = config, device, precision
         self._rotary = Rotary(config)
-        self._rows = torch.empty(2, 0, config.hidden_size)
-        self._kv = torch.empty(0, dtype=precision.kv)
+        # Two tensors each: compiled kernels do not count on the alignment of a part of another.
+        self._rows = self._random_rows(0)
+        self._kv = self._random_kv(0)
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Residual stream and what is to be added to it, (count, D) each."""
-        if self._rows.shape[1] < count:
-            self._rows = torch.randn(
-                2,
-                count,
-                self.config.hidden_size,
-                dtype=self.precision.activation,
-                device=self.device.torch_device,
-            )
-        return self._rows[0, :count], self._rows[1, :count]
+        if len(self._rows[0]) < count:
+            self._rows = self._random_rows(count)
+        residual_ND, delta_ND = self._rows
+        return residual_ND[:count], delta_ND[:count]
 
     def step(self, point: Point, heads: Heads | None) -> Step:
         """The step of a point for attention with these heads; None where nothing attends."""
@@ -109,24 +105,31 @@ class Rig:
         """Random keys and values of a point, for each copy its own."""
         shape = (point.batch, point.context, heads.kv, self.config.head_dim)
         size = math.prod(shape)
-        count = 2 * copies * size
-        if self._kv.numel() < count:
-            self._kv = torch.empty(0, dtype=self.precision.kv)  # before the larger one is made
+        count = copies * size
+        if self._kv[0].numel() < count:
+            self.release()  # before larger ones are made
             self._kv = self._random_kv(count)
-        parts = [as_slots(part, shape) for part in self._kv[:count].split(size)]
-        return [_SharedSlots(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        pairs = zip(*(kv[:count].split(size) for kv in self._kv), strict=True)
+        return [_SharedSlots(as_slots(k, shape), as_slots(v, shape)) for k, v in pairs]
 
     def release(self) -> None:
         """Give the memory of keys and values back."""
-        self._kv = torch.empty(0, dtype=self.precision.kv)
+        self._kv = self._random_kv(0)
 
-    def _random_kv(self, count: int) -> torch.Tensor:
+    def _random_rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (count, self.config.hidden_size)
+        device, dtype = self.device.torch_device, self.precision.activation
+        residual_ND, delta_ND = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
+        return residual_ND, delta_ND
+
+    def _random_kv(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         device, dtype = self.device.torch_device, self.precision.kv
-        kv = torch.empty(count, dtype=dtype, device=device)
+        keys, values = (torch.empty(count, dtype=dtype, device=device) for _ in range(2))
         block = torch.randn(min(count, _RANDOM_BLOCK), device=device).to(dtype)
-        for part in kv.split(len(block)):
-            part.copy_(block[: len(part)])
-        return kv
+        for kv in (keys, values):
+            for part in kv.split(max(1, len(block))):
+                part.copy_(block[: len(part)])
+        return keys, values
 
     def _angles(self, positions_N: torch.Tensor) -> RotarySlice:
         last = int(positions_N.max())

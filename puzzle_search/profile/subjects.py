@@ -290,7 +290,8 @@ def _no_ops(config: ParentConfig) -> ArchitectureSpec:
 
 
 def _copies(config: ParentConfig, device: Device, copy_bytes: int, *, least: int) -> int:
-    """On a CPU as many as the parent has layers; on a GPU enough to exceed its cache."""
-    if device.cache_bytes is None:
-        return max(least, min(config.num_layers, _CPU_STACK_BYTES // copy_bytes))
-    return max(least, math.ceil(_CACHE_MULTIPLE * device.cache_bytes / copy_bytes))
+    """As many as the parent has layers; on a GPU no more than exceed its cache."""
+    wanted = _CPU_STACK_BYTES // copy_bytes
+    if device.cache_bytes is not None:
+        wanted = math.ceil(_CACHE_MULTIPLE * device.cache_bytes / copy_bytes)
+    return max(least, min(config.num_layers, wanted))

@@ -78,6 +78,11 @@ def _to_fp8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
+def _cached(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """In the dtype of the cache; beyond FP8 saturated; torch 2.11 itself would make NaN of it."""
+    return x.clamp(-FP8_MAX, FP8_MAX).to(dtype) if dtype == torch.float8_e4m3fn else x.to(dtype)
+
+
 @fused(x_ND=(0,))
 def quantise(x_ND: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``x / scale`` in FP8, saturated."""
@@ -152,6 +157,6 @@ def rotate_and_store(
         q_NHE = F.rms_norm(q_NHE, q_weight_E.shape, q_weight_E, eps)
         k_NKE = F.rms_norm(k_NKE, k_weight_E.shape, k_weight_E, eps)
     q_NHE, k_NKE = rotate(q_NHE, rotary), rotate(k_NKE, rotary)
-    keys_BSKE[slots_N, positions_N] = k_NKE.to(keys_BSKE.dtype)
-    values_BSKE[slots_N, positions_N] = v_NKE.to(values_BSKE.dtype)
+    keys_BSKE[slots_N, positions_N] = _cached(k_NKE, keys_BSKE.dtype)
+    values_BSKE[slots_N, positions_N] = _cached(v_NKE, values_BSKE.dtype)
     return q_NHE, k_NKE, v_NKE

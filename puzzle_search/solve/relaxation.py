@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from ortools.linear_solver import pywraplp
 
 from puzzle_search.solve.items import Floats, Selection
 from puzzle_search.solve.point import PointProblem
@@ -92,6 +91,9 @@ class _Master:
     """Mix selections so that the limits hold on average, at the least objective."""
 
     def __init__(self, limits: Floats) -> None:
+        # Here, so that profiles are measured where there is no solver.
+        from ortools.linear_solver import pywraplp
+
         self._solver = pywraplp.Solver.CreateSolver("GLOP")
         infinity = self._solver.infinity()
         self._rows = [self._solver.Constraint(-infinity, float(limit)) for limit in limits]
@@ -112,7 +114,7 @@ class _Master:
 
     def solve(self) -> tuple[float, Floats] | None:
         """Value and prices of the limits; None if the LP solver met numerical trouble."""
-        if self._solver.Solve() != pywraplp.Solver.OPTIMAL:
+        if self._solver.Solve() != self._solver.OPTIMAL:
             return None
         prices = np.array([max(0.0, -row.dual_value()) for row in self._rows])
         return float(self._objective.Value()), prices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,11 @@ from typing import Any
 
 import pytest
 
+from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.cost import Scenario
+from puzzle_search.files import Journal
+from tests.cost.synthetic_profile import whole_profile
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def report() -> ModuleType:
     sys.path.insert(0, str(ROOT / "bench"))
     try:
-        import gpu_models  # noqa: F401 (found by name later)
+        import gpu  # noqa: F401 (these are found by name later)
+        import gpu_models  # noqa: F401
         import gpu_report
     finally:
         sys.path.remove(str(ROOT / "bench"))
@@ -82,6 +89,19 @@ def test_without_time_nothing_runs_and_nothing_is_claimed(tmp_path: Path) -> Non
     assert {line["met"] for line in summary["demands"]} == {None}
 
 
+def test_the_headline_comes_first_where_scores_ship(report: ModuleType, tmp_path: Path) -> None:
+    import gpu
+
+    order = {
+        device: gpu.Check(
+            device=device, is_pico=False, out=tmp_path, work=tmp_path, minutes=1
+        ).stages
+        for device in ("cuda", "cpu")
+    }
+    assert order["cuda"] == ["tests", "profile", "models", "headline", "small"]
+    assert order["cpu"] == ["tests", "profile", "models", "small", "headline"]
+
+
 def by_what(lines: list[Any]) -> dict[str, Any]:
     return {line.what: line for line in lines}
 
@@ -120,6 +140,26 @@ def test_figures_are_medians_over_turns(report: ModuleType) -> None:
     assert entries["a 1/1"]["measured_tps"] == 4.0
     assert entries["a 1/1"]["batch"] == 4
     assert entries["a 1/1"]["spread"] == 6 / 4
+
+
+def test_batches_that_the_profile_does_not_cover_are_not_asked(
+    report: ModuleType, setting: Any, tmp_path: Path
+) -> None:
+    import gpu_models
+    import gpu_setting
+
+    whole = whole_profile()
+    whole.rows = [row for row in whole.rows if row.batch < 16 or row.context < 100]
+    whole.write(tmp_path)
+    ours = dataclasses.replace(gpu_setting.pico(), config=whole.config, dtype="bf16")
+    journal = Journal(tmp_path / "models.jsonl")
+    bench = gpu_models.Bench(ours, "cpu", tmp_path, journal, 0, (1, 1))
+    spec = ArchitectureSpec.identity(whole.config)
+    batches = [
+        {point.batch for point in bench._table(spec, Scenario.parse(scenario)).points}
+        for scenario in ("10/90", "10/290")
+    ]
+    assert [max(sizes) for sizes in batches] == [16, 4]
 
 
 def test_the_ratio_is_of_the_rival_over_the_parent(report: ModuleType, setting: Any) -> None:

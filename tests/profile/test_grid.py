@@ -69,6 +69,11 @@ def test_a_tp_degree_that_does_not_divide_the_heads_is_refused(pico_config: Pare
         grid.check(pico_config)
 
 
+def test_prompts_between_the_knots_may_fill_a_chunk_better() -> None:
+    grid = ProfileGrid(batches=(2,), contexts=(1,), prompts=(1, 4), chunk_tokens=6)
+    assert max(grid.rows()) == 2 * 3  # two prompts of three tokens
+
+
 @given(
     batches=st.sets(st.integers(1, 40), min_size=1, max_size=3),
     prompts=st.sets(st.integers(1, 300), min_size=1, max_size=3),

@@ -29,6 +29,7 @@ def make(precision: Precision, device: torch.device) -> ServingDecoder:
     return decoder.to(device)
 
 
+@torch.inference_mode()
 def logits_of(engine: Engine, rounds: int) -> torch.Tensor:
     """Logits after two prompts of different lengths and some decode steps of fixed tokens."""
     device = engine.decoder.device
@@ -37,10 +38,9 @@ def logits_of(engine: Engine, rounds: int) -> torch.Tensor:
     for step in range(rounds):
         engine._ids_B.copy_(random_ids(3, seed=step).to(device))
         engine.decode()
-    with torch.inference_mode():
-        ids = random_ids(3, 9, seed=9).to(device)
-        states = engine._prefill_chunk(torch.tensor([0, 1, 2], device=device), ids, 0)
-        return engine.decoder.logits(*states).float().cpu()
+    ids = random_ids(3, 9, seed=9).to(device)
+    states = engine._prefill_chunk(torch.tensor([0, 1, 2], device=device), ids, 0)
+    return engine.decoder.logits(*states).float().cpu()
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp8"])

@@ -49,3 +49,12 @@ def test_it_compiles_whole_for_any_number_of_rows(name: str) -> None:
 def test_numbers_beyond_fp8_saturate() -> None:
     out = fuse.quantise(torch.tensor([[1e6, -1e6, 1.0]]), torch.tensor(1.0)).float()
     assert out.tolist() == [[448.0, -448.0, 1.0]]
+
+
+def test_keys_and_values_beyond_fp8_saturate_in_the_cache() -> None:
+    qkv_NX, rotary, _, keys, values, slots, positions = arguments("rotate_and_store", 2)
+    still = RotarySlice(torch.ones_like(rotary.cos_LE), torch.zeros_like(rotary.sin_LE))
+    qkv_NX.fill_(1e4)
+    fuse.rotate_and_store(qkv_NX, still, None, keys, values, slots, positions)
+    for cached in (keys, values):
+        assert cached[0, 3].float().unique().tolist() == [448.0]

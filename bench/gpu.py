@@ -2,12 +2,12 @@
 
 Stages, each in a process of its own with a time limit, so that one that hangs loses itself alone:
 
-- ``tests``: those marked ``gpu``.
 - ``profile``: every variant of the models below, as ``puzzle-search profile`` measures it.
 - ``models``: Llama-3.1-70B, its published children and two of the solver's answers, random weights:
   throughput at the batch predicted to be best, from a sample of its steps, and single decode steps.
-- ``small``: a real small parent through the whole pipeline.
 - ``headline``: the solver asked, by the measured profile, for the speed of the published children.
+- ``tests``: those marked ``gpu``.
+- ``small``: a real small parent through the whole pipeline.
 
 With ``--device cpu`` the models are those of the small parent. Ends with a table and one JSON line.
 """
@@ -70,9 +70,10 @@ class Check:
 
     @property
     def stages(self) -> list[str]:
-        """All stages; the headline waits for the small model where scores come from it."""
-        last = ["headline", "small"] if self.setting.scores else ["small", "headline"]
-        return ["tests", "profile", "models", *last]
+        """All stages: what the tables are made of first where the scores need not be made too."""
+        if self.setting.scores:
+            return ["profile", "models", "headline", "tests", "small"]
+        return ["tests", "profile", "models", "small", "headline"]
 
     def command(self, *arguments: str) -> list[str]:
         """A command of the package, by this interpreter."""

@@ -2,7 +2,7 @@
 # The GPU check: profile the GPU, run children of Llama-3.1-70B on it, hold predictions against them.
 #
 #   bash bench/gpu.sh                          all stages on one Hopper GPU, within 9 minutes
-#   bash bench/gpu.sh --stages profile models  some of them
+#   bash bench/gpu.sh --stages tests           some of them; these first on a GPU that is new to the package
 #   bash bench/gpu.sh --device cpu             the same for the small parent on this CPU
 #   bash bench/gpu.sh --device cpu --pico      a dry run in a minute or two; its figures mean nothing
 #

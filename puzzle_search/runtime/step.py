@@ -85,6 +85,16 @@ class PrefillStep(Step):
         k_BSKE, v_BSKE = k_NKE.unflatten(0, (sequences, -1)), v_NKE.unflatten(0, (sequences, -1))
         if self.start:
             end = self.start + q_BLHE.shape[1]
-            k_BSKE = cache.keys_BSKE[self.slots_B, :end].to(q_NHE.dtype)
-            v_BSKE = cache.values_BSKE[self.slots_B, :end].to(q_NHE.dtype)
+            k_BSKE, v_BSKE = (
+                _of_slots(cached_BSKE, self.slots_B, end).to(q_NHE.dtype)
+                for cached_BSKE in (cache.keys_BSKE, cache.values_BSKE)
+            )
         return prefill_attention(q_BLHE, k_BSKE, v_BSKE).flatten(0, 1)
+
+
+def _of_slots(cached_BSKE: torch.Tensor, slots_B: torch.Tensor, end: int) -> torch.Tensor:
+    """The first positions of some slots; FP8 as bytes, since CUDA does not index it everywhere."""
+    numbers_BSKE = cached_BSKE
+    if cached_BSKE.dtype == torch.float8_e4m3fn:
+        numbers_BSKE = cached_BSKE.view(torch.uint8)
+    return numbers_BSKE[slots_B, :end].view(cached_BSKE.dtype)

@@ -2,7 +2,7 @@
 
     python bench/paper.py runs/paper --out bench/results
 
-Trains block libraries, scores, solves, builds, distils and measures; about an hour on two cores.
+Trains block libraries, scores, solves, builds, distils and measures; about two hours on two cores.
 A run that was interrupted goes on where it was. Prints the tables and one JSON line; writes them
 and the plots into ``--out``, named by date. ``--only`` takes some claims; ``--pico`` spends so
 little on each that only the machinery is tried. On a machine with a GPU, ``--device cuda`` first

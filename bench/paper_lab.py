@@ -51,6 +51,7 @@ class LabSettings:
         gkd_tokens: of the short distillation that methods are compared after.
         long_gkd_tokens: of the distillation of the child that is kept.
         gkd_learning_rate: its peak.
+        long_gkd_learning_rate: likewise, of the long one.
         gkd_batch_tokens: of a step of distillation.
         random_specs: architectures of the rank correlation, and the median of random ones.
         iterations: counted runs of each throughput.
@@ -66,9 +67,10 @@ class LabSettings:
     score_tokens: int = 4096
     test_tokens: int = 16384
     gkd_tokens: int = 32768
-    long_gkd_tokens: int = 262144
+    long_gkd_tokens: int = 2**21
     gkd_learning_rate: float = 5e-4
-    gkd_batch_tokens: int = 2048
+    long_gkd_learning_rate: float = 1e-3
+    gkd_batch_tokens: int = 1024
     random_specs: int = 100
     iterations: int = 5
     device: str = "cpu"
@@ -263,7 +265,11 @@ class Lab:
                     tokens=tokens,
                     losses=losses,
                     batch_tokens=self.settings.gkd_batch_tokens,
-                    learning_rate=self.settings.gkd_learning_rate,
+                    learning_rate=(
+                        self.settings.long_gkd_learning_rate
+                        if tokens == self.settings.long_gkd_tokens
+                        else self.settings.gkd_learning_rate
+                    ),
                     dtype=self.settings.dtype,
                     held_out_every=256,
                     checkpoint_every=256,

@@ -70,8 +70,8 @@ class DistillSection(_Section):
     """Global distillation of the child, on the train split; left out, there is none."""
 
     tokens: int = Field(gt=0)
-    batch_tokens: int = Field(default=2048, gt=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_tokens: int = Field(default=1024, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
     losses: tuple[Literal["lm", "cosine", "kl"], ...] = Field(
         default=("cosine", "kl"), min_length=1, strict=False
     )

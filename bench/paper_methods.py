@@ -18,11 +18,8 @@ from puzzle_search.arch import (
 )
 from puzzle_search.solve import Problem, ScoreTable, solve
 from puzzle_search.solve.baselines import greedy, random_specs, uniform
-from puzzle_search.solve.rounds import best_round, refine
 
-SOLVER, ROUNDS = "MIP", "MIP, rounds"
 _RANDOM = 20
-_ROUNDS = 4
 
 
 def ways_to_choose(
@@ -41,8 +38,7 @@ def ways_to_choose(
         config, attention=[config.attention, "no_op"], ffn=[config.ffn, "no_op"]
     )
     return {
-        SOLVER: lambda target: solve(problem(target)).spec,
-        ROUNDS: lambda target: _by_rounds(lab, library, problem(target)),
+        "MIP": lambda target: solve(problem(target)).spec,
         "greedy": lambda target: greedy(problem(target)),
         "max-params": lambda target: most_parameters(problem(target), config),
         "no-op only": lambda target: solve(problem(target, space=no_ops)).spec,
@@ -52,12 +48,6 @@ def ways_to_choose(
         "uniform": lambda target: uniform(problem(target)),
         "layers dropped": lambda target: fewest_layers_dropped(problem(target), scores, config),
     }
-
-
-def _by_rounds(lab: Lab, library: Path, problem: Problem) -> ArchitectureSpec:
-    """The child of least KL on the tokens of the scores that rounds find."""
-    found = list(refine(problem, lab.judge(library), rounds=_ROUNDS))
-    return best_round(found).solution.spec
 
 
 def _median_random(

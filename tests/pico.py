@@ -139,7 +139,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import subprocess
@@ -67,27 +69,37 @@ def write_spec(folder: Path) -> Path:
     return folder / "spec.yaml"
 
 
-@pytest.mark.slow
-def test_profile_writes_a_profile(
-    pico: Pico, work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_here(
+def said(*arguments: object) -> str:
+    """What a command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_here(*arguments)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def profiled(pico: Pico, work: Path) -> str:
+    return said(
         "profile", "--model", pico.parent, "--space", pico.space_file, "--out", work / "profile",
         "--scenario", "8/8", "--batches", "2,1",
     )  # fmt: skip
-    assert "written to" in capsys.readouterr().out
-    assert Profile.from_folder(work / "profile").batches == [1, 2]
 
 
-def test_score_writes_a_table(
-    pico: Pico, pico_library: Path, work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_here(
+@pytest.fixture(scope="module")
+def scored(pico: Pico, pico_library: Path, work: Path) -> str:
+    return said(
         "score", "--parent", pico.parent, "--library", pico_library, "--space", pico.space_file,
         "--data", pico.corpus, "--out", work / "scores.csv", "--tokens", 128, "--length", 32,
         "--no-composed",
     )  # fmt: skip
-    assert "15 replacements scored" in capsys.readouterr().out
+
+
+def test_profile_writes_a_profile(profiled: str, work: Path) -> None:
+    assert "written to" in profiled
+    assert Profile.from_folder(work / "profile").batches == [1, 2]
+
+
+def test_score_writes_a_table(scored: str, work: Path) -> None:
+    assert "15 replacements scored" in scored
     rows = ScoreTable.from_file(work / "scores.csv").rows
     assert len([row for row in rows if row.metric == "kl"]) == 15
 
@@ -146,10 +158,10 @@ def test_generate_completes(child: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(texts[0]) > len("abc\n")
 
 
+@pytest.mark.usefixtures("profiled", "scored")
 def test_solve_takes_what_the_other_commands_wrote(
     pico: Pico, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Needs the profile and scores of the tests above."""
     model = work / "model"
     model.mkdir()
     (model / "config.json").write_text((pico.parent / "config.json").read_text())

@@ -89,7 +89,7 @@ def test_a_cluster_profiles_what_one_process_does(head: Any, pico: Pico, tmp_pat
         ])  # fmt: skip
         return Profile.from_folder(out)
 
-    there = profile(tmp_path / "there", "--executor", "ray", "--address", head.address, "--jobs", 3)
+    there = profile(tmp_path / "there", "--executor", "ray", "--address", head.address, "--jobs", 2)
     here = profile(tmp_path / "here")
     for table in ("rows", "memory"):
         assert [point(row) for row in getattr(there, table)] == [

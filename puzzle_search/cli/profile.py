@@ -78,9 +78,10 @@ def profile(
         raise InputError(f"engine {engine!r} is not known", remedy="use torch or vllm")
     if vllm_python and engine != "vllm":
         raise InputError("--vllm-python is for --engine vllm", remedy="add that, or leave it out")
-    if engine == "vllm" and executor != "local":
+    if engine == "vllm" and (executor != "local" or address or gpus_per_job or jobs):
         raise InputError(
-            "vLLM is measured in one process", remedy="leave out --executor, or --engine vllm"
+            "vLLM is measured by one job on this machine",
+            remedy="leave out --executor, --address, --gpus-per-job and --jobs, or --engine vllm",
         )
     if scenario and (contexts or prompts):
         raise InputError(

@@ -114,10 +114,13 @@ def test_killed_and_run_again_it_goes_on_where_it_was(pico: Pico, tmp_path: Path
     [
         (["--engine", "vllm", "--vllm-python", "/no/python"], "cannot be started"),
         (["--vllm-python", "/no/python"], "--vllm-python is for --engine vllm"),
+        (["--engine", "vllm", "--executor", "ray"], "measured by one job"),
+        (["--engine", "vllm", "--jobs", "2"], "measured by one job"),
+        (["--gpus-per-job", "1"], "are of a Ray cluster"),
         (["--engine", "sglang"], "engine 'sglang' is not known"),
     ],
 )
-def test_engines_that_are_not_there(
+def test_engines_and_places_that_are_not_there(
     pico: Pico, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

@@ -50,8 +50,12 @@ def profile(
         typer.Option(help="Python interpreter that has vLLM. (default: the one that runs this)"),
     ] = None,
     max_minutes: Annotated[
-        float, typer.Option(min=0, help="After which nothing is refined any more.")
-    ] = 8.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="After which nothing is refined any more. (default: 8 on a GPU, 0.75 on a CPU)",
+        ),
+    ] = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     gpus_per_job: GpusPerJobOption = None,

@@ -31,7 +31,7 @@ class ProfileSection(_Section):
 
     # YAML has no tuples: strict within a list, not about the list.
     batches: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1, strict=False)
-    max_minutes: float = Field(default=8.0, ge=0)
+    max_minutes: float | None = Field(default=None, ge=0)
 
 
 class LibrarySection(_Section):

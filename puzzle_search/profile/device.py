@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.profile.gpu_state import DeviceState, GpuMonitor
+
+_UNKNOWN_CACHE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,8 @@ class Device:
         memory_limit_bytes: what a model may take.
         identity: what a profile records about the device and its software.
         clock: seconds now, once all work submitted to the device has ended.
+        cache_bytes: size of its largest cache.
         state: clocks, temperature and what else it tells about itself, while it works.
-        cache_bytes: size of a GPU's cache; None on a CPU.
     """
 
     name: str
@@ -35,8 +38,8 @@ class Device:
     memory_limit_bytes: int
     identity: dict[str, Any]
     clock: Callable[[], float]
+    cache_bytes: int
     state: Callable[[], DeviceState] = DeviceState
-    cache_bytes: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process, the device of the same name there."""
@@ -75,6 +78,7 @@ def cpu_device() -> Device:
         memory_limit_bytes=memory // 2,
         identity=identity,
         clock=time.perf_counter,
+        cache_bytes=_cpu_cache_bytes(),
     )
 
 
@@ -118,6 +122,13 @@ def cuda_device() -> Device:
 
 def _software() -> dict[str, str]:
     return {"torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _cpu_cache_bytes() -> int:
+    caches = Path("/sys/devices/system/cpu/cpu0/cache")
+    sizes = [file.read_text().strip() for file in caches.glob("index*/size")]
+    kib = [int(size.removesuffix("K")) for size in sizes if re.fullmatch(r"\d+K", size)]
+    return max(kib) << 10 if kib else _UNKNOWN_CACHE_BYTES
 
 
 def _cpu_model() -> str:

@@ -32,6 +32,9 @@ from puzzle_search.runtime import precision_on
 
 ENGINE = "puzzle-search"
 
+DEFAULT_MINUTES = {"cuda": 8.0, "cpu": 0.75}
+"""What a profile may take on a device; its lattices are completed in any case."""
+
 
 def measure_profile(
     config: ParentConfig,
@@ -40,7 +43,7 @@ def measure_profile(
     dtype: Dtype,
     grid: ProfileGrid,
     *,
-    max_minutes: float = 8.0,
+    max_minutes: float | None = None,
     journal: Journal | None = None,
     executor: Executor | None = None,
     jobs: int = 1,
@@ -55,7 +58,7 @@ def measure_profile(
         dtype: serving precision.
         grid: what to cover.
         max_minutes: after which nothing is refined any more; elsewhere than in this process, of
-            each job.
+            each job. By default `DEFAULT_MINUTES`.
         journal: keeps what was measured, so that a killed profile goes on where it was.
         executor: where jobs run; in this process by default. Others must give each job a device
             of the same kind for itself: what runs beside it would be measured with it.
@@ -82,6 +85,8 @@ def measure_profile(
     plan = Plan(config, space, Rig(config, device, precision), dtype, grid)
     crews = plan.crews(jobs)
     expected = [sum(one.search.expected for one in crew) for crew in crews]
+    if max_minutes is None:
+        max_minutes = DEFAULT_MINUTES[device.torch_device.type]
     seconds = max(0.0, 60 * max_minutes - readings.seconds)
     work = [
         CrewJob(

@@ -19,7 +19,7 @@ from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP, Part
 from puzzle_search.profile.grid import ProfileGrid
 from puzzle_search.profile.rig import Rig
 from puzzle_search.profile.series import Series, outside_series, step_series, subblock_series
-from puzzle_search.profile.subjects import OutsideStack, SubblockStack, Subject
+from puzzle_search.profile.subjects import OutsideStack, SubblockStack
 
 # Shares of a device's memory.
 _WEIGHTS_SHARE = 0.5  # for stacks that are measured in turn
@@ -152,7 +152,7 @@ class Plan:
                 )
             )
 
-    def _kv_tokens(self, stack: Subject, variant: Variant, tp: int) -> int:
+    def _kv_tokens(self, stack: SubblockStack, variant: Variant, tp: int) -> int:
         """Most tokens that the slots of a decode step shall hold."""
         if not isinstance(variant, Gqa):
             return 0
@@ -161,5 +161,5 @@ class Plan:
         of_model = kv_bytes_per_token(parent, self._config, self._dtype, tp) * max(
             1, round(_LAYERS_WITH_CACHE * self._config.num_layers)
         )
-        of_stack = stack.copies * kv_bytes_per_token(variant, self._config, self._dtype, tp)
+        of_stack = stack.caches * kv_bytes_per_token(variant, self._config, self._dtype, tp)
         return int(min(limit / of_model, _KV_SHARE * limit / of_stack))

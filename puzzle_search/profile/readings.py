@@ -23,7 +23,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What was measured, all visits together, and in which group last."""
+    """What was measured, and in which group last."""
 
     samples: Samples
     group: int
@@ -54,7 +54,7 @@ class Readings:
             samples = {
                 Measured(
                     subject=entry["subject"], part=entry["part"], point=Point(**entry["point"])
-                ): Samples(us=tuple(entry["us"]))
+                ): Samples(visits=(tuple(entry["us"]),))
                 for entry in line["readings"]
             }
             self._take(GroupRow(**line["group"]), samples)
@@ -107,5 +107,6 @@ class Readings:
         self.groups.append(group)
         for key, value in samples.items():
             before = self._readings.get(key)
-            us = value.us if before is None else before.samples.us + value.us
-            self._readings[key] = Reading(samples=Samples(us=us), group=group.group)
+            if before is not None:
+                value = Samples(visits=before.samples.visits + value.visits)
+            self._readings[key] = Reading(samples=value, group=group.group)

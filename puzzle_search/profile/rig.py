@@ -1,7 +1,6 @@
 """What every measured subblock needs: rows, token ids, angles, and memory for keys and values.
 
-All of it is shared: one thing runs at a time, and copies of one stack have keys and values of their
-own.
+All of it is shared: one thing runs at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from puzzle_search.arch import ParentConfig
+from puzzle_search.arch import ArchitectureSpec, ParentConfig
+from puzzle_search.cost.memory import weight_bytes
 from puzzle_search.model import Rotary
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.profile.device import Device
@@ -21,6 +21,7 @@ from puzzle_search.runtime.attention import make_decode_attention
 from puzzle_search.runtime.cache import LayerSlots, as_slots
 from puzzle_search.runtime.step import DecodeStep, PrefillStep, Step
 
+_CACHE_MULTIPLE = 3  # by which weights exceed a cache that shall hold none of them
 _RANDOM_BLOCK = 1 << 22  # numbers, repeated over the memory of keys and values
 
 
@@ -52,9 +53,31 @@ class Rig:
     def __init__(self, config: ParentConfig, device: Device, precision: Precision) -> None:
         self.config, self.device, self.precision = config, device, precision
         self._rotary = Rotary(config)
+        self._model_bytes = sum(
+            weight_bytes(variant, config, precision.dtype, 1)
+            for block in ArchitectureSpec.identity(config).blocks
+            for variant in (block.attention_variant, block.ffn_variant)
+        )
+        self._cold: torch.Tensor | None = None
         # Two tensors each: compiled kernels do not count on the alignment of a part of another.
         self._rows = self._random_rows(0)
         self._kv = self._random_kv(0)
+
+    @property
+    def cooling_bytes(self) -> int:
+        """Weights that pass through the caches before a model comes to the same ones again.
+
+        Those of the parent's blocks; of a large parent so many that a cache holds none of them.
+        """
+        return min(self._model_bytes, _CACHE_MULTIPLE * self.device.cache_bytes)
+
+    def cool(self) -> None:
+        """Have as many bytes pass through the caches, and wait for it."""
+        if self._cold is None:
+            device = self.device.torch_device
+            self._cold = torch.zeros(self.cooling_bytes, dtype=torch.uint8, device=device)
+        self._cold.add_(1)
+        self.device.clock()
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Residual stream and what is to be added to it, (count, D) each."""
@@ -102,7 +125,7 @@ class Rig:
         )
 
     def slots(self, point: Point, heads: Heads, *, copies: int) -> list[LayerSlots]:
-        """Random keys and values of a point, for each copy its own."""
+        """Random keys and values of a point, so many times."""
         shape = (point.batch, point.context, heads.kv, self.config.head_dim)
         size = math.prod(shape)
         count = copies * size

@@ -100,7 +100,13 @@ class Session:
             yield from self._measure_group(group, _run_seconds(deadline, expected))
 
     def _revisit(self, series: Sequence[Series]) -> Iterator[TimedGroup]:
-        """Measure again what is not steady, all in turn."""
+        """Measure again what is not steady, what was visited least first."""
+
+        def order(asked: tuple[Series, Place]) -> tuple[Any, ...]:
+            one, place = asked
+            visits = len(self._readings.known(one.measured(place)).samples.visits)
+            return visits, *_alike(one.point(place))
+
         for _ in range(_VISITS - 1):
             restless = sorted(
                 (
@@ -109,7 +115,7 @@ class Session:
                     for place in one.search.places
                     if not self._readings.known(one.measured(place)).steady
                 ),
-                key=lambda asked: _alike(asked[0].point(asked[1])),
+                key=order,
             )
             for first in range(0, len(restless), _GROUP_RUNS):
                 if time.monotonic() >= self._deadline:
@@ -143,7 +149,8 @@ class Session:
         self, group: list[tuple[Series, Place]], run_seconds: float
     ) -> Iterator[TimedGroup]:
         begun = time.monotonic()
-        pool = torch.cuda.graph_pool_handle() if self._device.cache_bytes is not None else None
+        on_gpu = self._device.torch_device.type == "cuda"
+        pool = torch.cuda.graph_pool_handle() if on_gpu else None
         runs: dict[Measured, TimedRun] = {}
         # The largest first: the others find room in the memory that it took.
         for one, place in sorted(group, key=_needed, reverse=True):

@@ -1,15 +1,17 @@
 """What is measured, one class each: blocks' subblocks, and what stands outside the blocks.
 
-Each is a stack of distinct copies that run one after the other, so that weights come from where
-they come from in a whole model, and not from a cache that holds one block.
+Each is a stack of distinct copies that take turns, so that weights come from where they come from
+in a whole model, and not from a cache that holds one block.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +20,10 @@ from torch import nn
 
 from puzzle_search.arch import ArchitectureSpec, Gqa, ParentConfig, Variant
 from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP
-from puzzle_search.profile.device import Device
 from puzzle_search.profile.memory import check_allocation, peak_bytes, storage_bytes
 from puzzle_search.profile.point import Point
 from puzzle_search.profile.rig import Heads, Rig
-from puzzle_search.profile.timing import TimedRun, prepare_run, wall_clock
+from puzzle_search.profile.timing import TimedRun, Work, prepare_run, wall_clock
 from puzzle_search.runtime import (
     Engine,
     ServingDecoder,
@@ -33,12 +34,8 @@ from puzzle_search.runtime import (
 from puzzle_search.runtime.cache import LayerSlots
 from puzzle_search.runtime.subblocks import local_heads
 
-_CACHE_MULTIPLE = 3  # by which the weights of a stack exceed a GPU's cache
-_CPU_STACK_BYTES = 1 << 31  # more than any CPU's cache holds
 _CALIBRATION_TOKENS = 64
 _STEP_SLOT_TOKENS = 16  # of the slots in which the bare engine decodes
-
-Work = Callable[[], Iterable[torch.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,7 @@ class Subject(ABC):
     Attributes:
         name: of the first of all that are the same to measure.
         key: the same for all of them.
-        copies: distinct copies in one pass.
+        copies: distinct copies, each with weights of its own.
         weight_bytes: of all copies.
     """
 
@@ -84,7 +81,7 @@ class Subject(ABC):
         """Give their memory back."""
 
     def kv_numbers(self, point: Point) -> int:
-        """Keys and values of all copies at a point, in numbers."""
+        """Keys and values that its copies take at a point, in numbers."""
         return 0
 
     @abstractmethod
@@ -105,6 +102,10 @@ class Subject(ABC):
 class SubblockStack(Subject):
     """Copies of one variant's subblock, or of one device's share of it.
 
+    Attributes:
+        caches: how many of them have keys and values of their own: as many as the parent has
+            layers. Further ones share these in turn.
+
     Raises:
         InputError: the variant's sizes cannot be multiplied in the precision.
     """
@@ -121,7 +122,8 @@ class SubblockStack(Subject):
         sizes = ", ".join(f"{name} {list(shape.shape)}" for name, shape in shapes.items())
         self.key = f"{variant.kind}: {sizes}"
         copy_bytes = sum(shape.nbytes for shape in shapes.values())
-        self.copies = _copies(rig.config, rig.device, copy_bytes, least=2)
+        self.copies = max(2, math.ceil(rig.cooling_bytes / copy_bytes))
+        self.caches = min(self.copies, rig.config.num_layers)
         self.weight_bytes = self.copies * copy_bytes
         self._modules = nn.ModuleList()
 
@@ -132,9 +134,10 @@ class SubblockStack(Subject):
             module.randomise()
             self._modules.append(module)
         tokens = min(_CALIBRATION_TOKENS, self._rig.config.max_context)
-        work = self._work(Point(phase="prefill", batch=1, tokens=tokens, context=tokens))
+        point = Point(phase="prefill", batch=1, tokens=tokens, context=tokens)
         with calibrating(self._modules):
-            work()
+            for work in self._works(point):
+                work()
 
     def close(self) -> None:
         """See `Subject`."""
@@ -145,16 +148,12 @@ class SubblockStack(Subject):
         if self._heads is None:
             return 0
         slots = point.batch * point.context * self._heads.kv * self._rig.config.head_dim
-        return 2 * self.copies * slots
+        return 2 * self.caches * slots
 
     def run(self, part: str, point: Point, pool: Any) -> TimedRun:
         """Norm, residual add, matrices and attention; see `Subject`."""
         return prepare_run(
-            self._work(point),
-            device=self._device,
-            copies=self.copies,
-            captured=point.phase == "decode",
-            pool=pool,
+            self._works(point), device=self._device, captured=point.phase == "decode", pool=pool
         )
 
     def allocated(self, part: str, point: Point) -> Allocated:
@@ -173,23 +172,20 @@ class SubblockStack(Subject):
         return Allocated(
             weight_bytes=storage_bytes(self._modules[0].parameters()),
             kv_bytes_per_token=kv_bytes,
-            workspace_bytes=peak_bytes(self._work(point), self._device),
+            workspace_bytes=peak_bytes(self._works(point)[0], self._device),
         )
 
-    def _work(self, point: Point) -> Work:
+    def _works(self, point: Point) -> list[Work]:
+        """A pass of each copy."""
         residual_ND, delta_ND = self._rig.rows(point.rows)
         step = self._rig.step(point, self._heads)
-        caches: list[LayerSlots | None] = [None] * self.copies
+        caches: Sequence[LayerSlots | None] = [None]
         if self._heads is not None:
-            caches = [*self._rig.slots(point, self._heads, copies=self.copies)]
-
-        def work() -> Iterable[torch.Tensor]:
-            residual, delta = residual_ND, delta_ND
-            for module, cache in zip(self._modules, caches, strict=True):
-                residual, delta = module(residual, delta, step, cache)
-            return residual, delta
-
-        return work
+            caches = self._rig.slots(point, self._heads, copies=self.caches)
+        return [
+            functools.partial(module, residual_ND, delta_ND, step, cache)
+            for module, cache in zip(self._modules, itertools.cycle(caches), strict=False)
+        ]
 
     def _make(self, device: torch.device) -> ServingSubblock:
         rig = self._rig
@@ -214,7 +210,7 @@ class OutsideStack(Subject):
         with torch.device("meta"):
             shape = ServingDecoder(self._config, _no_ops(self._config), rig.precision)
         copy_bytes = sum(parameter.nbytes for parameter in shape.parameters())
-        self.copies = _copies(rig.config, rig.device, copy_bytes, least=1)
+        self.copies = max(1, math.ceil(rig.cooling_bytes / copy_bytes))
         self.weight_bytes = self.copies * copy_bytes
         self._decoders: list[ServingDecoder] = []
 
@@ -232,14 +228,15 @@ class OutsideStack(Subject):
     def run(self, part: str, point: Point, pool: Any) -> TimedRun:
         """Embedding, head, or a whole step of the bare engine; see `Subject`."""
         if part == STEP:
-            run = TimedRun(submit=self._step(point), stopwatch=wall_clock, copies=1)
+            run = TimedRun(
+                submit=self._step(point), stopwatch=wall_clock, copies=1, before=self._rig.cool
+            )
             run.submit()
             run.choose_passes()
             return run
         return prepare_run(
-            self._work(part, point),
+            self._works(part, point),
             device=self._device,
-            copies=self.copies,
             captured=point.phase == "decode",
             pool=pool,
         )
@@ -254,22 +251,20 @@ class OutsideStack(Subject):
         return Allocated(
             weight_bytes=storage_bytes(weights),
             kv_bytes_per_token=0,
-            workspace_bytes=peak_bytes(self._work(part, point), self._device),
+            workspace_bytes=peak_bytes(self._works(part, point)[0], self._device),
         )
 
-    def _work(self, part: str, point: Point) -> Work:
+    def _works(self, part: str, point: Point) -> list[Work]:
+        """A pass of each copy."""
         residual_ND, delta_ND = self._rig.rows(point.rows)
         ids_N = self._ids(point.rows)
 
-        def work() -> Iterable[torch.Tensor]:
-            for decoder in self._decoders:
-                if part == EMBEDDING:
-                    made = F.embedding(ids_N, decoder.embedding)
-                else:
-                    made = decoder.logits(residual_ND, delta_ND).argmax(-1)
-            return (made,)
+        def work(decoder: ServingDecoder) -> Iterable[torch.Tensor]:
+            if part == EMBEDDING:
+                return (F.embedding(ids_N, decoder.embedding),)
+            return (decoder.logits(residual_ND, delta_ND).argmax(-1),)
 
-        return work
+        return [functools.partial(work, decoder) for decoder in self._decoders]
 
     def _step(self, point: Point) -> Callable[[], object]:
         decoder = self._decoders[0]
@@ -287,11 +282,3 @@ class OutsideStack(Subject):
 
 def _no_ops(config: ParentConfig) -> ArchitectureSpec:
     return ArchitectureSpec.of(config.name, [("no_op", "no_op")] * config.num_layers)
-
-
-def _copies(config: ParentConfig, device: Device, copy_bytes: int, *, least: int) -> int:
-    """As many as the parent has layers; on a GPU no more than exceed its cache."""
-    wanted = _CPU_STACK_BYTES // copy_bytes
-    if device.cache_bytes is not None:
-        wanted = math.ceil(_CACHE_MULTIPLE * device.cache_bytes / copy_bytes)
-    return max(least, min(config.num_layers, wanted))

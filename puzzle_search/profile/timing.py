@@ -5,9 +5,10 @@ In every round each run is timed once, so that drift of the clock falls on all a
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ _MAX_ROUNDS = 100
 _SAMPLE_SECONDS = 2e-3
 _MAX_PASSES = 200
 
+Work = Callable[[], Iterable[torch.Tensor]]
+"""Something on the device; returns what it made."""
+
 Stopwatch = Callable[[Callable[[], object]], float]
 """Seconds that the device takes for some work, idle before and after."""
 
@@ -39,6 +43,7 @@ class TimedRun:
         stopwatch: how it is timed.
         copies: identical parts of one pass, to each of which its time is shared out.
         passes: passes of one sample.
+        before: what is done before each pass, untimed; None where passes follow each other.
         inputs: what a captured pass reads, and must therefore live as long as it.
     """
 
@@ -46,12 +51,8 @@ class TimedRun:
     stopwatch: Stopwatch
     copies: int
     passes: int = 1
+    before: Callable[[], object] | None = None
     inputs: object = None
-
-    def repeat(self) -> None:
-        """The passes of one sample."""
-        for _ in range(self.passes):
-            self.submit()
 
     def choose_passes(self) -> None:
         """Take as many passes as make a sample long enough."""
@@ -60,14 +61,39 @@ class TimedRun:
 
     def sample_us(self) -> float:
         """Microseconds of one copy."""
-        return 1e6 * self.stopwatch(self.repeat) / (self.passes * self.copies)
+        return 1e6 * self._sample_seconds() / (self.passes * self.copies)
+
+    def _sample_seconds(self) -> float:
+        if self.before is None:
+            return self.stopwatch(self._repeat)
+        seconds = 0.0
+        for _ in range(self.passes):
+            self.before()
+            seconds += self.stopwatch(self.submit)
+        return seconds
+
+    def _repeat(self) -> None:
+        for _ in range(self.passes):
+            self.submit()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a run took, in microseconds of one copy, sample by sample."""
+    """What a run took, in microseconds of one copy.
 
-    us: tuple[float, ...]
+    Every visit counts alike, however many samples it took: what lies between visits moves them
+    more than what lies between the samples of one.
+
+    Attributes:
+        visits: samples of each time that it was measured.
+    """
+
+    visits: tuple[tuple[float, ...], ...]
+
+    @property
+    def us(self) -> tuple[float, ...]:
+        """All of them."""
+        return tuple(itertools.chain(*self.visits))
 
     @property
     def median_us(self) -> float:
@@ -90,7 +116,10 @@ class Samples:
         return (self.p90_us - self.p10_us) / self.median_us
 
     def _percentile(self, q: int) -> float:
-        return float(np.percentile(self.us, q))
+        weights = np.concatenate([np.full(len(visit), 1 / len(visit)) for visit in self.visits])
+        order = np.argsort(self.us)
+        below = np.cumsum(weights[order]) - weights[order]
+        return float(np.interp(q / 100 * below[-1], below, np.array(self.us)[order]))
 
 
 def wall_clock(work: Callable[[], object]) -> float:
@@ -116,52 +145,57 @@ def device_stopwatch(device: torch.device) -> Stopwatch:
 
 
 def prepare_run(
-    work: Callable[[], Iterable[torch.Tensor]],
+    copies: Sequence[Work],
     *,
     device: torch.device,
-    copies: int,
     captured: bool,
     pool: Any = None,
 ) -> TimedRun:
     """Warm up, look at what comes out, and capture where asked.
 
+    A captured pass runs every copy. Otherwise a pass is one copy, and the next pass the next one:
+    each comes as cold as all the others leave it, however few are timed in a sample.
+
     Args:
-        work: one pass; returns what it made.
-        device: that it runs on.
-        copies: identical parts of the pass.
-        captured: whether a GPU replays it as a CUDA graph, as it does decode steps.
+        copies: the same work on memory of their own; each returns what it made.
+        device: that they run on.
+        captured: whether a GPU replays them as a CUDA graph, as it does decode steps.
         pool: memory pool that captures share.
 
     Raises:
         InputError: what comes out is not finite.
     """
+    stopwatch = device_stopwatch(device)
     if device.type == "cuda" and captured:
-        submit: Callable[[], object] = _capture(work, pool)
+        submit = _capture(copies, pool)
+        run = TimedRun(submit=submit, stopwatch=stopwatch, copies=len(copies), inputs=copies)
     else:
-        for _ in range(_WARM_UP_PASSES):
-            made = work()
-        _check_finite(made)
-        del made
-        submit = work
-    run = TimedRun(submit=submit, stopwatch=device_stopwatch(device), copies=copies, inputs=work)
+        _warm_up(copies[:1])
+        turn = itertools.cycle(copies)
+        run = TimedRun(submit=lambda: next(turn)(), stopwatch=stopwatch, copies=1)
     run.choose_passes()
     return run
 
 
-def _capture(work: Callable[[], Iterable[torch.Tensor]], pool: Any) -> Callable[[], object]:
+def _capture(copies: Sequence[Work], pool: Any) -> Callable[[], object]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP_PASSES):
-            made = work()
-        _check_finite(made)
-        del made
+        _warm_up(copies)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        work()
+        for copy in copies:
+            copy()
     graph.replay()
     return graph.replay
+
+
+def _warm_up(copies: Sequence[Work]) -> None:
+    for _ in range(_WARM_UP_PASSES):
+        for copy in copies:
+            made = copy()
+    _check_finite(made)
 
 
 def _check_finite(made: Iterable[torch.Tensor]) -> None:
@@ -194,5 +228,5 @@ def time_in_turn(runs: list[TimedRun], *, seconds: float) -> list[Samples]:
             continue
         if time.perf_counter() - begun >= seconds:
             break
-        going = [i for i in going if Samples(us=tuple(us[i])).spread > SPREAD_LIMIT]
-    return [Samples(us=tuple(values)) for values in us]
+        going = [i for i in going if Samples(visits=(tuple(us[i]),)).spread > SPREAD_LIMIT]
+    return [Samples(visits=(tuple(values),)) for values in us]

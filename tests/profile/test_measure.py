@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from puzzle_search.arch import parse_variant
+from puzzle_search.arch import ArchitectureSpec, parse_variant
 from puzzle_search.cost import Profile, Scenario, parse_dtype
 from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
@@ -21,7 +22,7 @@ from puzzle_search.files import Journal
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
 from puzzle_search.profile.point import Point
 from puzzle_search.profile.rig import Heads, Rig
-from puzzle_search.runtime import precision_on
+from puzzle_search.runtime import ServingDecoder, make_serving_subblock, precision_on
 from puzzle_search.runtime.cache import LayerSlots
 from puzzle_search.runtime.linear import ServingLinear
 from tests.pico import Pico
@@ -78,13 +79,22 @@ def test_rows_are_positive_times_in_order_of_known_groups(profile: Profile) -> N
     assert all(group.seconds > 0 for group in profile.groups)
 
 
-def test_a_stack_has_no_more_copies_than_the_parent_has_layers(pico: Pico) -> None:
+def test_a_stack_has_the_weights_of_a_model_or_more_than_a_cache_holds(pico: Pico) -> None:
     precision = precision_on("fp32", torch.device("cpu"))
-    mlp = parse_variant("ffn", "mlp_512")
-    for cache_bytes, copies in {None: 3, 50 << 20: 3, 1: 2}.items():
+    stacked = parse_variant("attention", "gqa_1")
+    module = make_serving_subblock(stacked, pico.config, precision)
+    assert module is not None
+    of_copy = sum(weights.nbytes for weights in module.parameters())
+    parent = ServingDecoder.random(
+        pico.config, ArchitectureSpec.identity(pico.config), precision, torch.device("cpu")
+    )
+    of_model = sum(weights.nbytes for weights in parent.blocks.parameters())
+    for cache_bytes, stack_bytes in {50 << 20: of_model, of_copy: 3 * of_copy, 1: 0}.items():
         device = dataclasses.replace(open_device("cpu"), cache_bytes=cache_bytes)
-        rig = Rig(pico.config, device, precision)
-        assert subjects.SubblockStack(rig, mlp, 1).copies == copies
+        stack = subjects.SubblockStack(Rig(pico.config, device, precision), stacked, 1)
+        assert stack.copies == max(2, math.ceil(stack_bytes / of_copy))
+        assert stack.caches == min(stack.copies, pico.config.num_layers)
+        assert stack.weight_bytes == stack.copies * of_copy
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp8"])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from puzzle_search.errors import InputError
 from puzzle_search.profile.timing import (
@@ -36,7 +41,7 @@ def run_of(seconds: list[float], log: list[str] | None = None, name: str = "") -
 
 
 def test_percentiles_are_those_of_eleven_in_a_row() -> None:
-    samples = Samples(us=(11, 1, 10, 2, 9, 3, 8, 4, 7, 5, 6))
+    samples = Samples(visits=((11, 1, 10, 2, 9, 3, 8, 4, 7, 5, 6),))
     assert (samples.p10_us, samples.median_us, samples.p90_us) == pytest.approx((2, 6, 10))
     assert samples.spread == pytest.approx(8 / 6)
 
@@ -55,6 +60,23 @@ def test_a_steady_run_rests_and_an_unsteady_one_goes_on_to_the_end() -> None:
     assert len(steady.us) < len(unsteady.us) == 100
 
 
+@given(st.lists(st.floats(1, 1e6), min_size=1), st.sampled_from([1, 3]))
+def test_percentiles_are_those_of_numpy_where_visits_are_equal(us: list[float], n: int) -> None:
+    samples = Samples(visits=(tuple(us),) * n)
+    of = (samples.p10_us, samples.median_us, samples.p90_us)
+    if n == 1:
+        assert of == pytest.approx(np.percentile(us, [10, 50, 90]))
+    assert min(us) <= of[0] <= of[1] <= of[2] <= max(us)
+
+
+def test_every_visit_counts_alike_however_long_it_was() -> None:
+    long = tuple(20.0 + n / 1000 for n in range(100))
+    samples = Samples(visits=(long, (10.0,) * 7, (11.0,) * 7))
+    assert samples.median_us == pytest.approx(11.0)
+    assert samples.p90_us == pytest.approx(20.07, abs=0.01)
+    assert len(samples.us) == 114
+
+
 def test_when_time_is_up_the_fewest_rounds_are_done() -> None:
     [samples] = time_in_turn([run_of([1e-3, 2e-3])], seconds=0)
     assert len(samples.us) == 7
@@ -71,29 +93,52 @@ def test_short_passes_are_timed_together() -> None:
     run.choose_passes()
     assert run.passes == 20  # 2 ms
     passed.clear()
-    run.repeat()
+    run.sample_us()
     assert len(passed) == 20
+
+
+def test_what_comes_before_a_pass_is_not_timed() -> None:
+    order = []
+
+    def stopwatch(work: Callable[[], object]) -> float:
+        before = len(order)
+        work()
+        return 1e-3 * (len(order) - before)
+
+    run = TimedRun(
+        submit=lambda: order.append("pass"),
+        stopwatch=stopwatch,
+        copies=1,
+        passes=2,
+        before=lambda: order.append("before"),
+    )
+    assert run.sample_us() == pytest.approx(1000)
+    assert order == ["before", "pass", "before", "pass"]
 
 
 def test_a_run_is_warm_and_timed_by_the_wall_on_a_cpu() -> None:
     passed = []
 
-    def work() -> tuple[torch.Tensor, ...]:
-        passed.append(0)
-        time.sleep(0.004)
+    def work(copy: int) -> tuple[torch.Tensor, ...]:
+        passed.append(copy)
+        time.sleep(0.0004)
         return (torch.ones(1), torch.tensor([1]))
 
-    run = prepare_run(work, device=CPU, copies=2, captured=True)
-    assert len(passed) >= 2
-    assert run.passes == 1
-    assert 1900 < run.sample_us() < 200_000
+    run = prepare_run(
+        [functools.partial(work, copy) for copy in range(3)], device=CPU, captured=True
+    )
+    assert passed[:2] == [0, 0]  # warm before it is timed
+    passed.clear()
+    assert 390 < run.sample_us() < 200_000
+    assert len(passed) == run.passes
+    assert passed == [(passed[0] + n) % 3 for n in range(run.passes)]  # the copies take turns
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_an_error(value: float) -> None:
     made = (torch.zeros(2), torch.tensor([1.0, value]))
     with pytest.raises(InputError, match="not finite"):
-        prepare_run(lambda: made, device=CPU, copies=1, captured=False)
+        prepare_run([lambda: made], device=CPU, captured=False)
 
 
 def test_the_wall_clock_runs_in_seconds() -> None:
@@ -111,16 +156,15 @@ def test_a_gpu_run_takes_as_long_as_its_copies_by_the_wall(captured: bool) -> No
     target = torch.empty_like(source)
 
     def work() -> tuple[torch.Tensor, ...]:
-        for _ in range(8):
-            target.copy_(source)
+        target.copy_(source)
         return (source[:1].float(),)
 
-    run = prepare_run(work, device=device, copies=8, captured=captured)
+    run = prepare_run([work] * 8, device=device, captured=captured)
     assert run.stopwatch is cuda_events
     [samples] = time_in_turn([run], seconds=1)
     torch.cuda.synchronize()
     begun = time.perf_counter()
-    for _ in range(20):
+    for _ in range(160):
         work()
     torch.cuda.synchronize()
     wall_us = 1e6 * (time.perf_counter() - begun) / 160

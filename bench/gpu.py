@@ -2,7 +2,8 @@
 
 Stages, each in a process of its own with a time limit, so that one that hangs loses itself alone:
 
-- ``profile``: every variant of the models below, as ``puzzle-search profile`` measures it.
+- ``profile``: every variant of the models below, as ``puzzle-search profile`` measures it. Where
+  the machine drifts, the profile and all models are measured in turn, several times.
 - ``models``: Llama-3.1-70B, its published children and two of the solver's answers, random weights:
   throughput at the batch predicted to be best, from a sample of its steps, and single decode steps.
 - ``headline``: the solver asked, by the measured profile, for the speed of the published children.
@@ -30,17 +31,19 @@ import gpu_report
 import gpu_setting
 import yaml
 from gpu_models import Bench, medians
+from gpu_prediction import Entry, Prediction
 
 from puzzle_search.arch import SearchSpace, Subblock
 from puzzle_search.arch.space import FORMAT as SPACE_FORMAT
+from puzzle_search.cost import parse_dtype
 from puzzle_search.files import Journal, read_json, write_text
-from puzzle_search.profile import open_device
+from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
 from puzzle_search.resources import resource
+from puzzle_search.solve import ScoreTable
 
 # Parts of the whole time that a stage may take at most, if those before it leave so much.
 _SHARES = {"tests": 0.2, "profile": 0.55, "models": 0.55, "small": 0.2, "headline": 0.15}
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
-_CONTEXTS, _REPEATS = 6, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,36 +78,18 @@ class Check:
             return ["profile", "models", "headline", "tests", "small"]
         return ["tests", "profile", "models", "small", "headline"]
 
-    def command(self, *arguments: str) -> list[str]:
-        """A command of the package, by this interpreter."""
-        return [sys.executable, "-m", "puzzle_search", *arguments]
-
     def stage_command(self, stage: str, deadline: float) -> list[str]:
         """What runs a stage."""
         if stage == "tests":
             of_gpu = ("tests/runtime", "tests/profile")
             return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *of_gpu]
-        if stage == "profile":
-            return self._profile_command()
         if stage == "small":
-            return self.command(
-                "run", str(self._small_recipe()), "--run-dir", str(self.work / "small")
-            )
+            run_dir = str(self.work / "small")
+            recipe = str(self._small_recipe())
+            return [sys.executable, "-m", "puzzle_search", "run", recipe, "--run-dir", run_dir]
         mine = [sys.executable, __file__, "--inside", stage, "--out", str(self.out)]
         mine += ["--work", str(self.work), "--device", self.device, "--until", str(deadline)]
         return [*mine, "--pico"] if self.is_pico else mine
-
-    def _profile_command(self) -> list[str]:
-        setting = self.setting
-        model, space = self.work / "config.json", self.work / "space.yaml"
-        write_text(model, json.dumps(dict(setting.config.raw)))
-        _write_space(space, setting.measured_space)
-        scenarios = [part for s in setting.lengths for part in ("--scenario", str(s))]
-        return self.command(
-            "profile", "--model", str(model), "--space", str(space), "--device", self.device,
-            "--dtype", setting.dtype, "--batches", setting.batches, *scenarios,
-            "--max-minutes", str(setting.profile_minutes), "--out", str(self.profile),
-        )  # fmt: skip
 
     def _small_recipe(self) -> Path:
         """The recipe of examples/stdlib-lm on this device; in the dry run with next to no work."""
@@ -129,16 +114,40 @@ class Check:
         return file
 
     def run_inside(self, stage: str, deadline: float) -> None:
-        """A stage that runs models, in this process."""
-        effort = (2, 1) if self.is_pico else (_CONTEXTS, _REPEATS)
-        bench = Bench(self.setting, self.device, self.profile, self.journal, deadline, effort)
-        if stage == "models":
-            bench.all_models()
-            return
-        scores = self.setting.scores or self.work / "small" / "score" / "scores.csv"
-        if not scores.exists():
-            sys.exit(f"{scores} does not exist: run the stage small before this one")
-        bench.headline(scores)
+        """A stage that measures or runs models, in this process."""
+        if stage == "profile":
+            self._measure_profile(turns=1)
+        elif stage == "models":
+            for turn in range(self.setting.rounds):
+                bench = self._bench(deadline)
+                if turn and bench.has_work(turn):
+                    self._measure_profile(turns=turn + 1)
+                bench.all_models(turn)
+        else:
+            scores = self.setting.scores or self.work / "small" / "score" / "scores.csv"
+            if not scores.exists():
+                sys.exit(f"{scores} does not exist: run the stage small before this one")
+            bench = self._bench(deadline)
+            for turn in range(self.setting.rounds):
+                bench.headline(ScoreTable.from_file(scores), turn)
+
+    def _measure_profile(self, turns: int) -> None:
+        """Go on with the profile for as long as so many turns may take."""
+        setting = self.setting
+        batches = Sizes.parse(setting.batches, "batches")
+        measure_profile(
+            setting.config,
+            setting.measured_space,
+            open_device(self.device),
+            parse_dtype(setting.dtype),
+            ProfileGrid.around(*setting.lengths, batches=batches.sizes, adaptive=not batches.exact),
+            max_minutes=turns * setting.profile_minutes,
+            journal=Journal(self.work / "profile.jsonl"),
+        ).write(self.profile)
+
+    def _bench(self, deadline: float) -> Bench:
+        prediction = Prediction(self.setting, self.profile)
+        return Bench(self.setting, open_device(self.device), prediction, self.journal, deadline)
 
     def run(self, stages: list[str]) -> dict[str, Any]:
         """Run stages in turn, then write and return what is known."""
@@ -171,10 +180,14 @@ class Check:
 
     def _write(self, done: dict[str, str]) -> dict[str, Any]:
         setting = self.setting
-        entries = medians(self.journal.read())
+        has_profile = (self.profile / "profile.yaml").exists()
+        entries: dict[str, Entry] = {}
+        if has_profile:
+            measured = medians(self.journal.read())
+            entries = Prediction(setting, self.profile).added_to(measured)
         errors = (0.10, 0.10) if self.device == "cpu" else (0.05, 0.10)
         lines = gpu_report.demands(setting, entries, errors=errors)
-        summary = {
+        summary: dict[str, Any] = {
             "bench": "gpu",
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "evidence": "measured",
@@ -197,9 +210,10 @@ class Check:
         gpu_report.plot(entries, self.out)
         if self.journal.path.exists():
             shutil.copyfile(self.journal.path, self.out / self.journal.path.name)
-        if (self.profile / "profile.yaml").exists():
+        if has_profile:
             with tarfile.open(self.out / "profile.tar.gz", "w:gz") as archive:
                 archive.add(self.profile, arcname="profile")
+                archive.add(self.work / "profile.jsonl", arcname="profile.jsonl")
         return summary
 
     def _small_report(self) -> dict[str, Any] | None:
@@ -222,7 +236,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.8, help="for all stages together")
     parser.add_argument("--out", type=Path, required=True, help="folder of results")
     parser.add_argument("--work", type=Path, required=True, help="folder to work in, kept")
-    parser.add_argument("--inside", choices=["models", "headline"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--inside", choices=["profile", "models", "headline"], help=argparse.SUPPRESS
+    )
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,30 +1,24 @@
-"""Stages of the GPU check that run models: predicted, measured, and the floor."""
+"""Stages of the GPU check that run models."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
+from gpu_prediction import Entry, Prediction, figures
 from gpu_setting import PARENT, Setting
 
 from puzzle_search.arch import ArchitectureSpec
-from puzzle_search.cost import CostTable, OperatingPoint, Profile, Scenario, build_cost_table
-from puzzle_search.cost.table import covered_points
-from puzzle_search.cost.work import head_work, least_us, subblock_work
+from puzzle_search.cost import Scenario
 from puzzle_search.errors import InfeasibleError
 from puzzle_search.evaluate.sampled import SampledThroughput, sample_throughput, step_seconds
 from puzzle_search.evaluate.served_model import free_memory
 from puzzle_search.files import Journal
-from puzzle_search.profile import Device, open_device
+from puzzle_search.profile import Device
 from puzzle_search.runtime import Engine, ServingDecoder, precision_on
-from puzzle_search.solve import Limits, ScoreTable, Workload, formulate, solve
-from puzzle_search.solve.targets import cost_table, profile_target
-
-Entry = dict[str, Any]
+from puzzle_search.solve import Limits, ScoreTable, Solution, Workload, formulate, solve
+from puzzle_search.solve.targets import cost_table
 
 # The solver's answer shall be no slower than its rival: it is asked for a little more.
 _MARGIN = 0.02
@@ -38,53 +32,60 @@ class Bench:
 
     Args:
         setting: what to run.
-        device: ``cpu`` or ``cuda``.
-        profile: folder of the profile that predicts.
+        device: to run on.
+        prediction: chooses batch sizes where none was run yet, and is what the solver solves by.
         journal: of entries; those that are in it are not measured again.
         deadline: by `time.monotonic`; no measurement is begun after it.
-        effort: contexts, and repeats at each, of a sampled scenario.
     """
 
     def __init__(
         self,
         setting: Setting,
-        device: str,
-        profile: Path,
+        device: Device,
+        prediction: Prediction,
         journal: Journal,
         deadline: float,
-        effort: tuple[int, int],
     ) -> None:
         self.setting = setting
-        self.device: Device = open_device(device)
-        self.profile = Profile.from_folder(profile)
-        self.target = profile_target(self.profile)
-        self.precision = precision_on(setting.dtype, self.device.torch_device)
+        self.device = device
+        self.prediction = prediction
+        self.precision = precision_on(setting.dtype, device.torch_device)
         self.journal, self.deadline = journal, deadline
-        self.contexts, self.repeats = effort
-        self.done = {(entry["key"], entry["turn"]) for entry in journal.read()}
+        entries = journal.read()
+        self.done = {(entry["key"], entry["turn"]) for entry in entries}
+        self.batches = {entry["key"]: entry["batch"] for entry in entries if "batch" in entry}
 
-    def all_models(self) -> None:
+    def has_work(self, turn: int) -> bool:
+        """Whether something of a turn is to be measured, and there is time."""
+        return not self.late() and any(self._wanted(name, turn) for name in self.setting.specs)
+
+    def all_models(self, turn: int) -> None:
         """Steps and scenarios of every model, as far as time allows."""
-        for turn in range(self.setting.rounds):
-            for name, spec in self.setting.specs.items():
-                self.one_model(name, spec, turn)
+        for name in self.setting.specs:
+            self._one_model(name, turn)
 
-    def one_model(self, name: str, spec: ArchitectureSpec, turn: int) -> None:
-        """Steps and scenarios of one model that are not in the journal yet for this turn."""
+    def _wanted(self, name: str, turn: int) -> list[tuple[str, int | Scenario]]:
+        """What of one model is not in the journal yet for this turn."""
         scenarios = self.setting.lengths if name == PARENT else self.setting.scenarios
-        wanted: list[tuple[str, int | Scenario]] = [
+        every: list[tuple[str, int | Scenario]] = [
             *((f"{name} {scenario}", scenario) for scenario in scenarios),
             *((f"{name} step {batch}", batch) for batch in self.setting.floor_batches),
         ]
-        wanted = [(key, what) for key, what in wanted if (key, turn) not in self.done]
+        return [(key, what) for key, what in every if (key, turn) not in self.done]
+
+    def _one_model(self, name: str, turn: int) -> None:
+        wanted = self._wanted(name, turn)
         if not wanted or self.late():
             return
-        decoder = self._decoder(spec)
+        decoder = self._decoder(self.setting.specs[name])
         for key, what in wanted:
             if self.late():
                 return
-            run = self._step if isinstance(what, int) else self._scenario
-            self._keep(key, turn, run(decoder, what))  # type: ignore[arg-type]
+            if isinstance(what, int):
+                found = self._step(decoder, what)
+            else:
+                found = self._scenario(decoder, what, key)
+            self._keep(key, turn, {"model": name, **found})
 
     def late(self) -> bool:
         """Whether no further measurement may begin."""
@@ -98,33 +99,31 @@ class Bench:
     def _keep(self, key: str, turn: int, found: Entry) -> None:
         self.journal.append({"key": key, "turn": turn, **found})
         self.done.add((key, turn))
+        if "batch" in found:
+            self.batches[key] = found["batch"]
         print(
             key, {name: found[name] for name in found if name.endswith(("_ms", "tps"))}, flush=True
         )
 
-    def _scenario(self, decoder: ServingDecoder, scenario: Scenario) -> Entry:
-        """One batch at the size that is predicted to be best."""
-        spec = decoder.spec
-        table = self._table(spec, scenario)
-        best = table.best_cost(spec)
-        if best is None:
-            return {"skipped": "no batch fits in memory"}
-        batch = best.point.batch
+    def _scenario(self, decoder: ServingDecoder, scenario: Scenario, key: str) -> Entry:
+        """One batch: as large as before, at first the size that is predicted to be best."""
+        batch = self.batches.get(key)
+        if batch is None:
+            best = self.prediction.best(decoder.spec, scenario)
+            if best is None:
+                return {"skipped": "no batch fits in memory"}
+            batch = best.point.batch
+        asked = batch
         while (found := self._try_sample(decoder, scenario, batch)) is None:
             batch = batch * 9 // 10
             if not batch:
                 return {"skipped": "out of memory at batch 1"}
-        said = best
-        if batch != best.point.batch:
-            said = self._table(spec, scenario, batch).cost(spec, 0)
         return {
+            "scenario": str(scenario),
             "batch": batch,
-            "batch_asked": best.point.batch,
-            "predicted_tps": said.tokens_per_second_per_gpu,
+            "batch_asked": asked,
             "measured_tps": found.tokens_per_second,
-            "predicted_ttft_ms": said.ttft_ms,
             "measured_ttft_ms": found.ttft_ms,
-            "predicted_tpot_ms": said.tpot_ms,
             "measured_tpot_ms": found.tpot_ms,
         }
 
@@ -138,8 +137,8 @@ class Bench:
                 engine,
                 scenario,
                 clock=self.device.clock,
-                contexts=self.contexts,
-                repeats=self.repeats,
+                contexts=self.setting.contexts,
+                repeats=self.setting.repeats,
             )
         except torch.OutOfMemoryError:
             return None
@@ -152,88 +151,68 @@ class Bench:
         return engine
 
     def _step(self, decoder: ServingDecoder, batch: int) -> Entry:
-        """One decode step, beside the sum of its profiled parts and beside its floor."""
+        """One decode step."""
         context = self.setting.floor_context
         try:
             engine = self._engine(decoder, batch, context + 1)
             engine.cache.randomise()
-            seconds = step_seconds(engine, context - 1, self.device.clock, 4 * self.repeats)
+            seconds = step_seconds(engine, context - 1, self.device.clock, 4 * self.setting.repeats)
         except torch.OutOfMemoryError:
             return {"skipped": "out of memory"}
-        return {
-            "batch": batch,
-            "predicted_ms": sum(self._step_parts_us(decoder.spec, batch, context)) / 1e3,
-            "measured_ms": seconds * 1e3,
-            "floor_ms": self._floor_us(decoder.spec, batch, context) / 1e3,
-        }
+        return {"batch": batch, "measured_ms": seconds * 1e3}
 
-    def _step_parts_us(self, spec: ArchitectureSpec, batch: int, context: int) -> Iterator[float]:
-        at: dict[str, Any] = {"batch": batch, "tokens": 1, "tp": 1}
-        for block in spec.blocks:
-            for subblock, variant in (("attention", block.attention), ("ffn", block.ffn)):
-                yield float(
-                    self.profile.subblock_us(subblock, variant, "decode", context=context, **at)  # type: ignore[arg-type]
-                )
-        yield float(self.profile.outside_us("decode", **at))
+    def headline(self, scores: ScoreTable, turn: int) -> None:
+        """The solver's own answers at the speed of the references, each beside its rival.
 
-    def _floor_us(self, spec: ArchitectureSpec, batch: int, context: int) -> float:
-        """Every operator at the rates of copies and matrix products that the profile measured."""
-        config, dtype = self.setting.config, self.precision.dtype
-        ceilings = self.profile.sidecar["ceilings"]
-        work = [head_work(config, dtype, batch=batch, tp=1)]
-        for block in spec.blocks:
-            for variant in (block.attention_variant, block.ffn_variant):
-                work += subblock_work(
-                    variant, config, dtype, batch=batch, tokens=1, context=context, tp=1
-                )
-        return least_us(
-            work, ceilings["matmul_flops_per_second"], ceilings["copy_bytes_per_second"]
-        )
-
-    def _table(
-        self, spec: ArchitectureSpec, scenario: Scenario, batch: int | None = None
-    ) -> CostTable:
-        batches = self.target.batches if batch is None else (batch,)
-        variants: dict[str, list[str]] = {
-            "attention": sorted({block.attention for block in spec.blocks}),
-            "ffn": sorted({block.ffn for block in spec.blocks}),
-        }
-        points = [OperatingPoint(batch=size, tp=1) for size in batches]
-        points = covered_points(self.target, scenario, points, **variants)
-        return build_cost_table(self.setting.config, self.target, scenario, points, **variants)
-
-    def headline(self, scores: Path) -> None:
-        """The solver's own answer at the speed of the references, measured too."""
+        The speed of a rival is the one that is predicted of it, so that an error of the profile
+        that both share does not count.
+        """
         setting, scenario = self.setting, self.setting.scenarios[0]
-        config = setting.config
-        table = ScoreTable.from_file(scores)
         for rival in setting.references:
-            found = medians(self.journal.read()).get(f"{rival} {scenario}", {})
             key = f"answer to {rival} {scenario}"
-            if "measured_tps" not in found or (key, 0) in self.done or self.late():
+            if (key, turn) in self.done or self.late():
                 continue
-            costs = cost_table(config, setting.space, self.target, scenario)
-            asked = Limits(tokens_per_second_per_gpu=found["measured_tps"] * (1 + _MARGIN))
-            workload = Workload.on_device(costs, asked)
+            spec = setting.specs[rival]
+            aim = self.prediction.best(spec, scenario)
+            if aim is None:
+                continue
             try:
-                answer = solve(formulate(config, setting.space, table, [workload]))
+                answer = self._answer(scores, aim.tokens_per_second_per_gpu * (1 + _MARGIN))
             except InfeasibleError as error:
-                self._keep(key, 0, {"skipped": error.message})
+                self._keep(key, turn, {"skipped": error.message})
                 continue
-            entry = self._scenario(self._decoder(answer.spec), scenario)
+            runs = [
+                self._scenario(self._decoder(one), scenario, of)
+                for one, of in ((spec, f"{rival} {scenario}"), (answer.spec, key))
+            ]
+            if any("skipped" in run for run in runs):
+                self._keep(key, turn, {"skipped": "out of memory"})
+                continue
+            of_rival, entry = runs
             rivals = sum(
-                table.block_damage(
-                    layer, block.attention, _SCORED_AS.get(block.ffn, block.ffn), config, {"kl": 1}
+                scores.block_damage(
+                    layer,
+                    block.attention,
+                    _SCORED_AS.get(block.ffn, block.ffn),
+                    setting.config,
+                    {"kl": 1},
                 )
-                for layer, block in enumerate(setting.specs[rival].blocks)
+                for layer, block in enumerate(spec.blocks)
             )
             self._keep(
                 key,
-                0,
+                turn,
                 entry
+                | figures(self.prediction.cost_at(answer.spec, scenario, entry["batch"]))
                 | {"status": answer.status, "damage": answer.score, "rival_damage": rivals}
-                | {"rival_measured_tps": found["measured_tps"]},
+                | {"rival_measured_tps": of_rival["measured_tps"]},
             )
+
+    def _answer(self, scores: ScoreTable, tokens_per_second: float) -> Solution:
+        setting, scenario = self.setting, self.setting.scenarios[0]
+        costs = cost_table(setting.config, setting.space, self.prediction.target, scenario)
+        workload = Workload.on_device(costs, Limits(tokens_per_second_per_gpu=tokens_per_second))
+        return solve(formulate(setting.config, setting.space, scores, [workload]))
 
 
 def medians(entries: list[Entry]) -> dict[str, Entry]:

@@ -31,8 +31,11 @@ class Setting:
         batches: that are profiled.
         floor_batches: batch sizes of single decode steps.
         floor_context: tokens attended to in them.
-        profile_minutes: for measuring the profile.
-        rounds: times that every model is run, all in turn, where the machine drifts.
+        profile_minutes: for measuring the profile, in each round.
+        contexts: along an output at which steps of a scenario are timed.
+        repeats: of what is timed, in each round.
+        rounds: times that the profile goes on and every model is run, all in turn: as many as a
+            machine's drift asks for.
     """
 
     config: ParentConfig
@@ -49,6 +52,8 @@ class Setting:
     floor_batches: tuple[int, ...]
     floor_context: int
     profile_minutes: float
+    contexts: int
+    repeats: int
     rounds: int = 1
 
     @property
@@ -94,6 +99,8 @@ def hopper() -> Setting:
         floor_batches=(1, 16, 64, 256),
         floor_context=1024,
         profile_minutes=2.5,
+        contexts=6,
+        repeats=3,
     )
 
 
@@ -120,11 +127,13 @@ def small() -> Setting:
         space=SearchSpace.from_file(resource("examples", "stdlib-lm", "space.yaml"), config),
         scores=None,
         dtype="fp32",
-        batches="1-32",
+        batches="1,8,32",
         floor_batches=(1, 8, 32),
         floor_context=128,
-        profile_minutes=3.0,
-        rounds=5,
+        profile_minutes=0.4,
+        contexts=4,
+        repeats=1,
+        rounds=30,
     )
 
 
@@ -144,7 +153,10 @@ def pico() -> Setting:
         batches="1,4",
         floor_batches=(1, 4),
         floor_context=24,
-        profile_minutes=0.2,
+        profile_minutes=0.1,
+        contexts=2,
+        repeats=1,
+        rounds=2,
     )
 
 

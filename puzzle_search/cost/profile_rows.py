@@ -63,7 +63,8 @@ class LatencyRow:
 class MemoryRow:
     """Bytes of one variant on one device, as its allocator has them.
 
-    ``workspace_bytes`` is what a step of ``workspace_rows`` tokens took beside weights and cache.
+    ``workspace_bytes`` is what a step of ``workspace_rows`` tokens took beside weights, cache and
+    inputs.
     """
 
     subblock: Part

@@ -45,7 +45,7 @@ class Allocated:
     Attributes:
         weight_bytes: of one copy, without the scales of FP8.
         kv_bytes_per_token: keys and values of one token.
-        workspace_bytes: most that a pass took besides.
+        workspace_bytes: most that a pass took besides, without its inputs.
     """
 
     weight_bytes: int

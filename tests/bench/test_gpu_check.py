@@ -16,7 +16,6 @@ import pytest
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import Scenario
-from puzzle_search.files import Journal
 from tests.cost.synthetic_profile import whole_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,19 +144,19 @@ def test_figures_are_medians_over_turns(report: ModuleType) -> None:
 def test_batches_that_the_profile_does_not_cover_are_not_asked(
     report: ModuleType, setting: Any, tmp_path: Path
 ) -> None:
-    import gpu_models
+    import gpu_prediction
     import gpu_setting
 
     whole = whole_profile()
     whole.rows = [row for row in whole.rows if row.batch < 16 or row.context < 100]
     whole.write(tmp_path)
     ours = dataclasses.replace(gpu_setting.pico(), config=whole.config, dtype="bf16")
-    journal = Journal(tmp_path / "models.jsonl")
-    bench = gpu_models.Bench(ours, "cpu", tmp_path, journal, 0, (1, 1))
+    prediction = gpu_prediction.Prediction(ours, tmp_path)
     spec = ArchitectureSpec.identity(whole.config)
     batches = [
-        {point.batch for point in bench._table(spec, Scenario.parse(scenario)).points}
-        for scenario in ("10/90", "10/290")
+        {point.batch for point in prediction.table(spec, scenario, sizes).points}
+        for sizes in (prediction.target.batches,)
+        for scenario in (Scenario.parse("10/90"), Scenario.parse("10/290"))
     ]
     assert [max(sizes) for sizes in batches] == [16, 4]
 

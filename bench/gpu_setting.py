@@ -131,9 +131,9 @@ def small() -> Setting:
         floor_batches=(1, 8, 32),
         floor_context=128,
         profile_minutes=0.4,
-        contexts=4,
-        repeats=1,
-        rounds=30,
+        contexts=3,
+        repeats=3,
+        rounds=20,
     )
 
 

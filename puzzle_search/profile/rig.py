@@ -16,7 +16,7 @@ from puzzle_search.model import Rotary
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.profile.device import Device
 from puzzle_search.profile.point import Point
-from puzzle_search.runtime import Precision
+from puzzle_search.runtime import Precision, keep_freed_memory
 from puzzle_search.runtime.attention import make_decode_attention
 from puzzle_search.runtime.cache import LayerSlots, as_slots
 from puzzle_search.runtime.step import DecodeStep, PrefillStep, Step
@@ -52,6 +52,7 @@ class Rig:
 
     def __init__(self, config: ParentConfig, device: Device, precision: Precision) -> None:
         self.config, self.device, self.precision = config, device, precision
+        keep_freed_memory(device.torch_device)
         self._rotary = Rotary(config)
         self._model_bytes = sum(
             weight_bytes(variant, config, precision.dtype, 1)

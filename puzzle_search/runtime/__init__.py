@@ -2,6 +2,7 @@
 
 from puzzle_search.runtime.decoder import ServingDecoder
 from puzzle_search.runtime.engine import Engine
+from puzzle_search.runtime.freed_memory import keep_freed_memory
 from puzzle_search.runtime.linear import calibrating
 from puzzle_search.runtime.precision import Precision, precision_on
 from puzzle_search.runtime.scheduler import Request, Scheduler, ServedRequest
@@ -16,6 +17,7 @@ __all__ = [
     "ServingDecoder",
     "ServingSubblock",
     "calibrating",
+    "keep_freed_memory",
     "make_serving_subblock",
     "precision_on",
 ]

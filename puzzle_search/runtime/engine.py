@@ -15,6 +15,7 @@ from puzzle_search.model.decoder import check_context
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.runtime.attention import make_decode_attention
 from puzzle_search.runtime.decoder import ServingDecoder
+from puzzle_search.runtime.freed_memory import keep_freed_memory
 from puzzle_search.runtime.linear import calibrating
 from puzzle_search.runtime.step import DecodeStep, PrefillStep
 
@@ -56,6 +57,7 @@ class Engine:
         self.cache = decoder.new_cache(slots=slots, max_length=max_length)
         self.lengths = [0] * slots
         config, device = decoder.config, decoder.device
+        keep_freed_memory(device)
         kv_heads = {
             variant.kv_heads
             for choice in decoder.spec.blocks

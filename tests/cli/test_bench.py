@@ -52,7 +52,8 @@ def test_a_shape_without_weights(
     assert (written["input_len"], written["output_len"], written["dtype"]) == (8, 4, "bf16")
     parent, child = written["models"].values()
     assert (parent["weights"], child["weights"]) == ("checkpoint", "random weights")
-    assert child["memory_bytes"] / child["batch"] < parent["memory_bytes"] / parent["batch"]
+    larger = max(1, child["batch"] / parent["batch"])  # the fastest batches need not be the same
+    assert child["memory_bytes"] < larger * parent["memory_bytes"]
     for name in ("ttft", "tpot", "latency"):
         assert 0 < child[f"{name}_ms"] <= child[f"{name}_p99_ms"]
 

@@ -127,9 +127,7 @@ class Check:
             scores = self.setting.scores or self.work / "small" / "score" / "scores.csv"
             if not scores.exists():
                 sys.exit(f"{scores} does not exist: run the stage small before this one")
-            bench = self._bench(deadline)
-            for turn in range(self.setting.rounds):
-                bench.headline(ScoreTable.from_file(scores), turn)
+            self._bench(deadline).headline(ScoreTable.from_file(scores))
 
     def _measure_profile(self, turns: int) -> None:
         """Go on with the profile for as long as so many turns may take."""

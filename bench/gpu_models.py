@@ -161,58 +161,60 @@ class Bench:
             return {"skipped": "out of memory"}
         return {"batch": batch, "measured_ms": seconds * 1e3}
 
-    def headline(self, scores: ScoreTable, turn: int) -> None:
+    def headline(self, scores: ScoreTable) -> None:
         """The solver's own answers at the speed of the references, each beside its rival.
 
         The speed of a rival is the one that is predicted of it, so that an error of the profile
         that both share does not count.
         """
-        setting, scenario = self.setting, self.setting.scenarios[0]
-        for rival in setting.references:
-            key = f"answer to {rival} {scenario}"
-            if (key, turn) in self.done or self.late():
-                continue
-            spec = setting.specs[rival]
-            aim = self.prediction.best(spec, scenario)
-            if aim is None:
-                continue
-            try:
-                answer = self._answer(scores, aim.tokens_per_second_per_gpu * (1 + _MARGIN))
-            except InfeasibleError as error:
-                self._keep(key, turn, {"skipped": error.message})
-                continue
-            runs = [
-                self._scenario(self._decoder(one), scenario, of)
-                for one, of in ((spec, f"{rival} {scenario}"), (answer.spec, key))
-            ]
-            if any("skipped" in run for run in runs):
-                self._keep(key, turn, {"skipped": "out of memory"})
-                continue
-            of_rival, entry = runs
-            rivals = sum(
-                scores.block_damage(
-                    layer,
-                    block.attention,
-                    _SCORED_AS.get(block.ffn, block.ffn),
-                    setting.config,
-                    {"kl": 1},
-                )
-                for layer, block in enumerate(spec.blocks)
-            )
-            self._keep(
-                key,
-                turn,
-                entry
-                | figures(self.prediction.cost_at(answer.spec, scenario, entry["batch"]))
-                | {"status": answer.status, "damage": answer.score, "rival_damage": rivals}
-                | {"rival_measured_tps": of_rival["measured_tps"]},
-            )
+        scenario = self.setting.scenarios[0]
+        answers = {}
+        for rival in self.setting.references:
+            aim = self.prediction.best(self.setting.specs[rival], scenario)
+            if aim is not None:
+                speed = aim.tokens_per_second_per_gpu * (1 + _MARGIN)
+                answers[rival] = self._answer(scores, speed)
+        for turn in range(self.setting.rounds):
+            for rival, answer in answers.items():
+                key = f"answer to {rival} {scenario}"
+                if (key, turn) not in self.done and not self.late():
+                    self._keep(key, turn, self._duel(rival, answer, key, scores))
 
-    def _answer(self, scores: ScoreTable, tokens_per_second: float) -> Solution:
+    def _duel(self, rival: str, answer: Solution | str, key: str, scores: ScoreTable) -> Entry:
+        """An answer, or why there is none, and its rival, one after the other."""
+        if isinstance(answer, str):
+            return {"skipped": answer}
+        scenario, spec = self.setting.scenarios[0], self.setting.specs[rival]
+        of_rival = self._scenario(self._decoder(spec), scenario, f"{rival} {scenario}")
+        entry = self._scenario(self._decoder(answer.spec), scenario, key)
+        if "skipped" in of_rival or "skipped" in entry:
+            return {"skipped": "out of memory"}
+        damage = sum(
+            scores.block_damage(
+                layer,
+                block.attention,
+                _SCORED_AS.get(block.ffn, block.ffn),
+                self.setting.config,
+                {"kl": 1},
+            )
+            for layer, block in enumerate(spec.blocks)
+        )
+        return (
+            entry
+            | figures(self.prediction.cost_at(answer.spec, scenario, entry["batch"]))
+            | {"status": answer.status, "damage": answer.score, "rival_damage": damage}
+            | {"rival_measured_tps": of_rival["measured_tps"]}
+        )
+
+    def _answer(self, scores: ScoreTable, tokens_per_second: float) -> Solution | str:
+        """The solver's, or why it has none."""
         setting, scenario = self.setting, self.setting.scenarios[0]
         costs = cost_table(setting.config, setting.space, self.prediction.target, scenario)
         workload = Workload.on_device(costs, Limits(tokens_per_second_per_gpu=tokens_per_second))
-        return solve(formulate(setting.config, setting.space, scores, [workload]))
+        try:
+            return solve(formulate(setting.config, setting.space, scores, [workload]))
+        except InfeasibleError as error:
+            return error.message
 
 
 def medians(entries: list[Entry]) -> dict[str, Entry]:

@@ -14,10 +14,11 @@ _LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU with glibc, keep up to 2 GiB of freed memory in this process from now on.
+    """On a CPU with glibc, keep freed memory in this process from now on.
 
     By default glibc gives large blocks back to the system as soon as they are freed, and every step
-    waits for the system to clear the pages of its activations anew.
+    waits for the system to clear the pages of its activations anew. From now on all blocks lie in
+    the heap, of which the system gets back what is free at its end beyond 2 GiB.
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -20,7 +20,9 @@ from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.executor import InProcess
 from puzzle_search.files import Journal
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
+from puzzle_search.profile.plan import Plan
 from puzzle_search.profile.point import Point
+from puzzle_search.profile.readings import Reading, Readings
 from puzzle_search.profile.rig import Heads, Rig
 from puzzle_search.runtime import ServingDecoder, make_serving_subblock, precision_on
 from puzzle_search.runtime.cache import LayerSlots
@@ -95,6 +97,41 @@ def test_a_stack_has_the_weights_of_a_model_or_more_than_a_cache_holds(pico: Pic
         assert stack.copies == max(2, math.ceil(stack_bytes / of_copy))
         assert stack.caches == min(stack.copies, pico.config.num_layers)
         assert stack.weight_bytes == stack.copies * of_copy
+
+
+def test_caches_are_cooled_before_each_step_of_the_bare_engine(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(pico.config, open_device("cpu"), precision_on("fp32", torch.device("cpu")))
+    cooled = []
+    monkeypatch.setattr(rig, "cool", lambda: cooled.append(0))
+    stack = subjects.OutsideStack(rig, 1)
+    stack.open()
+    run = stack.run("step", Point(phase="decode", batch=1, tokens=1, context=1), None)
+    run.sample_us()
+    assert len(cooled) == run.passes
+
+
+def test_what_was_visited_least_is_visited_next(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reading, "steady", False)
+    device, number = open_device("cpu"), parse_dtype("fp32")
+    rig = Rig(pico.config, device, precision_on("fp32", device.torch_device))
+    series = Plan(pico.config, pico.space, rig, number, GRID).series
+    readings = Readings(None, {})
+    with torch.inference_mode():
+        lattice = session.Session(device, readings, seconds=0)
+        lattice.open(series)
+        places = sum(len(group.samples) for group in lattice.measure(series))
+        # Each of these ends with its first group, as one that is out of time does.
+        visited: list[Any] = []
+        while len(visited) + 16 <= places:
+            again = session.Session(device, readings, seconds=60)
+            group = next(iter(again.measure(series)))
+            visited += group.samples
+    assert len(visited) >= 32
+    assert len(set(visited)) == len(visited)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp8"])

@@ -37,14 +37,14 @@ from cost_model_throughput import (
 from cost_model_variants import MeasuredOperators, ModelOperators, agreement
 
 from puzzle_search.arch import SearchSpace
-from puzzle_search.cost.calibrate import calibrate_tables, step_for
-from puzzle_search.cost.calibrate_engine import fit_step, with_step
-from puzzle_search.cost.calibration import table_errors
-from puzzle_search.cost.constants import Provenance
-from puzzle_search.cost.hardware import CostModel, find_cost_model
-from puzzle_search.cost.operator_tables import OperatorTables, compare
-from puzzle_search.cost.roofline import roofline_engine
-from puzzle_search.cost.transfer import transfer
+from puzzle_search.cost.fitting.calibrate import calibrate_tables, step_for
+from puzzle_search.cost.fitting.calibrate_engine import fit_step, with_step
+from puzzle_search.cost.fitting.calibration import table_errors
+from puzzle_search.cost.fitting.operator_tables import OperatorTables, compare
+from puzzle_search.cost.modelled.constants import Provenance
+from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
+from puzzle_search.cost.modelled.roofline import roofline_engine
+from puzzle_search.cost.modelled.transfer import transfer
 from puzzle_search.files import write_text
 from puzzle_search.resources import resource
 

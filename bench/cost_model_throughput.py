@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from puzzle_search.arch import ParentConfig
-from puzzle_search.cost.calibrate_engine import (
+from puzzle_search.cost.fitting.calibrate_engine import (
     PredictedThroughput,
     PublishedThroughput,
     fit_step,
     predict,
     with_step,
 )
-from puzzle_search.cost.hardware import CostModel
-from puzzle_search.cost.roofline import roofline_engine
+from puzzle_search.cost.modelled.hardware import CostModel
+from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.cost.scenario import Scenario
 from puzzle_search.resources import resource
 from puzzle_search.solve import Limits
-from puzzle_search.solve.ask import Question, ask
+from puzzle_search.solve.question.ask import Question, ask
 
 BLOG, RELEASES = "blog-2024-09", ("0.17", "0.14.0")
 PARENT, CHILD, SMALL = "Llama-3.1-70B", "Nemotron-51B", "Nemotron-40B"

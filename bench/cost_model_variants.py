@@ -17,9 +17,9 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.stats import kendalltau
 
 from puzzle_search.arch import Gqa, Mlp, NoOp, ParentConfig, parse_variant
-from puzzle_search.cost.constants import EngineConstants, Sheet
-from puzzle_search.cost.operator_tables import OperatorTables
-from puzzle_search.cost.operators import (
+from puzzle_search.cost.fitting.operator_tables import OperatorTables
+from puzzle_search.cost.modelled.constants import EngineConstants, Sheet
+from puzzle_search.cost.modelled.operators import (
     HEAD_DIM,
     all_reduce_us,
     decode_attention_us,

@@ -28,9 +28,9 @@ from cost_model_throughput import parent_config
 from cost_model_variants import MeasuredOperators, ModelOperators, agreement
 
 from puzzle_search.arch import SearchSpace
-from puzzle_search.cost.derive import derive
-from puzzle_search.cost.hardware import CostModel, find_cost_model
-from puzzle_search.cost.operator_tables import OperatorTables, compare
+from puzzle_search.cost.fitting.operator_tables import OperatorTables, compare
+from puzzle_search.cost.modelled.derive import derive
+from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
 from puzzle_search.files import write_text
 from puzzle_search.resources import resource
 

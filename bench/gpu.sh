@@ -19,4 +19,4 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORK="${WORK:-runs/gpu-check}"
-exec "$PYTHON" -u bench/gpu.py --work "$WORK" --out "${OUT:-$WORK/results}" "$@"
+exec "$PYTHON" -u experiments/gpu/gpu.py --work "$WORK" --out "${OUT:-$WORK/results}" "$@"

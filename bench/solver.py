@@ -32,17 +32,17 @@ from puzzle_search.solve import (
     formulate,
     solve,
 )
-from puzzle_search.solve.exact.core import Backend
-from puzzle_search.solve.frontier import frontier
-from puzzle_search.solve.inputs import SearchInputs
-from puzzle_search.solve.items import Items
-from puzzle_search.solve.measures import Bound, item_measure
-from puzzle_search.solve.point import PointProblem
-from puzzle_search.solve.pool import diverse
-from puzzle_search.solve.problem import Region
-from puzzle_search.solve.search import search
-from puzzle_search.solve.solution import Solution
-from puzzle_search.solve.targets import cost_table, find_target
+from puzzle_search.solve.answers.frontier import frontier
+from puzzle_search.solve.answers.pool import diverse
+from puzzle_search.solve.problem.items import Items
+from puzzle_search.solve.problem.measures import Bound, item_measure
+from puzzle_search.solve.problem.point import PointProblem
+from puzzle_search.solve.problem.problem import Region
+from puzzle_search.solve.question.inputs import SearchInputs
+from puzzle_search.solve.question.targets import cost_table, find_target
+from puzzle_search.solve.search.exact.core import Backend
+from puzzle_search.solve.search.search import search
+from puzzle_search.solve.search.solution import Solution
 
 TARGETS = (6000.0, 6472.0, 9568.0)
 SCENARIO = Scenario(input_len=128, output_len=1024)

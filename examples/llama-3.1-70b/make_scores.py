@@ -51,10 +51,10 @@ from puzzle_search.solve import (
     formulate,
     solve,
 )
-from puzzle_search.solve.problem import Region
-from puzzle_search.solve.relaxation import relax
-from puzzle_search.solve.score_table import FORMAT
-from puzzle_search.solve.targets import find_target
+from puzzle_search.solve.problem.problem import Region
+from puzzle_search.solve.problem.score_table import FORMAT
+from puzzle_search.solve.question.targets import find_target
+from puzzle_search.solve.search.relaxation import relax
 
 HERE = Path(__file__).parent
 KL_OF_51B = 0.19

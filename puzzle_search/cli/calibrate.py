@@ -40,8 +40,8 @@ def calibrate(
 
     With --derive-from, carry the constants of another GPU over by the two data sheets instead.
     """
-    from puzzle_search.cost.calibration import calibrate as fit
-    from puzzle_search.cost.hardware import CostModel, find_cost_model
+    from puzzle_search.cost.fitting.calibration import calibrate as fit
+    from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
     from puzzle_search.errors import InputError
     from puzzle_search.files import write_text
     from puzzle_search.report.residuals import plot_residuals
@@ -87,8 +87,8 @@ def calibrate(
 
 def _derive(name: str, *, sheet: str, out: Path, as_json: bool) -> None:
     """Write the cost model of one device derived from another's, and say what it covers."""
-    from puzzle_search.cost.derive import derive
-    from puzzle_search.cost.hardware import CostModel, find_cost_model
+    from puzzle_search.cost.modelled.derive import derive
+    from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
     from puzzle_search.files import write_text
 
     device = CostModel.from_file(find_cost_model(sheet))

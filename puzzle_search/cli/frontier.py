@@ -60,10 +60,10 @@ def frontier(
     from puzzle_search.progress import Progress
     from puzzle_search.report.frontier import FrontierReport
     from puzzle_search.solve import ChildLimits, Limits
-    from puzzle_search.solve.ask import Question, pose
-    from puzzle_search.solve.frontier import frontier as find_frontier
-    from puzzle_search.solve.frontier import parse_axis
-    from puzzle_search.solve.parse import parse_scenario
+    from puzzle_search.solve.answers.frontier import frontier as find_frontier
+    from puzzle_search.solve.answers.frontier import parse_axis
+    from puzzle_search.solve.question.ask import Question, pose
+    from puzzle_search.solve.question.parse import parse_scenario
 
     limits = Limits(tokens_per_second_per_gpu=target_tps)
     asked = pose(

@@ -65,7 +65,7 @@ def library(
     from puzzle_search.executor import open_executor
     from puzzle_search.library import BldSettings, build_library
     from puzzle_search.profile import open_device
-    from puzzle_search.solve.parse import parse_bytes
+    from puzzle_search.solve.question.parse import parse_bytes
 
     max_memory_bytes = None if max_memory is None else parse_bytes(max_memory)
     opened = open_device(device)

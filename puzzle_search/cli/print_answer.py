@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from puzzle_search.arch import ArchitectureSpec, architecture_parameters
-from puzzle_search.solve.diagnosis import show
-from puzzle_search.solve.prices import prices
+from puzzle_search.solve.answers.diagnosis import show
+from puzzle_search.solve.answers.prices import prices
 
 if TYPE_CHECKING:
     from puzzle_search.cost import ScenarioCost
-    from puzzle_search.solve.answer import Answer
-    from puzzle_search.solve.fleet import Quote
-    from puzzle_search.solve.rounds import Round
+    from puzzle_search.solve.question.answer import Answer
+    from puzzle_search.solve.question.fleet import Quote
+    from puzzle_search.solve.rounds.rounds import Round
 
 
 def print_answer(answer: Answer) -> None:

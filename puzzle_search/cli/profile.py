@@ -75,8 +75,8 @@ def profile(
     from puzzle_search.executor import open_executor
     from puzzle_search.files import Journal
     from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
-    from puzzle_search.profile.vllm import VllmGrid, measure_vllm_profile, worker_command_of
-    from puzzle_search.solve.targets import parse_tp
+    from puzzle_search.profile.engines.vllm import VllmGrid, measure_vllm_profile, worker_command_of
+    from puzzle_search.solve.question.targets import parse_tp
 
     if engine not in ("torch", "vllm"):
         raise InputError(f"engine {engine!r} is not known", remedy="use torch or vllm")

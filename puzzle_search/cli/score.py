@@ -78,7 +78,7 @@ def score(
     from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
     from puzzle_search.score import parse_metrics, replacements_around, score_replacements
-    from puzzle_search.solve.parse import parse_bytes
+    from puzzle_search.solve.question.parse import parse_bytes
 
     open_device(device)
     config = ParentConfig.from_file(parent)

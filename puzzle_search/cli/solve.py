@@ -177,18 +177,18 @@ def solve(
     from puzzle_search.cli.solve_tables import solve_tables
     from puzzle_search.errors import InputError
     from puzzle_search.solve import ChildLimits, Limits
-    from puzzle_search.solve.ask import Question, ask_for_several
-    from puzzle_search.solve.exact.core import parse_backend
-    from puzzle_search.solve.fleet import ask_fleet, cheapest, parse_offers
-    from puzzle_search.solve.formulate import parse_goal
-    from puzzle_search.solve.imported import TableLimits, table_problem
-    from puzzle_search.solve.parse import (
+    from puzzle_search.solve.problem.builder import parse_goal
+    from puzzle_search.solve.question.ask import Question, ask_for_several
+    from puzzle_search.solve.question.fleet import ask_fleet, cheapest, parse_offers
+    from puzzle_search.solve.question.parse import (
         parse_bytes,
         parse_fraction,
         parse_layers,
         parse_microseconds,
         parse_scenario,
     )
+    from puzzle_search.solve.question.tables import TableLimits, table_problem
+    from puzzle_search.solve.search.exact.core import parse_backend
 
     if out is not None and out.is_dir():
         raise InputError(f"--out {out} is a folder", remedy="name a file")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from puzzle_search.errors import InputError
 
 if TYPE_CHECKING:
-    from puzzle_search.solve.ask import Question
+    from puzzle_search.solve.question.ask import Question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ def solve_rounds(
     from puzzle_search.cli.print_answer import print_answer, round_table
     from puzzle_search.data import load_documents, sample_tokens
     from puzzle_search.pipeline.rounds import ScoringJudge
-    from puzzle_search.solve.ask import pose
-    from puzzle_search.solve.pairs import PairJudge
-    from puzzle_search.solve.rounds import best_round, refine
+    from puzzle_search.solve.question.ask import pose
+    from puzzle_search.solve.rounds.pairs import PairJudge
+    from puzzle_search.solve.rounds.rounds import best_round, refine
 
     parent, library, data = options.parent, options.library, options.data
     if parent is None or library is None or data is None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from puzzle_search.solve.exact.core import Backend
-    from puzzle_search.solve.imported import TableProblem
+    from puzzle_search.solve.question.tables import TableProblem
+    from puzzle_search.solve.search.exact.core import Backend
 
 
 def solve_tables(

@@ -1,8 +1,8 @@
 """What an architecture costs on a GPU: memory, latency and throughput. No torch."""
 
+from puzzle_search.cost.measured.profile import Profile
+from puzzle_search.cost.measured.profile_rows import GroupRow, LatencyRow, MemoryRow
 from puzzle_search.cost.memory import Dtype, parse_dtype
-from puzzle_search.cost.profile import Profile
-from puzzle_search.cost.profile_rows import GroupRow, LatencyRow, MemoryRow
 from puzzle_search.cost.scenario import Scenario
 from puzzle_search.cost.table import (
     CostTable,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from puzzle_search.cost.latency import LatencyModel
+from puzzle_search.cost.measured.profile import Profile
 from puzzle_search.cost.memory import Dtype
-from puzzle_search.cost.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)

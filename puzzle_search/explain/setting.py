@@ -11,8 +11,8 @@ from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, buil
 from puzzle_search.cost.table import covered_points
 from puzzle_search.errors import InputError
 from puzzle_search.resources import resource
-from puzzle_search.solve.score_table import ScoreTable, parse_metric
-from puzzle_search.solve.targets import find_target, parse_tp
+from puzzle_search.solve.problem.score_table import ScoreTable, parse_metric
+from puzzle_search.solve.question.targets import find_target, parse_tp
 
 _DEFAULT_METRIC = "kl"
 _DEFAULT_GPU = "h100"

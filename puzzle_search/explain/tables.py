@@ -10,7 +10,7 @@ from puzzle_search.arch import ArchitectureSpec, parse_variant
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InputError
 from puzzle_search.explain.layers import BlockExplanation, SubblockChange, size_of
-from puzzle_search.solve.score_table import ScoreTable
+from puzzle_search.solve.problem.score_table import ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True)

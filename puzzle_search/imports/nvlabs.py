@@ -25,7 +25,7 @@ from puzzle_search.imports.tables import (
     score_sidecar,
     whole,
 )
-from puzzle_search.solve.score_table import ScoreRow
+from puzzle_search.solve.problem.score_table import ScoreRow
 
 _LIBRARY = "block_library.json"
 _INFO = "measurement_info.json"

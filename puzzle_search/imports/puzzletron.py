@@ -27,7 +27,7 @@ from puzzle_search.imports.tables import (
     score_sidecar,
     whole,
 )
-from puzzle_search.solve.score_table import ScoreRow
+from puzzle_search.solve.problem.score_table import ScoreRow
 
 _LIBRARY = "replacement_library.json"
 _STATS = "subblock_stats.json"

@@ -12,8 +12,8 @@ from puzzle_search import __version__
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InputError
 from puzzle_search.files import folder_written_whole
-from puzzle_search.solve.score_table import FORMAT as SCORE_FORMAT
-from puzzle_search.solve.score_table import ScoreRow, ScoreTable
+from puzzle_search.solve.problem.score_table import FORMAT as SCORE_FORMAT
+from puzzle_search.solve.problem.score_table import ScoreRow, ScoreTable
 
 _MIB_BYTES = 2**20
 _FILES = {"scores.csv", "scores.yaml", "block_costs.csv", "block_costs.yaml"}

@@ -43,9 +43,9 @@ from puzzle_search.solve import (
     formulate,
     solve,
 )
-from puzzle_search.solve.answer import Answer
-from puzzle_search.solve.rounds import best_round, refine
-from puzzle_search.solve.targets import cost_table, profile_target
+from puzzle_search.solve.question.answer import Answer
+from puzzle_search.solve.question.targets import cost_table, profile_target
+from puzzle_search.solve.rounds.rounds import best_round, refine
 
 _HELD_OUT_TOKENS = 4096  # on which distillation reports its losses
 

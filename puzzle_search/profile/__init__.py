@@ -1,8 +1,8 @@
 """Measure what every variant costs on this device, and write it as a profile."""
 
-from puzzle_search.profile.device import Device, cpu_device, cuda_device, open_device
-from puzzle_search.profile.grid import ProfileGrid, Sizes
+from puzzle_search.profile.hardware.device import Device, cpu_device, cuda_device, open_device
 from puzzle_search.profile.measure import measure_profile
+from puzzle_search.profile.points.grid import ProfileGrid, Sizes
 
 __all__ = [
     "Device",

@@ -11,16 +11,16 @@ import torch
 
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import Dtype, LatencyRow, MemoryRow
-from puzzle_search.cost.memory_check import check_memory
+from puzzle_search.cost.measured.memory_check import check_memory
 from puzzle_search.errors import InputError
-from puzzle_search.profile.ceilings import best, measure_ceilings
-from puzzle_search.profile.device import Device
-from puzzle_search.profile.grid import ProfileGrid
-from puzzle_search.profile.plan import Plan
-from puzzle_search.profile.readings import Measured, Reading, Readings
-from puzzle_search.profile.rig import Rig
+from puzzle_search.profile.hardware.ceilings import best, measure_ceilings
+from puzzle_search.profile.hardware.device import Device
+from puzzle_search.profile.points.grid import ProfileGrid
+from puzzle_search.profile.points.plan import Plan
+from puzzle_search.profile.points.rig import Rig
 from puzzle_search.profile.rows import latency_rows, memory_rows
-from puzzle_search.profile.session import Session, TimedGroup
+from puzzle_search.profile.sampling.readings import Measured, Reading, Readings
+from puzzle_search.profile.sampling.session import Session, TimedGroup
 from puzzle_search.runtime import precision_on
 
 

@@ -16,17 +16,17 @@ import numpy as np
 from puzzle_search import __version__
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import Dtype, LatencyRow, MemoryRow, Profile
-from puzzle_search.cost.profile_file import FORMAT
+from puzzle_search.cost.measured.profile_file import FORMAT
 from puzzle_search.executor import Executor, InProcess
 from puzzle_search.files import Journal, value_hash
-from puzzle_search.profile.ceilings import best
 from puzzle_search.profile.crew import CrewJob, CrewResult, measure_crew
-from puzzle_search.profile.device import Device
-from puzzle_search.profile.grid import ProfileGrid
-from puzzle_search.profile.plan import Plan
-from puzzle_search.profile.readings import Measured, Readings
-from puzzle_search.profile.rig import Rig
-from puzzle_search.profile.session import TimedGroup
+from puzzle_search.profile.hardware.ceilings import best
+from puzzle_search.profile.hardware.device import Device
+from puzzle_search.profile.points.grid import ProfileGrid
+from puzzle_search.profile.points.plan import Plan
+from puzzle_search.profile.points.rig import Rig
+from puzzle_search.profile.sampling.readings import Measured, Readings
+from puzzle_search.profile.sampling.session import TimedGroup
 from puzzle_search.progress import Progress
 from puzzle_search.runtime import precision_on
 

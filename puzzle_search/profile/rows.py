@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from puzzle_search.cost import LatencyRow, MemoryRow
-from puzzle_search.cost.interpolation import Curve
-from puzzle_search.cost.profile_rows import EMBEDDING, HEAD, STEP
-from puzzle_search.profile.plan import Target
-from puzzle_search.profile.point import Point
-from puzzle_search.profile.readings import Reading, Readings
-from puzzle_search.profile.series import Series
-from puzzle_search.profile.subjects import Allocated
+from puzzle_search.cost.measured.interpolation import Curve
+from puzzle_search.cost.measured.profile_rows import EMBEDDING, HEAD, STEP
+from puzzle_search.profile.points.plan import Target
+from puzzle_search.profile.points.point import Point
+from puzzle_search.profile.points.series import Series
+from puzzle_search.profile.points.subjects import Allocated
+from puzzle_search.profile.sampling.readings import Reading, Readings
 
 _LEAST_US = 0.001  # of a step that costs no more than embedding and head; rows are positive
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from puzzle_search.files import write_text
 from puzzle_search.report.plots import open_pyplot, save_figure
-from puzzle_search.solve.answer import Answer
-from puzzle_search.solve.ask import Asked
-from puzzle_search.solve.frontier import Axis, FrontierPoint
+from puzzle_search.solve.answers.frontier import Axis, FrontierPoint
+from puzzle_search.solve.question.answer import Answer
+from puzzle_search.solve.question.ask import Asked
 
 _UNITS = {"throughput": (1.0, "tok/s/GPU"), "memory": (1e-9, "GB"), "latency": (1.0, "ms")}
 _TABLE_ROWS = 20

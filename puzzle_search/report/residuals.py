@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from puzzle_search.cost.calibration import OperatorError
+from puzzle_search.cost.fitting.calibration import OperatorError
 from puzzle_search.errors import MissingDependencyError
 from puzzle_search.files import written_whole
 

@@ -11,7 +11,7 @@ from puzzle_search.arch import Replacement
 from puzzle_search.files import Journal, check_keys, resume_journal, value_hash
 from puzzle_search.score.metrics import Estimate
 from puzzle_search.solve import ScoreRow, ScoreTable
-from puzzle_search.solve.score_table import FORMAT
+from puzzle_search.solve.problem.score_table import FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from puzzle_search.cli.main import main
-from puzzle_search.cost.hardware import CostModel, find_cost_model, load_cost_model
+from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model, load_cost_model
 from tests.cost.synthetic_profile import whole_profile
 
 ROOT = Path(__file__).resolve().parents[2]

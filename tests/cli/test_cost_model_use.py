@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from puzzle_search.cli.main import main
-from puzzle_search.cost.hardware import find_cost_model
+from puzzle_search.cost.modelled.hardware import find_cost_model
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs" / "cost-models.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from puzzle_search.arch import ParentConfig, Subblock
-from puzzle_search.cost.analytic import AnalyticLatency
-from puzzle_search.cost.hardware import load_cost_model
+from puzzle_search.cost.modelled.analytic import AnalyticLatency
+from puzzle_search.cost.modelled.hardware import load_cost_model
 from puzzle_search.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -230,7 +230,7 @@ def test_fp32_moves_twice_the_bytes_of_bf16() -> None:
 
 def test_import_is_light() -> None:
     heavy = "print([name for name in ('torch', 'pandas', 'scipy') if name in sys.modules])"
-    code = f"import sys, puzzle_search.cost.analytic, puzzle_search.cost.hardware; {heavy}"
+    code = f"import sys, puzzle_search.cost.modelled.analytic; {heavy}"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )

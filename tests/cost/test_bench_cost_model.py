@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from puzzle_search.cost.hardware import CostModel, find_cost_model, load_cost_model
+from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model, load_cost_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from puzzle_search.cost.hardware import load_cost_model
+from puzzle_search.cost.modelled.hardware import load_cost_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"

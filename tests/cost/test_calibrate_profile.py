@@ -13,11 +13,11 @@ import pytest
 
 from puzzle_search.arch import ParentConfig
 from puzzle_search.cost import LatencyRow, Profile, parse_dtype
-from puzzle_search.cost.analytic import AnalyticLatency
-from puzzle_search.cost.calibrate_profile import compare_profile
-from puzzle_search.cost.calibration import calibrate
-from puzzle_search.cost.hardware import CostModel, load_cost_model
-from puzzle_search.cost.roofline import roofline_engine
+from puzzle_search.cost.fitting.calibrate_profile import compare_profile
+from puzzle_search.cost.fitting.calibration import calibrate
+from puzzle_search.cost.modelled.analytic import AnalyticLatency
+from puzzle_search.cost.modelled.hardware import CostModel, load_cost_model
+from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.errors import InputError
 from tests.arch.configs import CONFIGS
 from tests.cost.synthetic_profile import GROUPS, memory_rows, row, sidecar, whole_profile

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puzzle_search.cost.constants import DecodeGroup
-from puzzle_search.cost.derive import derive
-from puzzle_search.cost.hardware import CostModel, load_cost_model
-from puzzle_search.cost.model_file import plain
-from puzzle_search.cost.operators import (
+from puzzle_search.cost.modelled.constants import DecodeGroup
+from puzzle_search.cost.modelled.derive import derive
+from puzzle_search.cost.modelled.hardware import CostModel, load_cost_model
+from puzzle_search.cost.modelled.model_file import plain
+from puzzle_search.cost.modelled.operators import (
     all_reduce_us,
     decode_attention_us,
     gemm_us,
     prefill_attention_us,
 )
-from puzzle_search.cost.roofline import roofline_engine
+from puzzle_search.cost.modelled.roofline import roofline_engine
 
 SLOWER = 4.8 / 3.35
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from puzzle_search.cost.hardware import (
+from puzzle_search.cost.modelled.hardware import (
     CostModel,
     find_cost_model,
     known_gpus,
     load_cost_model,
 )
-from puzzle_search.cost.operators import gemm_us
+from puzzle_search.cost.modelled.operators import gemm_us
 from puzzle_search.errors import InputError
 
 MIB = 2**20

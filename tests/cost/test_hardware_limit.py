@@ -10,9 +10,9 @@ import pytest
 
 from puzzle_search.arch import ParentConfig
 from puzzle_search.cost import LatencyRow, MemoryRow, Profile, parse_dtype
-from puzzle_search.cost.hardware import device_cost_model
-from puzzle_search.cost.hardware_limit import check_latency
-from puzzle_search.cost.memory_check import check_memory
+from puzzle_search.cost.measured.hardware_limit import check_latency
+from puzzle_search.cost.measured.memory_check import check_memory
+from puzzle_search.cost.modelled.hardware import device_cost_model
 from puzzle_search.errors import InputError
 from tests.arch.configs import CONFIGS
 from tests.cost.synthetic_profile import memory_rows, row, whole_profile

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import RegularGridInterpolator
 
-from puzzle_search.cost.interpolation import Curve, Lattice
+from puzzle_search.cost.measured.interpolation import Curve, Lattice
 
 axis = st.lists(st.integers(1, 5000), min_size=1, max_size=5, unique=True)
 positive = st.floats(0.01, 100)

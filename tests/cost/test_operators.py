@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puzzle_search.cost.hardware import CostModel, load_cost_model
-from puzzle_search.cost.operators import (
+from puzzle_search.cost.modelled.hardware import CostModel, load_cost_model
+from puzzle_search.cost.modelled.operators import (
     all_reduce_us,
     decode_attention_us,
     elementwise_us,
     gemm_us,
     prefill_attention_us,
 )
-from puzzle_search.cost.roofline import roofline_engine
+from puzzle_search.cost.modelled.roofline import roofline_engine
 
 WIDTH = {"fp8": 1, "bf16": 2, "fp32": 4}
 CASES = [

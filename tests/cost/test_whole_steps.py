@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from puzzle_search.cost import Profile
-from puzzle_search.cost.calibrate_profile import ENGINE, compare_profile
-from puzzle_search.cost.hardware import load_cost_model
-from puzzle_search.cost.roofline import roofline_engine
+from puzzle_search.cost.fitting.calibrate_profile import ENGINE, compare_profile
+from puzzle_search.cost.modelled.hardware import load_cost_model
+from puzzle_search.cost.modelled.roofline import roofline_engine
 from tests.cost.synthetic_profile import GROUPS, curve_rows, sidecar, whole_profile
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from puzzle_search.arch import ParentConfig, parse_variant
+from puzzle_search.cost.measured.work import head_work, least_us, subblock_floor, subblock_work
 from puzzle_search.cost.memory import parse_dtype
-from puzzle_search.cost.work import head_work, least_us, subblock_floor, subblock_work
 from tests.arch.configs import CONFIGS
 
 LLAMA = ParentConfig.from_dict(CONFIGS["Llama-3.1-70B"], name="llama-3.1-70b")

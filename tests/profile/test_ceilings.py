@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from puzzle_search.profile.ceilings import best, measure_ceilings
+from puzzle_search.profile.hardware.ceilings import best, measure_ceilings
 from puzzle_search.runtime import precision_on
 
 

@@ -9,7 +9,7 @@ import pynvml
 import pytest
 import torch
 
-from puzzle_search.profile.gpu_state import DeviceState, GpuMonitor
+from puzzle_search.profile.hardware.gpu_state import DeviceState, GpuMonitor
 
 DEVICE = torch.device("cuda", 0)
 

@@ -20,10 +20,10 @@ from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.executor import InProcess
 from puzzle_search.files import Journal
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
-from puzzle_search.profile.plan import Plan
-from puzzle_search.profile.point import Point
-from puzzle_search.profile.readings import Reading, Readings
-from puzzle_search.profile.rig import Heads, Rig
+from puzzle_search.profile.points.plan import Plan
+from puzzle_search.profile.points.point import Point
+from puzzle_search.profile.points.rig import Heads, Rig
+from puzzle_search.profile.sampling.readings import Reading, Readings
 from puzzle_search.runtime import ServingDecoder, make_serving_subblock, precision_on
 from puzzle_search.runtime.cache import LayerSlots
 from puzzle_search.runtime.linear import ServingLinear

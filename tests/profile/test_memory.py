@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from puzzle_search.profile.memory import check_allocation, peak_bytes, storage_bytes
+from puzzle_search.profile.hardware.memory import check_allocation, peak_bytes, storage_bytes
 
 CPU = torch.device("cpu")
 

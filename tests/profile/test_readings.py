@@ -6,9 +6,9 @@ from pathlib import Path
 
 from puzzle_search.cost import GroupRow
 from puzzle_search.files import Journal
-from puzzle_search.profile.point import Point
-from puzzle_search.profile.readings import Measured, Readings
-from puzzle_search.profile.timing import Samples
+from puzzle_search.profile.points.point import Point
+from puzzle_search.profile.sampling.readings import Measured, Readings
+from puzzle_search.profile.sampling.timing import Samples
 
 AT = Measured(
     subject="mlp", part="subblock", point=Point(phase="decode", batch=4, tokens=1, context=1)

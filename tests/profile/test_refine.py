@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from puzzle_search.cost.interpolation import Lattice
-from puzzle_search.profile.refine import TOLERANCE, LatticeSearch, Place
+from puzzle_search.cost.measured.interpolation import Lattice
+from puzzle_search.profile.sampling.refine import TOLERANCE, LatticeSearch, Place
 
 Cost = Callable[[int, int], float]
 

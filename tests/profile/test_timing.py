@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puzzle_search.errors import InputError
-from puzzle_search.profile.timing import (
+from puzzle_search.profile.sampling.timing import (
     SPREAD_LIMIT,
     Samples,
     TimedRun,

@@ -17,7 +17,7 @@ from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import LatencyRow, Profile, parse_dtype
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.files import Journal
-from puzzle_search.profile.vllm import VllmGrid, measure_vllm_profile
+from puzzle_search.profile.engines.vllm import VllmGrid, measure_vllm_profile
 from tests.profile.test_vllm_worker import LLAMA, parent
 from tests.profile.vllm_stub import ENGINE_US, attention_us, ffn_us
 

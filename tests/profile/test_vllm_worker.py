@@ -14,9 +14,9 @@ import pytest
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.checkpoint import read_model_config
 from puzzle_search.errors import InputError, MissingDependencyError
-from puzzle_search.profile.vllm.children import stacks
-from puzzle_search.profile.vllm.grid import Request
-from puzzle_search.profile.vllm.process import OutOfMemoryError, Worker, worker_command_of
+from puzzle_search.profile.engines.vllm.children import stacks
+from puzzle_search.profile.engines.vllm.grid import Request
+from puzzle_search.profile.engines.vllm.process import OutOfMemoryError, Worker, worker_command_of
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

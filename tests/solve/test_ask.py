@@ -14,9 +14,9 @@ import pytest
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import Limits, Workload, solve
-from puzzle_search.solve.answer import Answer
-from puzzle_search.solve.ask import Question, ask
-from puzzle_search.solve.exact.core import parse_backend
+from puzzle_search.solve.question.answer import Answer
+from puzzle_search.solve.question.ask import Question, ask
+from puzzle_search.solve.search.exact.core import parse_backend
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
 

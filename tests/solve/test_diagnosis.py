@@ -12,8 +12,8 @@ from puzzle_search.arch import SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError
 from puzzle_search.solve import Limits, Problem, Workload, formulate, solve
-from puzzle_search.solve.diagnosis import explain_infeasible, extremes
-from puzzle_search.solve.prices import prices
+from puzzle_search.solve.answers.diagnosis import explain_infeasible, extremes
+from puzzle_search.solve.answers.prices import prices
 from tests.solve.helpers import price_all, random_scores, table_of, tiny_config
 
 CONFIG = tiny_config(3)

@@ -11,7 +11,7 @@ from puzzle_search.arch import SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import Limits, Problem, Workload, formulate
-from puzzle_search.solve.frontier import Axis, frontier, parse_axis
+from puzzle_search.solve.answers.frontier import Axis, frontier, parse_axis
 from tests.solve.helpers import Priced, price_all, random_scores, table_of, tiny_config
 
 CONFIG = tiny_config(4)

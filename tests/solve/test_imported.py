@@ -12,7 +12,7 @@ import pytest
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts, OutsideCost
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import ScoreRow, ScoreTable, solve
-from puzzle_search.solve.imported import TableLimits, table_problem
+from puzzle_search.solve.question.tables import TableLimits, table_problem
 from tests.pico import run_here
 from tests.solve.helpers import SIDECAR
 

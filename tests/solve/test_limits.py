@@ -23,8 +23,8 @@ from puzzle_search.solve import (
     formulate,
     solve,
 )
-from puzzle_search.solve.formulate import parse_goal
-from puzzle_search.solve.items import Items, Selection
+from puzzle_search.solve.problem.builder import parse_goal
+from puzzle_search.solve.problem.items import Items, Selection
 from tests.solve.helpers import SIDECAR, random_scores, table_of, tiny_config
 
 ATTENTION, FFN = ["gqa_4", "gqa_1", "no_op"], ["mlp_64", "mlp_16"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puzzle_search.errors import InputError
-from puzzle_search.solve.linear_limit import Facts, parse_linear_limit
+from puzzle_search.solve.problem.linear_limit import Facts, parse_linear_limit
 
 ITEMS: list[Facts] = [
     {"attention": "gqa_8", "ffn": "mlp_64", "layer": 0, "kv_heads": 8, "ffn_width": 64,

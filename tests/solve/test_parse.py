@@ -8,8 +8,13 @@ import pytest
 
 from puzzle_search.errors import InputError
 from puzzle_search.solve import Limits
-from puzzle_search.solve.fleet import Offer, parse_offers
-from puzzle_search.solve.parse import parse_bytes, parse_fraction, parse_layers, parse_scenario
+from puzzle_search.solve.question.fleet import Offer, parse_offers
+from puzzle_search.solve.question.parse import (
+    parse_bytes,
+    parse_fraction,
+    parse_layers,
+    parse_scenario,
+)
 
 
 def test_a_scenario_may_have_limits_of_its_own() -> None:

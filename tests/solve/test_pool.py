@@ -11,7 +11,7 @@ from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InputError
 from puzzle_search.solve import Limits, Problem, Workload, formulate
-from puzzle_search.solve.pool import diverse
+from puzzle_search.solve.answers.pool import diverse
 from tests.solve.helpers import price_all, random_scores, table_of, tiny_config
 
 

@@ -11,7 +11,7 @@ from puzzle_search.arch import SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import ChildLimits, Limits, Workload, formulate, solve
-from puzzle_search.solve.portability import allows
+from puzzle_search.solve.problem.portability import allows
 from tests.solve.helpers import random_scores, table_of, tiny_config
 
 CONFIG = tiny_config(4)

@@ -12,8 +12,8 @@ from puzzle_search.arch import ArchitectureSpec, BlockChoice, Replacement, Searc
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InputError
 from puzzle_search.solve import Limits, Problem, Workload, formulate
-from puzzle_search.solve.pairs import PairJudge
-from puzzle_search.solve.rounds import best_round, refine
+from puzzle_search.solve.rounds.pairs import PairJudge
+from puzzle_search.solve.rounds.rounds import best_round, refine
 from tests.solve.helpers import SIDECAR, ScoreRow, ScoreTable, table_of, tiny_config
 
 LAYERS = 4

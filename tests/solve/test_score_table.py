@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from puzzle_search.errors import InputError
 from puzzle_search.solve import ScoreRow, ScoreTable
-from puzzle_search.solve.score_table import parse_metric
+from puzzle_search.solve.problem.score_table import parse_metric
 from tests.solve.helpers import SIDECAR, rows_of, tiny_config
 
 HEADER = "first_layer,last_layer,attention,ffn,metric,value,stderr,tokens"

@@ -25,10 +25,10 @@ from puzzle_search.solve import (
     solve,
 )
 from puzzle_search.solve import search as search_module
-from puzzle_search.solve.exact.core import CoreResult, solve_core
-from puzzle_search.solve.point import PointProblem
-from puzzle_search.solve.problem import Region
-from puzzle_search.solve.relaxation import relax
+from puzzle_search.solve.problem.point import PointProblem
+from puzzle_search.solve.problem.problem import Region
+from puzzle_search.solve.search.exact.core import CoreResult, solve_core
+from puzzle_search.solve.search.relaxation import relax
 from tests.solve.helpers import (
     SIDECAR,
     Priced,

@@ -1,0 +1,345 @@
+"""A profile: measured latencies of every variant on one device, and nothing else.
+
+A row is a whole subblock of the runtime: norm, residual add, matrices, attention. What works token
+by token (every FFN, linear attention, the embedding) depends on the tokens of a step alone, in
+prefill and in decode; attention on batch and length as well.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from puzzle_search.arch import ParentConfig, Subblock
+from puzzle_search.cost.chunks import sum_over_chunks
+from puzzle_search.cost.latency import Evidence, Microseconds, Phase
+from puzzle_search.cost.measured.hardware_limit import check_latency
+from puzzle_search.cost.measured.interpolation import Curve, Lattice
+from puzzle_search.cost.measured.memory_check import check_memory
+from puzzle_search.cost.measured.profile_file import read_profile, write_profile
+from puzzle_search.cost.measured.profile_rows import (
+    EMBEDDING,
+    HEAD,
+    STEP,
+    GroupRow,
+    LatencyRow,
+    MemoryRow,
+)
+from puzzle_search.cost.memory import Dtype, parse_dtype
+from puzzle_search.errors import InputError
+
+_Array = NDArray[np.float64]
+_Key = tuple[str, str, int]  # subblock, variant, TP degree
+
+
+class Profile:
+    """Measured points with their device; predicts by interpolation inside the measured.
+
+    Implements ``LatencyModel``. Between points latencies are linear (see
+    `interpolation`); outside nothing is guessed. A prefill is the sum of its
+    chunks, and attention over the history of a chunk costs in proportion to the new tokens.
+    Rows of TP degrees above 1 are local shapes: what they predict lacks the all-reduce.
+
+    Args:
+        rows: latencies; no point twice.
+        memory: bytes of the variants.
+        groups: states of the device; one for every group that a row names.
+        sidecar: as ``profile.yaml`` holds it.
+
+    Raises:
+        InputError: a point was measured twice, or a row names an unknown group.
+    """
+
+    evidence: Evidence = "measured"
+
+    def __init__(
+        self,
+        rows: Iterable[LatencyRow],
+        memory: Iterable[MemoryRow],
+        groups: Iterable[GroupRow],
+        sidecar: Mapping[str, Any],
+    ) -> None:
+        self.rows, self.memory, self.groups = list(rows), list(memory), list(groups)
+        self.sidecar = dict(sidecar)
+        _check_rows(self.rows, {group.group for group in self.groups})
+
+    @property
+    def batches(self) -> list[int]:
+        """Batch sizes whose decode steps were measured."""
+        return sorted({row.batch for row in self.rows if row.phase == "decode"})
+
+    @property
+    def tp_degrees(self) -> list[int]:
+        """Tensor-parallel degrees whose local shapes were measured."""
+        return sorted({row.tp for row in self.rows})
+
+    @property
+    def dtype(self) -> Dtype:
+        """Serving precision."""
+        return parse_dtype(self.sidecar["dtype"])
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Most new tokens in a step of a prefill."""
+        return int(self.sidecar["prefill_chunk_tokens"])
+
+    @cached_property
+    def whole_steps(self) -> bool:
+        """Whether the steps have embedding and head in them, as those of a foreign engine do."""
+        return {row.variant for row in self.rows if row.subblock == "outside"} == {STEP}
+
+    @cached_property
+    def config(self) -> ParentConfig:
+        """The parent that was profiled."""
+        return ParentConfig.from_dict(self.sidecar["parent_config"], name=self.sidecar["model"])
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Profile:
+        """Read a profile.
+
+        Raises:
+            InputError: a file is missing or wrong, a point was measured twice, a row is faster
+                than the hardware allows, or bytes are not those of the formula.
+        """
+        path = Path(folder)
+        tables, sidecar = read_profile(path)
+        try:
+            profile = cls(*tables, sidecar)
+        except InputError as error:
+            raise InputError(f"{path}: {error.message}", remedy=error.remedy) from error
+        where = path / "latency.csv"
+        check_latency(profile.rows, profile.config, profile.dtype, sidecar, where)
+        check_memory(profile.memory, profile.config, profile.dtype, path / "memory.csv")
+        return profile
+
+    def write(self, folder: str | Path) -> None:
+        """Write the profile; the sidecar last, since it vouches for the tables."""
+        self.sidecar = write_profile(
+            Path(folder), self.rows, self.memory, self.groups, self.sidecar
+        )
+
+    def subblock_us(
+        self,
+        subblock: Subblock,
+        variant: str,
+        phase: Phase,
+        *,
+        batch: ArrayLike,
+        tokens: ArrayLike,
+        context: ArrayLike,
+        tp: int,
+    ) -> Microseconds:
+        """Microseconds of one subblock: a decode step over ``context``, or a whole prefill.
+
+        Raises:
+            InputError: the variant was not measured, or the point is outside the measured.
+        """
+        b, new, length = np.broadcast_arrays(batch, tokens, context)
+        us = self._subblock(subblock, variant, phase, b, new, length, tp)
+        self._refuse_unmeasured(us, f"{subblock} {variant}, {phase}, tp {tp}", b, new, length)
+        return us
+
+    def covers(
+        self,
+        subblock: Subblock,
+        variant: str,
+        phase: Phase,
+        *,
+        batch: ArrayLike,
+        tokens: ArrayLike,
+        context: ArrayLike,
+        tp: int,
+    ) -> NDArray[np.bool_]:
+        """Which points of `subblock_us` lie inside the measured.
+
+        Raises:
+            InputError: the variant was not measured at all.
+        """
+        b, new, length = np.broadcast_arrays(batch, tokens, context)
+        return ~np.isnan(self._subblock(subblock, variant, phase, b, new, length, tp))
+
+    def outside_us(
+        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
+    ) -> Microseconds:
+        """Microseconds of embedding, head and engine steps: of a decode step or a whole prefill.
+
+        The head runs where prompts end.
+
+        Raises:
+            InputError: a part was not measured, or the point is outside the measured.
+        """
+        batches, lengths = np.broadcast_arrays(batch, tokens)
+        us = self._outside(phase, batches, lengths, tp)
+        self._refuse_unmeasured(us, f"outside, {phase}, tp {tp}", batches, lengths, lengths)
+        return us
+
+    def covers_outside(
+        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
+    ) -> NDArray[np.bool_]:
+        """Which points of `outside_us` lie inside the measured.
+
+        Raises:
+            InputError: a part was not measured at all.
+        """
+        b, new = np.broadcast_arrays(batch, tokens)
+        return ~np.isnan(self._outside(phase, b, new, tp))
+
+    def _outside(self, phase: Phase, batch: Any, tokens: Any, tp: int) -> Microseconds:
+        """As `outside_us`, with NaN outside the measured."""
+        step = self._step(phase, tp)
+        if self.whole_steps:
+            parts = None
+        else:
+            parts = self._curve("outside", EMBEDDING, tp), self._curve("outside", HEAD, tp)
+
+        def chunk_us(sequences: _Array, new: int, _: int, last: bool) -> Microseconds:
+            us = step.at(sequences)
+            if parts is None:
+                return us
+            embedding, head = parts
+            us = us + embedding.at(sequences * new)
+            return us + head.at(sequences) if last else us
+
+        if phase == "decode":
+            return chunk_us(np.asarray(batch, np.float64), 1, 1, True)
+        return sum_over_chunks(batch, tokens, self.chunk_tokens, chunk_us)
+
+    def _subblock(
+        self, subblock: str, variant: str, phase: Phase, batch: Any, tokens: Any, context: Any,
+        tp: int,
+    ) -> Microseconds:  # fmt: skip
+        """As `subblock_us`, with NaN outside the measured."""
+        if variant == "no_op":
+            return np.zeros(batch.shape)
+        if not _attends(variant):
+            curve = self._curve(subblock, variant, tp)
+            if phase == "decode":
+                return curve.at(batch)
+            return sum_over_chunks(
+                batch, tokens, self.chunk_tokens, lambda b, new, *_: curve.at(b * new)
+            )
+        if phase == "decode":
+            return self._lattice(variant, phase, tp).at(batch, context)
+        return sum_over_chunks(batch, tokens, self.chunk_tokens, self._chunk_of(variant, tp))
+
+    def _chunk_of(self, variant: str, tp: int) -> Callable[[_Array, int, int, bool], Microseconds]:
+        """Microseconds of attention over a chunk, with what its history adds."""
+        plain = self._lattice(variant, "prefill", tp)
+        history = self._histories.get(("attention", variant, tp))
+
+        def chunk_us(sequences: _Array, new: int, context: int, _: bool) -> Microseconds:
+            us = plain.at(sequences, new)
+            if context == new:
+                return us
+            return us + (history.at(new, context - new) if history else np.nan)
+
+        return chunk_us
+
+    @cached_property
+    def _curves(self) -> dict[_Key, Curve]:
+        """By tokens of a step; of the head by sequences, since it runs for one token of each."""
+        points: dict[_Key, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for row in self.rows:
+            if row.variant != STEP and not _attends(row.variant):
+                place = row.batch * (1 if row.variant == HEAD else row.tokens)
+                points[row.subblock, row.variant, row.tp][place].append(row.latency_us)
+        # The same tokens in another phase are the same work: their mean.
+        return {
+            key: Curve({at: float(np.mean(values)) for at, values in of_key.items()})
+            for key, of_key in points.items()
+        }
+
+    @cached_property
+    def _lattices(self) -> dict[tuple[str, Phase, int], Lattice]:
+        """Attention by batch and context, and whole prompts by batch and tokens."""
+        points: dict[tuple[str, Phase, int], dict[tuple[float, float], float]] = defaultdict(dict)
+        for row in self.rows:
+            whole = row.phase == "decode" or row.context == row.tokens
+            if _attends(row.variant) and whole:
+                points[row.variant, row.phase, row.tp][row.batch, row.context] = row.latency_us
+        return {key: Lattice(of_key) for key, of_key in points.items()}
+
+    @cached_property
+    def _histories(self) -> dict[_Key, Lattice]:
+        """What attention to a history adds to a chunk, by new tokens and tokens of history.
+
+        No new tokens and no history add nothing.
+        """
+        points: dict[_Key, dict[tuple[float, float], float]] = defaultdict(dict)
+        for row in self.rows:
+            history = row.context - row.tokens
+            if row.phase == "prefill" and _attends(row.variant) and history:
+                plain = float(self._lattice(row.variant, "prefill", row.tp).at(1, row.tokens))
+                added = points[row.subblock, row.variant, row.tp]
+                added[row.tokens, history] = row.latency_us - plain
+                added[row.tokens, 0] = added[0, history] = added[0, 0] = 0.0
+        return {key: Lattice(of_key) for key, of_key in points.items()}
+
+    def _curve(self, subblock: str, variant: str, tp: int) -> Curve:
+        if (subblock, variant, tp) not in self._curves:
+            raise _not_measured(f"{subblock} {variant}, tp {tp}")
+        return self._curves[subblock, variant, tp]
+
+    def _lattice(self, variant: str, phase: Phase, tp: int) -> Lattice:
+        if (variant, phase, tp) not in self._lattices:
+            raise _not_measured(f"attention {variant}, {phase}, tp {tp}")
+        return self._lattices[variant, phase, tp]
+
+    def _step(self, phase: Phase, tp: int) -> Curve:
+        """Steps of that phase, of the other where none was measured."""
+        rows = [row for row in self.rows if row.variant == STEP and row.tp == tp]
+        chosen = [row for row in rows if row.phase == phase] or rows
+        if not chosen:
+            raise _not_measured(f"outside {STEP}, tp {tp}")
+        by_batch: dict[float, list[float]] = defaultdict(list)
+        for row in chosen:
+            by_batch[row.batch].append(row.latency_us)
+        return Curve({batch: float(np.mean(values)) for batch, values in by_batch.items()})
+
+    def _refuse_unmeasured(
+        self, us: Microseconds, what: str, batch: Any, tokens: Any, context: Any
+    ) -> None:
+        missing = np.isnan(us)
+        if missing.any():
+            b, new, length = (float(axis[missing].flat[0]) for axis in (batch, tokens, context))
+            raise InputError(
+                f"{what}: batch {b:g} with {new:g} new tokens over a context of {length:g} lies "
+                "outside the measured",
+                remedy="profile a wider grid, or ask for a scenario and batch inside it",
+            )
+
+
+def _attends(variant: str) -> bool:
+    """Whether its time depends on the context."""
+    return variant.startswith("gqa_")
+
+
+def _not_measured(what: str) -> InputError:
+    return InputError(
+        f"the profile has no measurement of {what}",
+        remedy="profile this variant, or drop it from the search space",
+    )
+
+
+def _check_rows(rows: list[LatencyRow], groups: set[int]) -> None:
+    seen: set[tuple[object, ...]] = set()
+    for number, row in enumerate(rows, start=2):
+        place = (row.subblock, row.variant, row.phase, row.tp, row.batch, row.tokens, row.context)
+        if place in seen:
+            raise InputError(
+                f"latency row {number}: {row.subblock} {row.variant}, {row.phase}, tp {row.tp}, "
+                f"batch {row.batch}, {row.tokens} tokens over context {row.context} stands twice",
+                remedy="measure again",
+            )
+        seen.add(place)
+        if row.group not in groups:
+            raise InputError(
+                f"latency row {number}: group {row.group} is not in groups.csv",
+                remedy="measure again",
+            )

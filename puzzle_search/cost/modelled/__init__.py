@@ -1,0 +1,1 @@
+"""Costs computed from a hardware sheet and calibrated constants."""

@@ -1,0 +1,203 @@
+"""Latency of a parent's subblock variants from a GPU's calibrated constants.
+
+Used where no profile exists: adds up the operators of `puzzle_search.cost.modelled.operators`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from puzzle_search.arch import Gqa, Mlp, NoOp, ParentConfig, Subblock, parse_variant
+from puzzle_search.cost.latency import Evidence, Microseconds, Phase
+from puzzle_search.cost.memory import parse_dtype
+from puzzle_search.cost.modelled.hardware import CostModel
+from puzzle_search.cost.modelled.operators import (
+    BYTES_PER_VALUE,
+    STREAM_BYTES,
+    all_reduce_us,
+    decode_attention_us,
+    elementwise_us,
+    gemm_us,
+    prefill_attention_us,
+)
+from puzzle_search.errors import InputError
+
+_Array = NDArray[np.float64]
+
+
+class AnalyticLatency:
+    """Predicts latencies of a parent's subblock variants from a cost model.
+
+    Weights, activations and KV cache are of ``dtype``; under fp8 the residual stream, norms,
+    embedding and output head stay bf16. Projections are column-parallel then row-parallel over the
+    TP group, with one all-reduce per subblock; KV heads fewer than the TP degree are replicated.
+
+    Args:
+        config: the parent.
+        model: constants of the device.
+        engine: serving engine whose constants to use.
+        dtype: ``bf16``, ``fp8`` or ``fp32``.
+        dynamic_quantisation: charge each fp8 GEMM the quantisation of its activations, which
+            engines with static scales do not pay.
+
+    Raises:
+        InputError: the engine or the dtype is not known, or has no constants.
+    """
+
+    def __init__(
+        self,
+        config: ParentConfig,
+        model: CostModel,
+        engine: str,
+        dtype: str,
+        *,
+        dynamic_quantisation: bool = False,
+    ) -> None:
+        self.config = config
+        self.sheet = model.sheet
+        self.constants = model.engine(engine)
+        if parse_dtype(dtype).name not in self.constants.dtypes:
+            raise InputError(
+                f"the cost model of {model.gpu} has no {dtype} constants for {engine}",
+                remedy=f"use {' or '.join(self.constants.dtypes)}, or another GPU or engine",
+            )
+        self.dtype = dtype
+        self.dynamic_quantisation = dynamic_quantisation
+        # Everything predicted went through the end-to-end calibration of the step constants.
+        self.evidence: Evidence = self.constants.step.provenance.evidence
+
+    def subblock_us(
+        self,
+        subblock: Subblock,
+        variant: str,
+        phase: Phase,
+        *,
+        batch: ArrayLike,
+        tokens: ArrayLike,
+        context: ArrayLike,
+        tp: int,
+    ) -> Microseconds:
+        """Microseconds of one subblock with its norm, residual and all-reduce; see `LatencyModel`.
+
+        Raises:
+            InputError: the variant or the TP degree is not known.
+        """
+        parsed = parse_variant(subblock, variant)
+        b, new, length = (np.asarray(x, np.float64) for x in (batch, tokens, context))
+        shape = np.broadcast_shapes(b.shape, new.shape, length.shape)
+        if isinstance(parsed, NoOp):
+            return np.zeros(shape)
+        config, rows = self.config, b * new
+        hidden, head_dim = config.hidden_size, config.head_dim
+        latency_us: Microseconds = self._norm(rows) + self._all_reduce(rows, tp)
+        if isinstance(parsed, Gqa):
+            heads = -(-config.num_heads // tp)
+            kv_heads = -(-parsed.kv_heads // tp)
+            latency_us = latency_us + self._gemm(rows, (heads + 2 * kv_heads) * head_dim, hidden)
+            latency_us = latency_us + self._gemm(rows, hidden, heads * head_dim)
+            latency_us = latency_us + self._attention(phase, b, new, length, heads, kv_heads)
+        elif isinstance(parsed, Mlp):
+            width = -(-parsed.intermediate_size // tp)
+            latency_us = latency_us + self._gemm(rows, 2 * width, hidden)
+            latency_us = latency_us + self._gated_activation(rows, width)
+            latency_us = latency_us + self._gemm(rows, hidden, width)
+        else:
+            latency_us = latency_us + self._gemm(rows, hidden, -(-hidden // tp))
+        return np.broadcast_to(latency_us * self.constants.step.engine_scalar, shape)
+
+    def outside_us(
+        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
+    ) -> Microseconds:
+        """Microseconds of embedding, final norm, output head, sampling and engine step.
+
+        The head runs for one token per sequence, in prefill the last.
+
+        Raises:
+            InputError: the TP degree is not known.
+        """
+        b, new = np.broadcast_arrays(np.asarray(batch, np.float64), np.asarray(tokens, np.float64))
+        config, step = self.config, self.constants.step
+        vocabulary = -(-config.vocab_size // tp)
+        value_bytes = STREAM_BYTES[self.dtype]
+        embedding = self._elementwise(2 * value_bytes * b * new * config.hidden_size)
+        head_dtype = "bf16" if self.dtype == "fp8" else self.dtype
+        head = self._gemm(b, vocabulary, config.hidden_size, dtype=head_dtype)
+        # Logits are read twice: for the largest, then for the sum of exponentials.
+        sampling = self._elementwise(2 * value_bytes * b * config.vocab_size)
+        kernels = embedding + self._norm(b) + head + sampling + self._all_reduce(b * new, tp)
+        overhead = step.step_us + step.step_us_per_sequence * b
+        overhead = overhead + step.step_us_per_tp_doubling * np.log2(tp)
+        return np.asarray(kernels * step.engine_scalar + overhead)
+
+    def _gemm(
+        self, rows: _Array, columns: int, inner: int, *, dtype: str | None = None
+    ) -> Microseconds:
+        chosen = dtype or self.dtype
+        return gemm_us(
+            rows,
+            columns,
+            inner,
+            dtype=chosen,
+            sheet=self.sheet,
+            constants=self.constants.gemm[chosen],
+            max_rows=self.constants.step.max_tokens,
+            quantise=self.dynamic_quantisation,
+        )
+
+    def _attention(
+        self,
+        phase: Phase,
+        batch: _Array,
+        tokens: _Array,
+        context: _Array,
+        heads: int,
+        kv_heads: int,
+    ) -> Microseconds:
+        if phase == "prefill":
+            return prefill_attention_us(
+                batch,
+                tokens,
+                context,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=self.config.head_dim,
+                dtype=self.dtype,
+                sheet=self.sheet,
+                constants=self.constants.prefill_attention[self.dtype],
+            )
+        return decode_attention_us(
+            batch,
+            context,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=self.config.head_dim,
+            dtype=self.dtype,
+            sheet=self.sheet,
+            constants=self.constants.decode_attention[self.dtype],
+        )
+
+    def _elementwise(self, moved_bytes: _Array) -> Microseconds:
+        return elementwise_us(moved_bytes, sheet=self.sheet, constants=self.constants.elementwise)
+
+    def _norm(self, rows: _Array) -> Microseconds:
+        """Residual add and RMSNorm in one kernel: two reads, two writes, one for the GEMM."""
+        per_value = 3 * STREAM_BYTES[self.dtype] + BYTES_PER_VALUE[self.dtype]
+        return self._elementwise(rows * self.config.hidden_size * per_value)
+
+    def _gated_activation(self, rows: _Array, width: int) -> Microseconds:
+        """SiLU(gate) x up: two reads, one write in the dtype of the next GEMM."""
+        per_value = 2 * STREAM_BYTES[self.dtype] + BYTES_PER_VALUE[self.dtype]
+        return self._elementwise(rows * width * per_value)
+
+    def _all_reduce(self, rows: _Array, tp: int) -> Microseconds:
+        if tp == 1:
+            return np.zeros(())
+        if self.constants.all_reduce is None or tp not in self.constants.all_reduce.by_tp:
+            raise InputError(
+                f"tensor-parallel degree {tp} is not in the cost model",
+                remedy=f"use one of {', '.join(map(str, self.constants.tp_degrees))}",
+            )
+        message_bytes = STREAM_BYTES[self.dtype] * rows * self.config.hidden_size
+        lines = self.constants.all_reduce.by_tp[tp]
+        return all_reduce_us(message_bytes, tp=tp, sheet=self.sheet, lines=lines)

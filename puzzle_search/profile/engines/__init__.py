@@ -1,0 +1,1 @@
+"""Profiles measured through another engine, one folder each."""

@@ -1,0 +1,203 @@
+"""A worker process that serves one folder: started, asked, and ended, with its failures told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.profile.engines.vllm.grid import Request
+
+_LOG_LINES = 5
+
+
+def worker_command_of(python: str = sys.executable) -> list[str]:
+    """The command of a worker in the environment of a Python interpreter that has vLLM."""
+    return [python, str(Path(__file__).with_name("worker.py"))]
+
+
+class OutOfMemoryError(Exception):
+    """The worker had no memory for what was asked; it is gone."""
+
+
+class Worker:
+    """One worker process, a context manager.
+
+    Args:
+        command: starts a worker when the folder and the settings are appended to it.
+        folder: the child to serve; the worker's log is written into it.
+        settings: what the worker is told, see ``worker.py``.
+        start_seconds: time until it must be ready.
+        answer_seconds: time for each answer.
+
+    Attributes:
+        identity: software, device and KV cache size, as the worker says them.
+
+    Raises:
+        OutOfMemoryError: the model does not fit.
+        MissingDependencyError: the worker's interpreter has no vLLM.
+        InputError: the worker ended, hung, or answered what is no answer.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        settings: dict[str, Any],
+        *,
+        start_seconds: float,
+        answer_seconds: float,
+    ) -> None:
+        self._answer_seconds = answer_seconds
+        self._log = folder / "worker.log"
+        arguments = [*command, str(folder), json.dumps(settings)]
+        with self._log.open("w", encoding="utf-8") as log:
+            try:
+                self._process = subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise InputError(
+                    f"the vLLM worker {command[0]!r} cannot be started: {error}",
+                    remedy="name the Python interpreter of an environment with vLLM",
+                ) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests = self._process.stdin
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(
+            target=_pass_on, args=(self._process.stdout, self._lines), daemon=True
+        ).start()
+        with contextlib.ExitStack() as unless_ready:
+            unless_ready.callback(self.close)  # the process holds the GPU
+            self.identity = self._ready(self._answer(start_seconds))
+            unless_ready.pop_all()
+
+    def __enter__(self) -> Worker:
+        """The worker itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the process."""
+        self.close()
+
+    def run(self, request: Request) -> list[tuple[float, int]]:
+        """Seconds since the start, and sequences that got a token, of every engine step.
+
+        Raises:
+            OutOfMemoryError: there was no memory for it; the worker is gone.
+            InputError: the worker ended, hung, or answered what is no answer.
+        """
+        asked = {
+            "batch": request.batch,
+            "input_len": request.input_len,
+            "output_len": request.output_len,
+        }
+        try:
+            self._requests.write(json.dumps(asked) + "\n")
+            self._requests.flush()
+        except BrokenPipeError as error:
+            raise self._ended() from error
+        answer = self._answer(self._answer_seconds)
+        steps = answer.get("steps")
+        if not isinstance(steps, list) or not all(map(_is_step, steps)) or not steps:
+            raise self._nonsense(json.dumps(answer))
+        return [(float(seconds), sequences) for seconds, sequences in steps]
+
+    def close(self) -> None:
+        """End the process and whatever it started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):  # of a request that was not taken
+            self._requests.close()
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty as error:
+            raise InputError(
+                f"the vLLM worker has not answered for {seconds:g} s; {self._log} ends:\n"
+                f"{self._tail()}",
+                remedy="look into that log; what was measured is kept, run the command again",
+            ) from error
+        if not line:
+            raise self._ended()
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise self._nonsense(line) from error
+        if not isinstance(answer, dict):
+            raise self._nonsense(line)
+        failed = answer.get("failed")
+        if failed == "memory":
+            raise OutOfMemoryError(str(answer.get("message")))
+        if failed == "missing":
+            raise MissingDependencyError(
+                f"the vLLM worker has no vLLM: {answer.get('message')}",
+                remedy="pip install 'vllm>=0.10' into an environment of its own, and name its "
+                "Python interpreter",
+            )
+        return answer
+
+    def _ready(self, answer: dict[str, Any]) -> dict[str, Any]:
+        identity = answer.get("ready")
+        if not isinstance(identity, dict) or not identity.keys() >= _IDENTITY:
+            raise self._nonsense(json.dumps(answer))
+        return identity
+
+    def _ended(self) -> InputError:
+        code = self._process.wait()
+        return InputError(
+            f"the vLLM worker ended with exit code {code}; {self._log} ends:\n{self._tail()}",
+            remedy="mend what that log says; what was measured is kept, run the command again",
+        )
+
+    def _nonsense(self, line: str) -> InputError:
+        return InputError(
+            f"the vLLM worker answered {line.strip():.200}",
+            remedy="use a worker command that runs this version's worker.py",
+        )
+
+    def _tail(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-_LOG_LINES:])
+
+
+_IDENTITY = {"vllm", "torch", "cuda", "python", "device", "memory_bytes", "kv_tokens"}
+
+
+def _is_step(step: object) -> bool:
+    return (
+        isinstance(step, list)
+        and len(step) == 2
+        and type(step[0]) in (int, float)
+        and type(step[1]) is int
+    )
+
+
+def _pass_on(stream: IO[str], lines: queue.Queue[str]) -> None:
+    """Lines of a stream into a queue, and an empty one at its end."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")

@@ -1,0 +1,1 @@
+"""The device under test: its clock, state, ceilings and memory."""

@@ -1,0 +1,1 @@
+"""When points are timed, how often, and which come next."""

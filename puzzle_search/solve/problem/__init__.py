@@ -1,0 +1,1 @@
+"""What is searched: items, measures, limits, scores."""

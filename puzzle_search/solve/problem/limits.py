@@ -1,0 +1,128 @@
+"""What the answer must keep to: in each scenario, and of the child itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from puzzle_search.cost import ScenarioCost
+from puzzle_search.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What serving must reach in one scenario; None is no limit.
+
+    Attributes:
+        tokens_per_second_per_gpu: output tokens, at least.
+        tokens_per_second_per_user: output tokens of one sequence while it decodes, at least.
+        ttft_ms: prefill of a whole batch, at most.
+        tpot_ms: mean decode step, at most.
+        latency_ms: prefill and all decode steps of a batch, at most.
+        memory_bytes: on each device, at most.
+    """
+
+    tokens_per_second_per_gpu: float | None = None
+    tokens_per_second_per_user: float | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    latency_ms: float | None = None
+    memory_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(vars(self))
+
+    def asked(self) -> dict[str, float]:
+        """The limits that are set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def on_device(self, memory_limit_bytes: int) -> Limits:
+        """With the device's memory as a limit."""
+        return replace(self, memory_bytes=min(memory_limit_bytes, self.memory_bytes or math.inf))
+
+    def looser(self, factor: float) -> Limits:
+        """Every limit further away by a factor; nearer where it is below 1."""
+
+        def times(value: float | None, by: float) -> float | None:
+            return None if value is None else value * by
+
+        return Limits(
+            tokens_per_second_per_gpu=times(self.tokens_per_second_per_gpu, 1 / factor),
+            tokens_per_second_per_user=times(self.tokens_per_second_per_user, 1 / factor),
+            ttft_ms=times(self.ttft_ms, factor),
+            tpot_ms=times(self.tpot_ms, factor),
+            latency_ms=times(self.latency_ms, factor),
+            memory_bytes=times(self.memory_bytes, factor),
+        )
+
+    def kept_by(self, cost: ScenarioCost) -> bool:
+        """Whether a predicted cost, as reported, keeps every limit."""
+        return (
+            cost.memory_bytes <= (self.memory_bytes or math.inf)
+            and cost.tokens_per_second_per_gpu >= (self.tokens_per_second_per_gpu or 0.0)
+            and cost.tokens_per_second_per_user >= (self.tokens_per_second_per_user or 0.0)
+            and cost.ttft_ms <= (self.ttft_ms or math.inf)
+            and cost.tpot_ms <= (self.tpot_ms or math.inf)
+            and cost.latency_ms <= (self.latency_ms or math.inf)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildLimits:
+    """What the child itself must keep to; None is no limit.
+
+    Attributes:
+        score: summed damage, at most.
+        parameters: of the whole child, at most.
+        kv_bytes_per_token: over all devices, at most.
+        linear: conditions such as ``sum(attention == "no_op") <= 20``
+            (`puzzle_search.solve.problem.linear_limit`).
+        frozen: layers that stay as they are in the parent.
+        portable_to: serving engine that must load the child
+            (`puzzle_search.solve.problem.portability`).
+    """
+
+    score: float | None = None
+    parameters: float | None = None
+    kv_bytes_per_token: float | None = None
+    linear: tuple[str, ...] = ()
+    frozen: frozenset[int] = frozenset()
+    portable_to: str | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("parameters", "kv_bytes_per_token")}
+        check_positive(numbers)
+        check_finite("score", self.score)
+
+    def asked(self) -> dict[str, object]:
+        """The limits that are set, as results show them."""
+        shown = {name: value for name, value in vars(self).items() if value}
+        if self.score is not None:
+            shown["score"] = self.score
+        for name in ("linear", "frozen"):
+            if name in shown:
+                shown[name] = sorted(shown[name]) if name == "frozen" else list(shown[name])
+        return shown
+
+
+def check_finite(name: str, value: float | None) -> None:
+    """Refuse a limit that is no number.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{name} is {value}", remedy="give a finite limit")
+
+
+def check_positive(values: dict[str, float | None]) -> None:
+    """Refuse limits that are not above zero; None is no limit.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(
+                f"{name} is {value}, not above zero", remedy="give a positive, finite limit"
+            )

@@ -1,0 +1,1 @@
+"""What a person asks, by name, and the answer as it is told."""

@@ -1,0 +1,86 @@
+"""A solution as people read it: beside its parent, with its prices and origins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from puzzle_search.arch import (
+    ArchitectureSpec,
+    ParentConfig,
+    architecture_parameters,
+    kv_values_per_token,
+)
+from puzzle_search.cost import ScenarioCost, Target
+from puzzle_search.solve.answers.prices import prices
+from puzzle_search.solve.search.solution import Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A solution for a known parent.
+
+    Attributes:
+        solution: the architecture with its proof.
+        config: the parent.
+        origins: what was asked, and hashes of what it was answered from.
+    """
+
+    solution: Solution
+    config: ParentConfig
+    origins: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parent_costs(self) -> list[ScenarioCost | None]:
+        """The parent in each scenario, at its best operating point; None where it does not fit."""
+        parent = ArchitectureSpec.identity(self.config)
+        return [w.table.best_cost(parent) for w in self.solution.problem.workloads]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the child."""
+        return architecture_parameters(self.solution.spec, self.config)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV cache of one token over all devices, at the target's precision."""
+        values = sum(
+            kv_values_per_token(block.attention_variant, self.config)
+            for block in self.solution.spec.blocks
+        )
+        return values * self._target.dtype.kv_bytes
+
+    @property
+    def evidence(self) -> dict[str, str]:
+        """Where scores and costs come from."""
+        return {
+            "scores": self.solution.problem.score_evidence,
+            "cost": self._target.latency.evidence,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The answer as ``solve --json`` prints it."""
+        spec = self.solution.spec
+        return {
+            **self.solution.proof(),
+            "architecture": {
+                "parent": spec.parent,
+                "blocks": [block.as_dict() for block in spec.blocks],
+            },
+            "params": self.parameters,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "scenarios": [cost.as_dict() for cost in self.solution.costs],
+            "prices": [price.as_dict() for price in prices(self.solution)],
+            "evidence": self.evidence,
+        }
+
+    @property
+    def spec(self) -> ArchitectureSpec:
+        """The architecture, carrying how it was found."""
+        found = {key: value for key, value in self.as_dict().items() if key != "architecture"}
+        return replace(self.solution.spec, solution=found | dict(self.origins))
+
+    @property
+    def _target(self) -> Target:
+        return self.solution.problem.workloads[0].table.target

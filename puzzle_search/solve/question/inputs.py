@@ -1,0 +1,50 @@
+"""A parent with its search space and scores, as files in one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.errors import InputError
+from puzzle_search.files import file_hash
+from puzzle_search.resources import resource
+from puzzle_search.solve.problem.score_table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchInputs:
+    """What a search needs of a model, with the hashes of its files.
+
+    The folder holds ``config.json``, ``space.yaml`` and ``scores.csv`` with its sidecar.
+    """
+
+    config: ParentConfig
+    space: SearchSpace
+    scores: ScoreTable
+    hashes: dict[str, str]
+
+    @classmethod
+    def find(cls, model: str, *, scores: str | None = None) -> SearchInputs:
+        """Open a shipped example by name, or a folder.
+
+        Raises:
+            InputError: there is no such example or folder, or a file in it is wrong.
+        """
+        shipped = resource("examples", model.lower())
+        folder = Path(model) if Path(model).is_dir() else shipped
+        if not folder.is_dir():
+            known = sorted(p.parent.name for p in resource("examples").glob("*/scores.csv"))
+            raise InputError(
+                f"model {model!r} is neither a shipped example nor a folder",
+                remedy=f"use {', '.join(known)}, or a folder that holds config.json, space.yaml "
+                "and scores.csv",
+            )
+        score_file = Path(scores) if scores else folder / "scores.csv"
+        config = ParentConfig.from_file(folder / "config.json", name=folder.name)
+        return cls(
+            config=config,
+            space=SearchSpace.from_file(folder / "space.yaml", config),
+            scores=ScoreTable.from_file(score_file),
+            hashes={"scores": file_hash(score_file), "space": file_hash(folder / "space.yaml")},
+        )

@@ -1,0 +1,182 @@
+"""The device that a child is for, by name, and what the search space costs on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.cost import (
+    CostTable,
+    OperatingPoint,
+    Profile,
+    Scenario,
+    Target,
+    build_cost_table,
+    parse_dtype,
+)
+from puzzle_search.cost.latency import LatencyModel
+from puzzle_search.cost.measured.tensor_parallel import TensorParallelLatency
+from puzzle_search.cost.modelled.analytic import AnalyticLatency
+from puzzle_search.cost.modelled.constants import AllReduceConstants, Sheet
+from puzzle_search.cost.modelled.hardware import CostModel, device_cost_model, find_cost_model
+from puzzle_search.cost.table import covered_points
+from puzzle_search.errors import InputError
+
+_ALL_TP = (1, 2, 4, 8)
+# What the costs of a subblock depend on besides its variant.
+_SHAPES = (
+    "hidden_size", "num_heads", "head_dim", "vocab_size", "tie_embeddings", "qkv_bias",
+    "output_bias", "mlp_bias", "qk_norm",
+)  # fmt: skip
+# Each about 10% more than the last.
+_BATCHES = tuple(sorted({round(batch) for batch in np.geomspace(1, 1024, 74)}))
+
+
+def find_target(
+    gpu: str,
+    config: ParentConfig,
+    *,
+    engine: str | None = None,
+    dtype: str | None = None,
+    tp: tuple[int, ...] = (1,),
+) -> Target:
+    """The target of a GPU's name (its cost model) or of a profile folder.
+
+    Args:
+        gpu: name of a cost model, path of one, or a profile folder.
+        config: the parent.
+        engine: of the cost model; by default its first one.
+        dtype: serving precision; by default the smallest that the engine has on this GPU.
+        tp: TP degrees that are asked of a profile; see `profile_target`.
+
+    Raises:
+        InputError: the GPU, engine or dtype is not known there, or the profile is of another model.
+    """
+    if (Path(gpu) / "profile.yaml").exists():
+        profile = Profile.from_folder(gpu)
+        if any(getattr(profile.config, name) != getattr(config, name) for name in _SHAPES):
+            raise InputError(
+                f"{gpu} is a profile of {profile.config.name}, whose shape differs from "
+                f"{config.name}",
+                remedy="profile this model, or name the model that was profiled",
+            )
+        return profile_target(profile, tp=tp)
+    model = CostModel.from_file(find_cost_model(gpu))
+    engine = engine or next(iter(model.engines))
+    known = model.engine(engine)
+    dtype = dtype or min(known.dtypes, key=lambda name: parse_dtype(name).matrix_bytes)
+    return Target(
+        gpu=model.gpu,
+        engine=engine,
+        latency=AnalyticLatency(config, model, engine, dtype),
+        memory_limit_bytes=model.memory_limit_bytes,
+        dtype=parse_dtype(dtype),
+        batches=_BATCHES,
+        tp_degrees=known.tp_degrees,
+    )
+
+
+def profile_target(profile: Profile, *, tp: tuple[int, ...] = (1,)) -> Target:
+    """The device that a profile was measured on.
+
+    Batch sizes lie within those whose decode steps were measured. TP degrees above 1 join the
+    measured local shapes by the all-reduce of the device's cost model, and are as well known as it.
+
+    Args:
+        profile: measured.
+        tp: TP degrees that are asked; those that the profile or the cost model lacks are left out.
+
+    Raises:
+        InputError: none of the degrees was measured, or all need the all-reduce of a device that no
+            cost model ships for.
+    """
+    device = profile.sidecar["device"]
+    degrees = tuple(degree for degree in tp if degree in profile.tp_degrees)
+    if not degrees:
+        raise InputError(
+            f"the profile has no shards of TP {', '.join(map(str, tp))}",
+            remedy=f"use --tp {','.join(map(str, profile.tp_degrees))}, or profile them",
+        )
+    latency: LatencyModel = profile
+    if degrees != (1,):
+        all_reduce = _all_reduce_of(device["name"], device["memory_bytes"])
+        if all_reduce is not None:
+            sheet, constants = all_reduce
+            degrees = tuple(degree for degree in degrees if degree in {1, *constants.by_tp})
+            latency = TensorParallelLatency(base=profile, sheet=sheet, constants=constants)
+        elif 1 in degrees:
+            degrees = (1,)
+        else:
+            raise InputError(
+                f"TP {', '.join(map(str, degrees))} on {device['name']}: its shards were measured, "
+                "but no cost model ships for this device, so that the all-reduce is not known",
+                remedy="use --tp 1",
+            )
+    batches = profile.batches
+    within = {batch for batch in _BATCHES if batches[0] <= batch <= batches[-1]}
+    return Target(
+        gpu=device["name"],
+        engine=profile.sidecar["engine"],
+        latency=latency,
+        memory_limit_bytes=profile.sidecar["memory_limit_bytes"],
+        dtype=profile.dtype,
+        batches=tuple(sorted(within.union(batches))),
+        tp_degrees=degrees,
+        measured=profile,
+    )
+
+
+def _all_reduce_of(device: str, memory_bytes: int) -> tuple[Sheet, AllReduceConstants] | None:
+    """The sheet and the all-reduce of a device's shipped cost model, of its first engine."""
+    model = device_cost_model(device, memory_bytes)
+    if model is None:
+        return None
+    known = [engine.all_reduce for engine in model.engines.values() if engine.all_reduce]
+    return (model.sheet, known[0]) if known else None
+
+
+def parse_tp(text: str) -> tuple[int, ...]:
+    """Read ``1``, ``1,2,4`` or ``any``.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    if text == "any":
+        return _ALL_TP
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) in _ALL_TP for part in parts):
+        raise InputError(
+            f"tp {text!r} is not a list of degrees", remedy="use any, or some of 1,2,4,8"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def cost_table(
+    config: ParentConfig,
+    space: SearchSpace,
+    target: Target,
+    scenario: Scenario,
+    tp: tuple[int, ...] = (1,),
+) -> CostTable:
+    """Price the whole search space at every batch size of the target and these TP degrees.
+
+    Where the target is a profile, batch sizes are left out whose cost in this scenario would have
+    to be guessed for one of the variants.
+
+    Raises:
+        InputError: the target knows none of the TP degrees, or lacks a variant.
+    """
+    degrees = [degree for degree in tp if degree in target.tp_degrees]
+    if not degrees:
+        raise InputError(
+            f"{target.gpu} has no costs for TP {', '.join(map(str, tp))}",
+            remedy=f"use --tp {','.join(map(str, target.tp_degrees))}",
+        )
+    attention, ffn = space.all_variants("attention"), space.all_variants("ffn")
+    points = [
+        OperatingPoint(batch=batch, tp=degree) for degree in degrees for batch in target.batches
+    ]
+    points = covered_points(target, scenario, points, attention=attention, ffn=ffn)
+    return build_cost_table(config, target, scenario, points, attention=attention, ffn=ffn)

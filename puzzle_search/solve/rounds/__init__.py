@@ -1,0 +1,1 @@
+"""Beyond additive scores: measure the child, score around it, solve again."""

@@ -19,10 +19,12 @@ from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.executor import InProcess
 from puzzle_search.files import Journal
-from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
+from puzzle_search.profile import ProfileGrid, measure_profile, open_device
+from puzzle_search.profile.points import subjects
 from puzzle_search.profile.points.plan import Plan
 from puzzle_search.profile.points.point import Point
 from puzzle_search.profile.points.rig import Heads, Rig
+from puzzle_search.profile.sampling import session
 from puzzle_search.profile.sampling.readings import Reading, Readings
 from puzzle_search.runtime import ServingDecoder, make_serving_subblock, precision_on
 from puzzle_search.runtime.cache import LayerSlots

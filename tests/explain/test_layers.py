@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice
 from puzzle_search.cost import OperatingPoint, Scenario, Target, parse_dtype
+from puzzle_search.cost.serving import Serving
+from puzzle_search.cost.step import Step
 from puzzle_search.errors import InputError
 from puzzle_search.explain.compare import compare
 from puzzle_search.explain.layers import explain
@@ -31,15 +32,11 @@ class FlatLatency:
 
     evidence = "measured"
 
-    def subblock_us(
-        self, subblock: str, variant: str, phase: str, *, batch: ArrayLike, tokens: ArrayLike,
-        context: ArrayLike, tp: int,
-    ) -> np.ndarray:  # fmt: skip
-        batch, _ = np.broadcast_arrays(batch, context)
-        return MICROSECONDS[variant] * batch.astype(float)
+    def subblock_us(self, subblock: str, variant: str, step: Step) -> np.ndarray:
+        return MICROSECONDS[variant] * (step.decoding + step.prompts)
 
-    def outside_us(self, phase: str, *, batch: ArrayLike, tokens: ArrayLike, tp: int) -> np.ndarray:
-        return np.full(np.shape(batch), OUTSIDE_US)
+    def outside_us(self, step: Step) -> np.ndarray:
+        return np.full(step.shape, OUTSIDE_US)
 
 
 def setting(memory_limit_bytes: int = 10**9, **changes: Any) -> Setting:
@@ -59,6 +56,7 @@ def setting(memory_limit_bytes: int = 10**9, **changes: Any) -> Setting:
             dtype=parse_dtype("bf16"),
             batches=(1, 2),
             tp_degrees=(1,),
+            serving=Serving(mode="static"),
         ),
         "scenarios": (Scenario.parse("16/9"),),
         "tp_degrees": (1,),

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import Scenario
+from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.pool import diverse
 from puzzle_search.solve.answers.solver import solve
@@ -33,6 +35,7 @@ class Question:
         engine: serving engine whose constants to use; by default the cost model's first.
         dtype: serving precision; by default the smallest that the engine has on that GPU.
         tp: ``1``, ``1,2,4`` or ``any``; all scenarios are served at one degree.
+        serving: how requests are served, where not as the engine does by default.
         scores: another score table than the model's own.
         metric: metric of the score table, or a weighted sum of them.
         goal: what the answer has the least of; of throughput the most.
@@ -46,6 +49,7 @@ class Question:
     engine: str | None = None
     dtype: str | None = None
     tp: str = "1"
+    serving: ServingOptions = field(default_factory=ServingOptions)
     scores: str | None = None
     metric: str = "kl"
     goal: Goal = "score"
@@ -58,7 +62,7 @@ class Question:
         shown["scenarios"] = [
             {"scenario": scenario, "limits": limits.asked()} for scenario, limits in self.scenarios
         ]
-        return shown | {"child": self.child.asked()}
+        return shown | {"serving": self.serving.asked(), "child": self.child.asked()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +98,19 @@ def pose(question: Question) -> Asked:
             )
     tp = parse_tp(question.tp)
     target = find_target(
-        question.gpu, inputs.config, engine=question.engine, dtype=question.dtype, tp=tp
+        question.gpu,
+        inputs.config,
+        engine=question.engine,
+        dtype=question.dtype,
+        tp=tp,
+        serving=question.serving,
     )
-    workloads = [
-        Workload.on_device(
-            cost_table(inputs.config, inputs.space, target, scenario, tp),
-            limits,
-            margin=question.margin,
-        )
-        for scenario, limits in scenarios
-    ]
+    parent = ArchitectureSpec.identity(inputs.config)
+    workloads = []
+    for scenario, limits in scenarios:
+        table = cost_table(inputs.config, inputs.space, target, scenario, tp)
+        asked = limits.against(table, parent)
+        workloads.append(Workload.on_device(table, asked, margin=question.margin))
     problem = formulate(
         inputs.config,
         inputs.space,

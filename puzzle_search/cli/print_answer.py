@@ -51,6 +51,8 @@ def print_answer(answer: Answer) -> None:
             f"binds: {limit}; {price.step} looser would {change} by about {price.gain:.2g}",
             highlight=False,
         )
+    if answer.certainty is not None:
+        console.print(f"certainty: {answer.certainty}", highlight=False, soft_wrap=True)
     evidence = answer.evidence
     console.print(
         f"evidence: scores {evidence['scores']}, cost {evidence['cost']}", highlight=False

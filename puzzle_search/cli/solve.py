@@ -134,6 +134,14 @@ def solve(
     backend: Annotated[
         str, typer.Option(help="Exact step: scip, highs or cp-sat.", rich_help_panel=_SEARCH)
     ] = "scip",
+    certainty: Annotated[
+        int,
+        typer.Option(
+            help="Draw the scores so often within their standard errors, and say what holds.",
+            min=0,
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 0,
     rounds: Annotated[
         int,
         typer.Option(
@@ -238,6 +246,7 @@ def solve(
         metric=metric,
         goal=parse_goal(goal),
         margin=parse_fraction(margin),
+        certainty=certainty,
     )
     offers = parse_offers(gpu)
     if rounds:

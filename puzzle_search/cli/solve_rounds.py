@@ -45,6 +45,11 @@ def solve_rounds(
     from puzzle_search.solve.rounds.pairs import PairJudge
     from puzzle_search.solve.rounds.rounds import best_round, refine
 
+    if question.certainty:
+        raise InputError(
+            "rounds measure their answer; --certainty draws the scores of a table",
+            remedy="drop one of the two",
+        )
     parent, library, data = options.parent, options.library, options.data
     if parent is None or library is None or data is None:
         raise InputError(

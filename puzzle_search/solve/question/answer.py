@@ -13,6 +13,7 @@ from puzzle_search.arch import (
     kv_values_per_token,
 )
 from puzzle_search.cost import ScenarioCost, Target
+from puzzle_search.solve.answers.certainty import Certainty
 from puzzle_search.solve.answers.prices import prices
 from puzzle_search.solve.search.solution import Solution
 
@@ -25,11 +26,13 @@ class Answer:
         solution: the architecture with its proof.
         config: the parent.
         origins: what was asked, and hashes of what it was answered from.
+        certainty: what of it holds within the scores' standard errors, where that was asked.
     """
 
     solution: Solution
     config: ParentConfig
     origins: Mapping[str, Any] = field(default_factory=dict)
+    certainty: Certainty | None = None
 
     @property
     def parent_costs(self) -> list[ScenarioCost | None]:
@@ -62,7 +65,7 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """The answer as ``solve --json`` prints it."""
         spec = self.solution.spec
-        return {
+        shown = {
             **self.solution.proof(),
             "architecture": {
                 "parent": spec.parent,
@@ -74,6 +77,7 @@ class Answer:
             "prices": [price.as_dict() for price in prices(self.solution)],
             "evidence": self.evidence,
         }
+        return shown | ({"certainty": self.certainty.as_dict()} if self.certainty else {})
 
     @property
     def spec(self) -> ArchitectureSpec:

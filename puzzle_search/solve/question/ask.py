@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import Scenario
 from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.errors import InputError
+from puzzle_search.solve.answers.certainty import certainty
 from puzzle_search.solve.answers.pool import diverse
 from puzzle_search.solve.answers.solver import solve
 from puzzle_search.solve.problem.builder import Goal, formulate
 from puzzle_search.solve.problem.limits import ChildLimits, Limits
 from puzzle_search.solve.problem.problem import Problem, Workload
+from puzzle_search.solve.problem.score_table import ScoreTable
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.targets import cost_table, find_target, parse_tp
@@ -40,6 +43,8 @@ class Question:
         metric: metric of the score table, or a weighted sum of them.
         goal: what the answer has the least of; of throughput the most.
         margin: by which predictions keep away from limits; 0.05 is 5%.
+        certainty: how often to draw the scores within their standard errors and solve again, to
+            say what of the answer holds; 0 is not at all.
     """
 
     model: str = "llama-3.1-70b"
@@ -54,6 +59,7 @@ class Question:
     metric: str = "kl"
     goal: Goal = "score"
     margin: float = 0.0
+    certainty: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The question as results keep it."""
@@ -77,6 +83,21 @@ class Asked:
         """A solution of the problem as an answer."""
         origins = {"asked": self.question.as_dict(), "inputs": self.inputs.hashes}
         return Answer(solution=solution, config=self.inputs.config, origins=origins)
+
+    def judged(self, answer: Answer, *, max_seconds: float, backend: Backend) -> Answer:
+        """An answer with what of it holds within the scores' standard errors, if that is asked."""
+        if not self.question.certainty:
+            return answer
+        judgement = certainty(
+            answer.solution,
+            self.inputs.config,
+            self.inputs.scores,
+            partial(_formulate, self.question, self.inputs, self.problem.workloads),
+            draws=self.question.certainty,
+            max_seconds=max_seconds,
+            backend=backend,
+        )
+        return replace(answer, certainty=judgement)
 
 
 def pose(question: Question) -> Asked:
@@ -111,17 +132,23 @@ def pose(question: Question) -> Asked:
         table = cost_table(inputs.config, inputs.space, target, scenario, tp)
         asked = limits.against(table, parent)
         workloads.append(Workload.on_device(table, asked, margin=question.margin))
-    problem = formulate(
+    problem = _formulate(question, inputs, workloads, inputs.scores)
+    resolved = replace(question, engine=target.engine, dtype=target.dtype.name)
+    return Asked(question=resolved, inputs=inputs, problem=problem)
+
+
+def _formulate(
+    question: Question, inputs: SearchInputs, workloads: Sequence[Workload], scores: ScoreTable
+) -> Problem:
+    return formulate(
         inputs.config,
         inputs.space,
-        inputs.scores,
+        scores,
         workloads,
         question.child,
         metric=question.metric,
         goal=question.goal,
     )
-    resolved = replace(question, engine=target.engine, dtype=target.dtype.name)
-    return Asked(question=resolved, inputs=inputs, problem=problem)
 
 
 def ask(
@@ -138,8 +165,7 @@ def ask(
         InputError: something named is not there or not valid.
         InfeasibleError: no architecture keeps the limits.
     """
-    asked = pose(question)
-    return asked.answer(solve(asked.problem, max_seconds=max_seconds, backend=backend))
+    return ask_for_several(question, 1, 1, max_seconds=max_seconds, backend=backend)[0]
 
 
 def ask_for_several(
@@ -165,12 +191,14 @@ def ask_for_several(
     """
     asked = pose(question)
     if solutions == 1:
-        return [asked.answer(solve(asked.problem, max_seconds=max_seconds, backend=backend))]
-    found = diverse(
-        asked.problem,
-        solutions=solutions,
-        min_distance=min_distance,
-        max_seconds=max_seconds,
-        backend=backend,
-    )
-    return [asked.answer(solution) for solution in found]
+        found = [solve(asked.problem, max_seconds=max_seconds, backend=backend)]
+    else:
+        found = diverse(
+            asked.problem,
+            solutions=solutions,
+            min_distance=min_distance,
+            max_seconds=max_seconds,
+            backend=backend,
+        )
+    best, *others = (asked.answer(solution) for solution in found)
+    return [asked.judged(best, max_seconds=max_seconds, backend=backend), *others]

@@ -42,6 +42,7 @@ from puzzle_search.arch import (
     architecture_parameters,
 )
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, build_cost_table
+from puzzle_search.files import value_hash
 from puzzle_search.solve import (
     Limits,
     ScoreRow,
@@ -292,6 +293,7 @@ def main() -> None:
         "format": FORMAT,
         "package_version": __version__,
         "parent": config.name,
+        "parent_config": value_hash(dict(config.raw)),
         "evidence": "reconstructed",
         "data": "published layers of Nemotron-51B and Nemotron-Super-49B, published throughput and "
         "size of Nemotron-40B; no text was scored",

@@ -11,7 +11,7 @@ import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
 from puzzle_search.build import build_child
-from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
+from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer, stop_tokens
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import (
     CostTable,
@@ -351,7 +351,7 @@ class Run:
                 child,
                 ids.to(self.device.torch_device),
                 max_new_tokens=self.recipe.generate.max_new_tokens,
-                stop_token=tokenizer.eos_token_id,
+                stop_tokens=stop_tokens(self.child, tokenizer),
             )
             text = tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
             samples.append({"prompt": prompt, "completion": str(text)})

@@ -144,6 +144,7 @@ def score_replacements(
         base=[replace(row, first_layer=0, last_layer=last_layer) for row in own],
         tokens=ids.numel(),
         made_from=made_from,
+        parent_config=value_hash(dict(config.raw)),
     )
 
 

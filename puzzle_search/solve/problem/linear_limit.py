@@ -196,12 +196,10 @@ class _Reader:
                     raise _Refused("it divides by zero") from error
             case ast.Compare():
                 sides = [self._scalar(side, facts) for side in (node.left, *node.comparators)]
-                for left, sign, right in zip(sides, node.ops, sides[1:], strict=False):
-                    _check_comparable(node, left, sign, right)
-                return all(
-                    _COMPARE[type(sign)](left, right)
-                    for left, sign, right in zip(sides, node.ops, sides[1:], strict=False)
-                )
+                steps = list(zip(sides, node.ops, sides[1:], strict=False))
+                for step in steps:
+                    _check_comparable(node, *step)
+                return all(_COMPARE[type(sign)](one, other) for one, sign, other in steps)
         raise _Refused(f"{ast.unparse(node)!r} is not known here")
 
 

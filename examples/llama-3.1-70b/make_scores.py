@@ -37,6 +37,7 @@ from puzzle_search.arch import (
     architecture_parameters,
 )
 from puzzle_search.cost import CostTable, Scenario
+from puzzle_search.files import value_hash
 from puzzle_search.solve import Limits, ScoreRow, ScoreTable, Solution, Workload, formulate, solve
 from puzzle_search.solve.problem.score_table import FORMAT
 from puzzle_search.solve.question.targets import cost_table, find_target
@@ -148,6 +149,7 @@ def main() -> None:
         "format": FORMAT,
         "package_version": __version__,
         "parent": asker.config.name,
+        "parent_config": value_hash(dict(asker.config.raw)),
         "evidence": "reconstructed",
         "data": "published layers of Nemotron-51B, Nemotron-Super-49B and Nemotron-Ultra-253B, "
         "published throughput and size of Nemotron-51B and 40B; no text was scored",

@@ -29,7 +29,7 @@ def generate(
     """Complete a text or answer a message, streaming what comes."""
     import torch
 
-    from puzzle_search.checkpoint import load_decoder, load_tokenizer
+    from puzzle_search.checkpoint import load_decoder, load_tokenizer, stop_tokens
     from puzzle_search.data import chat_tokens
     from puzzle_search.errors import InputError
     from puzzle_search.model import Sampling
@@ -55,7 +55,7 @@ def generate(
         torch.tensor([ids], device=opened.torch_device),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
-        stop_token=tokenizer.eos_token_id,
+        stop_tokens=stop_tokens(model, tokenizer),
     ):
         tokens.append(int(token))
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))

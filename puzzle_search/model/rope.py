@@ -12,9 +12,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from puzzle_search.arch import ParentConfig
 from puzzle_search.errors import InputError
 
-# Types whose frequencies do not depend on the running length.
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
 
 class RotarySlice(NamedTuple):
     """Cosines and signed sines of consecutive positions, both (L, E)."""
@@ -29,7 +26,7 @@ class Rotary(nn.Module):
     The angles of the supported rope types (default, linear, llama3, yarn) are transformers' own.
 
     Raises:
-        InputError: the config asks for another rope type, or its rope settings are incomplete.
+        InputError: transformers does not take the config.
     """
 
     def __init__(self, config: ParentConfig) -> None:
@@ -41,12 +38,6 @@ class Rotary(nn.Module):
                 f"{config.name}: transformers cannot read the config: {error}",
                 remedy="correct the config.json, its rope settings above all",
             ) from error
-        rope_type = hf_config.rope_parameters["rope_type"]
-        if rope_type not in _ROPE_TYPES:
-            raise InputError(
-                f"{config.name}: rope type {rope_type!r} is not supported",
-                remedy=f"use a model of rope type {', '.join(_ROPE_TYPES)}",
-            )
         with torch.device("cpu"):
             self._embedding = LlamaRotaryEmbedding(hf_config)
         self._head_dim = config.head_dim

@@ -18,6 +18,7 @@ from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import Limits, Workload, solve
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.ask import Question, ask
+from puzzle_search.solve.question.fleet import ask_fleet, parse_offers
 from puzzle_search.solve.search.exact.core import parse_backend
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
@@ -227,3 +228,12 @@ def test_another_back_end_gives_the_same_answer() -> None:
 def test_an_unknown_back_end_is_refused() -> None:
     with pytest.raises(InputError, match="cplex"):
         parse_backend("cplex")
+
+
+def test_gpus_that_are_not_known_are_named_as_such() -> None:
+    for prices in ("foo,bar", "foo=1,bar=2"):
+        with pytest.raises(InputError, match="none of these GPUs can be used") as caught:
+            ask_fleet(Question(), parse_offers(prices))
+        assert "foo" in caught.value.message
+        assert "bar" in caught.value.message
+        assert "loosen" not in caught.value.remedy

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -77,3 +79,17 @@ def test_what_cannot_be_is_refused() -> None:
         frontier(problem, points=3, highest=float(priced.throughput.max() * 2))
     with pytest.raises(InputError, match="colour"):
         parse_axis("colour")
+
+
+def test_a_margin_is_kept_on_every_axis() -> None:
+    _, priced = case(6)
+    scores = random_scores(CONFIG, SPACE, np.random.default_rng(6))
+    table = table_of(CONFIG, SPACE, [OperatingPoint(batch=b, tp=1) for b in (2, 16)], seed=6)
+    # A device on which the margin counts: the parent fits, but not with a quarter to spare.
+    device = int(priced.memory_bytes.max())
+    table = replace(table, target=replace(table.target, memory_limit_bytes=device))
+    workload = Workload.on_device(table, Limits(), margin=0.25)
+    problem = formulate(CONFIG, SPACE, scores, [workload])
+    for axis in get_args(Axis):
+        for point in frontier(problem, axis=axis, points=2, workers=1):
+            assert point.solution.cost.memory_bytes <= device / 1.25

@@ -134,7 +134,7 @@ def _with_limit(problem: Problem, axis: Axis, value: float | None) -> Problem:
     limit, _ = _LIMITS[axis]
     workload = problem.workloads[0]
     if axis == "memory":  # never beyond the device
-        device = workload.table.target.memory_limit_bytes
+        device = workload.table.target.memory_limit_bytes / (1 + workload.margin)
         value = device if value is None else min(value, device)
     limits = replace(workload.limits, **{limit: value})
     return replace(problem, workloads=(replace(workload, limits=limits), *problem.workloads[1:]))

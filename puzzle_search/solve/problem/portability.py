@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from puzzle_search.arch import Gqa, Linear, NoOp, ParentConfig, parse_variant
+from puzzle_search.arch import Gqa, Linear, Mlp, NoOp, ParentConfig, parse_variant
+from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 from puzzle_search.errors import InputError
 
 # (attention, ffn, first layer, parent) -> whether the engine loads such a block there.
@@ -24,6 +25,9 @@ def allows(engine: str, attention: str, ffn: str, layer: int, config: ParentConf
         raise InputError(
             f"engine {engine!r} is not known", remedy=f"use one of {', '.join(_RULES)}"
         )
+    variant = parse_variant("ffn", ffn)
+    if isinstance(variant, Mlp) and variant.intermediate_size % STOCK_WIDTH_MULTIPLE:
+        return False
     return _RULES[engine](attention, ffn, layer, config)
 
 

@@ -2,9 +2,9 @@
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``, so widths must be multiples of
-256. The parent's config is kept verbatim under ``puzzle_search.parent_config``. Where that format
-cannot say what the child computes, the type is ``puzzle-search``, so that a stock engine refuses
-the child instead of computing it wrongly.
+256. The parent's config is kept under ``puzzle_search.parent_config``, but for what it says of
+quantised weights: a child's are not. Where that format cannot say what the child computes, the type
+is ``puzzle-search``, so that a stock engine refuses the child instead of computing it wrongly.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     """
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
+    unquantised = {key: value for key, value in raw.items() if key != "quantization_config"}
     stock = fits_stock_format(config)
     # Engines know DeciLM's blocks but not its configuration: the folder brings it along.
     brought = {"auto_map": {"AutoConfig": f"{CONFIGURATION.stem}.DeciLMConfig"}} if stock else {}
@@ -81,7 +82,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
             }
             for block in spec.blocks
         ],
-        "puzzle_search": {"parent": spec.parent, "parent_config": dict(raw)} | _runs(spec),
+        "puzzle_search": {"parent": spec.parent, "parent_config": unquantised} | _runs(spec),
     }
 
 

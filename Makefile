@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		-e '.[data,eval,ray]' tensorboard
+		-e '.[data,eval,gguf,ray]' tensorboard
 	@touch $@
 
 demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small model on this machine.

@@ -2,9 +2,10 @@
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``; another width, such as the
-29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``. The parent's config is kept verbatim
-under ``puzzle_search.parent_config``. Where that format cannot say what the child computes, the
-type is ``puzzle-search``, so that a stock engine refuses the child instead of computing it wrongly.
+29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``. The parent's config is kept under
+``puzzle_search.parent_config``, but for what it says of quantised weights: a child's are not. Where
+that format cannot say what the child computes, the type is ``puzzle-search``, so that a stock
+engine refuses the child instead of computing it wrongly.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     """The ``config.json`` of a child."""
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
+    unquantised = {key: value for key, value in raw.items() if key != "quantization_config"}
     widths = [block.ffn_variant for block in spec.blocks]
     stock = fits_stock_format(config) and all(
         _fits_multiplier(ffn, config.hidden_size) for ffn in widths if isinstance(ffn, Mlp)
@@ -81,7 +83,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
             }
             for block in spec.blocks
         ],
-        "puzzle_search": {"parent": spec.parent, "parent_config": dict(raw)} | _runs(spec),
+        "puzzle_search": {"parent": spec.parent, "parent_config": unquantised} | _runs(spec),
     }
 
 

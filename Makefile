@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-engines lint format clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with the tested versions; again only when those change.
 
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		-e '.[data,eval,gguf,ray]' tensorboard
+		-e '.[data,eval,gguf,ray]' tensorboard xllamacpp
 	@touch $@
 
 demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small model on this machine.
@@ -37,6 +37,9 @@ demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small
 # One thread a process: more threads than processors wait for each other without end.
 test: $(TESTABLE) lint ## Lint, check types, run every test that this machine can run.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-engines: $(TESTABLE) ## Run exported children in the serving engines that install here.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m engines
 
 lint: $(READY) ## Check style, format and types.
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ VERBS = {
     "distill",
     "evaluate",
     "explain",
+    "export",
     "imports",
     "library",
     "profile",

@@ -15,6 +15,7 @@ from puzzle_search.cli.compare import compare
 from puzzle_search.cli.distill import distill
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.explain import explain
+from puzzle_search.cli.export import export
 from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 for command in (
     solve, frontier, explain, compare, run, profile, library, score, build, distill, evaluate,
-    calibrate, generate,
+    calibrate, generate, export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(bench_app, name="bench")

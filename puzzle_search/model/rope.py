@@ -20,6 +20,14 @@ class RotarySlice(NamedTuple):
     sin_LE: torch.Tensor
 
 
+class RopeFrequencies(NamedTuple):
+    """Base, by what each plain frequency is divided (E / 2), and the factor on cos and sin."""
+
+    theta: float
+    divisors: torch.Tensor
+    attention_scale: float
+
+
 class Rotary(nn.Module):
     """Table of cosines and sines, grown when longer contexts are asked for.
 
@@ -41,7 +49,16 @@ class Rotary(nn.Module):
         with torch.device("cpu"):
             self._embedding = LlamaRotaryEmbedding(hf_config)
         self._head_dim = config.head_dim
+        self._theta = float(hf_config.rope_parameters["rope_theta"])
         self._table: RotarySlice | None = None
+
+    @property
+    def frequencies(self) -> RopeFrequencies:
+        """What the angles of a position are made of."""
+        own = self._embedding.inv_freq.double()
+        exponents = torch.arange(0, self._head_dim, 2, dtype=torch.float64) / self._head_dim
+        plain = self._theta**-exponents
+        return RopeFrequencies(self._theta, plain / own, float(self._embedding.attention_scaling))
 
     def slice(self, start: int, length: int, like: torch.Tensor) -> RotarySlice:
         """Angles of ``length`` positions from ``start``, in the dtype and device of ``like``."""

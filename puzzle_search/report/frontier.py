@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puzzle_search.files import write_text
+from puzzle_search.report.frontier_file import FORMAT, FRONTIER_FILE
 from puzzle_search.report.plots import open_pyplot, save_figure
 from puzzle_search.solve.answers.frontier import Axis, FrontierPoint
 from puzzle_search.solve.question.answer import Answer
@@ -54,7 +55,7 @@ class FrontierReport:
         return self.asked.answer(point.solution)
 
     def as_dict(self) -> dict[str, Any]:
-        """The frontier as ``frontier --json`` prints it, with how often each variant is used."""
+        """The frontier as ``frontier --json`` prints it and `read_frontier` reads it."""
         shown = []
         for point, row in zip(self.points, self.rows(), strict=True):
             blocks = point.solution.spec.blocks
@@ -63,13 +64,16 @@ class FrontierReport:
                 | {
                     "attention": dict(Counter(block.attention for block in blocks)),
                     "ffn": dict(Counter(block.ffn for block in blocks)),
+                    "scenarios": [cost.as_dict() for cost in point.solution.costs],
+                    "blocks": [block.as_dict() for block in blocks],
                 }
             )
-        evidence = self._answer(self.points[0]).evidence if self.points else {}
         return {
+            "format": FORMAT,
+            "parent": self.asked.inputs.config.name,
             "axis": self.axis,
             "asked": self.asked.question.as_dict(),
-            "evidence": evidence,
+            "evidence": self._answer(self.points[0]).evidence,
             "points": shown,
         }
 
@@ -110,7 +114,7 @@ class FrontierReport:
         writer.writeheader()
         writer.writerows(rows)
         write_text(folder / "frontier.csv", out.getvalue())
-        write_text(folder / "frontier.json", json.dumps(self.as_dict(), indent=1))
+        write_text(folder / FRONTIER_FILE, json.dumps(self.as_dict(), indent=1))
         self.plot(folder / "frontier.png")
 
     def plot(self, file: Path) -> None:

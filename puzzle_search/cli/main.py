@@ -19,6 +19,7 @@ from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
 from puzzle_search.cli.library import library
+from puzzle_search.cli.plot import plot
 from puzzle_search.cli.profile import profile
 from puzzle_search.cli.report import report
 from puzzle_search.cli.run import run
@@ -36,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, explain, compare, report, run, profile, library, score, build, distill,
+    solve, frontier, explain, compare, report, plot, run, profile, library, score, build, distill,
     evaluate, calibrate, generate,
 ):  # fmt: skip
     app.command()(command)

@@ -17,17 +17,12 @@ from puzzle_search.cli.options import (
     SettingScenarioOption,
     SettingScoresOption,
     SettingTpOption,
+    ShownSources,
 )
 
 
 def report(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN_OR_SPECS...",
-            help="Architecture specs (YAML), folders of 'frontier --out', or a run directory.",
-        ),
-    ],
+    sources: ShownSources,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     model: SettingModelOption = None,
     gpu: SettingGpuOption = None,

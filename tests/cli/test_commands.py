@@ -19,8 +19,8 @@ from puzzle_search.solve import ScoreTable
 from tests.pico import ROOT, Pico, environment, run_command, run_here
 
 COMMANDS = [
-    "solve", "frontier", "explain", "compare", "report", "run", "profile", "library", "score",
-    "build", "evaluate", "bench", "generate", "import", "version",
+    "solve", "frontier", "explain", "compare", "report", "plot", "run", "profile", "library",
+    "score", "build", "evaluate", "bench", "generate", "import", "version",
 ]  # fmt: skip
 _HELP = """\
 import sys

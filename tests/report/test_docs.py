@@ -37,5 +37,7 @@ def test_the_commands_run(
             written = Path(words[words.index("--out") + 1])
             assert str(written) in printed
             assert written.exists()
+            if "report" in words:
+                assert written.stat().st_size > 4e6
         else:
             assert printed.startswith("{")

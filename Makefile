@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 		exit 2; \
 	fi
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,plots,report]'
 	@touch $@
 
 $(TESTABLE): $(READY)

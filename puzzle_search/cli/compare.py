@@ -43,7 +43,7 @@ def compare(
     """Put two children side by side: layers that differ, variants, sizes and predicted cost."""
     from puzzle_search.arch import ArchitectureSpec
     from puzzle_search.explain.compare import compare as compare_specs
-    from puzzle_search.explain.setting import find_setting
+    from puzzle_search.solve.question.setting import find_setting
 
     specs = [ArchitectureSpec.from_file(path) for path in (first, second)]
     setting = find_setting(

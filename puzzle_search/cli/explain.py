@@ -50,8 +50,8 @@ def explain(
     from puzzle_search.arch import ArchitectureSpec
     from puzzle_search.errors import InputError
     from puzzle_search.explain.layers import explain as explain_spec
-    from puzzle_search.explain.setting import find_setting
     from puzzle_search.explain.tables import explain_problem
+    from puzzle_search.solve.question.setting import find_setting
 
     read = ArchitectureSpec.from_file(spec)
     if problem is not None:

@@ -24,17 +24,34 @@ def frontier(
     axis: Annotated[
         str, typer.Option(help="What quality is traded for: throughput, memory or latency.")
     ] = "throughput",
-    points: Annotated[int, typer.Option(help="How many, evenly spaced.", min=2)] = 200,
-    lowest: Annotated[
-        float | None, typer.Option("--from", help="First value: tok/s/GPU, GB or ms.")
+    points: Annotated[int, typer.Option(help="At most so many, evenly by damage.", min=2)] = 50,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Where to begin: a value of the axis (tok/s/GPU, GB, ms), or of any measure: "
+            "score=0.1, parameters=60, memory=70GB, speedup=1.2. (default: the least damage)",
+            show_default=False,
+        ),
     ] = None,
-    highest: Annotated[float | None, typer.Option("--to", help="Last value.")] = None,
+    end: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="Where to end, likewise; score=inf is as far as it goes. (default: score=1)",
+            show_default=False,
+        ),
+    ] = None,
     scenario: AskedScenarioOption = None,
     engine: AskedEngineOption = None,
     dtype: AskedDtypeOption = None,
     tp: AskedTpOption = "1",
     target_tps: Annotated[
-        float | None, typer.Option(help="Output tokens/s per GPU, at least.")
+        float | None,
+        typer.Option(help="Output tokens/s per GPU, at least; of other axes than throughput."),
+    ] = None,
+    target_speedup: Annotated[
+        float | None, typer.Option(help="The same, as a multiple of the parent's.")
     ] = None,
     limit: Annotated[
         list[str] | None,
@@ -63,6 +80,7 @@ def frontier(
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
     from puzzle_search.solve.answers.frontier import parse_axis
     from puzzle_search.solve.question.ask import Question, pose
+    from puzzle_search.solve.question.ends import parse_end, with_speedup
     from puzzle_search.solve.question.parse import parse_scenario
 
     limits = Limits(tokens_per_second_per_gpu=target_tps)
@@ -79,15 +97,16 @@ def frontier(
             metric=metric,
         )
     )
+    if target_speedup is not None:
+        asked = with_speedup(asked, target_speedup)
     chosen = parse_axis(axis)
-    unit = 1e9 if chosen == "memory" else 1.0
     with Progress("frontier").over(points) as advance:
         found = find_frontier(
             asked.problem,
             axis=chosen,
             points=points,
-            lowest=None if lowest is None else lowest * unit,
-            highest=None if highest is None else highest * unit,
+            start=None if start is None else parse_end(start, asked, chosen),
+            end=None if end is None else parse_end(end, asked, chosen),
             max_seconds_per_point=max_seconds,
             workers=workers,
             progress=advance,

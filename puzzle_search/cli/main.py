@@ -20,7 +20,9 @@ from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
 from puzzle_search.cli.library import library
+from puzzle_search.cli.plot import plot
 from puzzle_search.cli.profile import profile
+from puzzle_search.cli.report import report
 from puzzle_search.cli.run import run
 from puzzle_search.cli.score import score
 from puzzle_search.cli.solve import solve
@@ -36,8 +38,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, explain, compare, run, profile, library, score, build, distill, evaluate,
-    calibrate, generate, export,
+    solve, frontier, explain, compare, report, plot, run, profile, library, score, build, distill,
+    evaluate, calibrate, generate, export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(bench_app, name="bench")

@@ -16,8 +16,8 @@ from puzzle_search.cost.step import Step
 from puzzle_search.errors import InputError
 from puzzle_search.explain.compare import compare
 from puzzle_search.explain.layers import explain
-from puzzle_search.explain.setting import Setting, find_setting
 from puzzle_search.solve import ScoreTable
+from puzzle_search.solve.question.setting import Setting, find_setting
 from tests.solve.helpers import SIDECAR, rows_of, tiny_config
 
 MICROSECONDS = {

@@ -102,9 +102,9 @@ def certainty(
     """
     if draws < 1:
         raise InputError(f"{draws} draws tell nothing", remedy="draw at least once, 20 for a start")
-    if not any(row.stderr > 0 for row in scores.rows):
+    if any(row.stderr is None for row in scores.rows) or not any(row.stderr for row in scores.rows):
         raise InputError(
-            "the score table has no standard errors, so nothing is known of its certainty",
+            "the score table lacks standard errors, so nothing is known of its certainty",
             remedy="score again with 'puzzle-search score', or fill in the column stderr",
         )
     with ProcessPoolExecutor(
@@ -173,6 +173,7 @@ def drawn(scores: ScoreTable, number: int) -> ScoreTable:
 
 
 def _drawn(row: ScoreRow, error: float) -> float:
+    assert row.stderr is not None
     if row.value <= 0:
         return row.value + row.stderr * error
     variance = float(np.log1p((row.stderr / row.value) ** 2))

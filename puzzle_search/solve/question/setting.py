@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +63,14 @@ class Setting:
                 error.message, remedy=f"name the parent of the spec, {spec.parent!r}, with --model"
             ) from error
 
-    def cost_table(self, scenario: Scenario, specs: Sequence[ArchitectureSpec]) -> CostTable:
-        """Prices of all variants of these specs, at every operating point.
+    def cost_table(
+        self,
+        scenario: Scenario,
+        specs: Sequence[ArchitectureSpec],
+        *,
+        also: Iterable[OperatingPoint] = (),
+    ) -> CostTable:
+        """Prices of all variants of these specs, at every operating point and those also named.
 
         Raises:
             InputError: the target lacks a variant.
@@ -78,9 +84,8 @@ class Setting:
         attention = list(dict.fromkeys([self.config.attention, *(b.attention for b in blocks)]))
         ffn = list(dict.fromkeys([self.config.ffn, *(b.ffn for b in blocks)]))
         points = covered_points(self.target, scenario, points, attention=attention, ffn=ffn)
-        solved = self.recorded.get(scenario)
-        if solved and solved not in points:
-            points.append(solved)
+        solved = [self.recorded[scenario]] if scenario in self.recorded else []
+        points += [point for point in dict.fromkeys([*solved, *also]) if point not in points]
         return build_cost_table(
             self.config, self.target, scenario, points, attention=attention, ffn=ffn
         )
@@ -141,7 +146,7 @@ def find_setting(
     Raises:
         InputError: something named is not there.
     """
-    solved = [entry for spec in specs for entry in _solved_for(spec)]
+    solved = [entry for spec in specs for entry in solved_for(spec)]
     asked = specs[0].solution.get("asked", {})
     if not isinstance(asked, dict):
         raise InputError("the spec's solution.asked is not a mapping", remedy="solve again")
@@ -193,7 +198,7 @@ def _model_folder(model: str) -> Path:
     return folder
 
 
-def _solved_for(spec: ArchitectureSpec) -> list[tuple[Scenario, OperatingPoint, str]]:
+def solved_for(spec: ArchitectureSpec) -> list[tuple[Scenario, OperatingPoint, str]]:
     """Scenario, operating point and GPU of each predicted cost in the spec."""
     found = []
     entries = spec.solution.get("scenarios", [])

@@ -71,6 +71,12 @@ class Serving:
             used = ", ".join(name for name, value in given.items() if value)
             _check(not used, "serving", "static", f"in-flight, which {used} is about")
 
+    def between(self, batch: int) -> range:
+        """The batch sizes around one of `batches`, up to the next of them on either side."""
+        step = 8 if batch > _EVERY_BATCH else 1
+        most = min(self.max_batch, self.concurrency or self.max_batch)
+        return range(max(1, batch - step + 1), min(most, batch + step - 1) + 1)
+
     def batches(self) -> tuple[int, ...]:
         """The batch sizes to price, up to the engine's largest and to the requests in flight."""
         most = min(self.max_batch, self.concurrency or self.max_batch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -161,6 +161,32 @@ class CostTable:
     def outside_us(self) -> Floats:
         """Time outside the blocks until the last token."""
         return self.outside_prefill_us + self.outside_decode_us
+
+    def joined(self, other: CostTable) -> CostTable:
+        """With the points of another table of the same variants after its own."""
+
+        def both(name: str) -> Floats:
+            return np.concatenate([getattr(self, name), getattr(other, name)])
+
+        def subblock(own: SubblockCosts, more: SubblockCosts) -> SubblockCosts:
+            assert own.variants == more.variants
+            arrays = [
+                np.concatenate([getattr(part, name) for part in (own, more)])
+                for name in ("prefill_us", "decode_us", "memory_bytes")
+            ]
+            return _subblock_costs(own.variants, arrays)
+
+        return replace(
+            self,
+            points=self.points + other.points,
+            in_flight=both("in_flight"),
+            attention=subblock(self.attention, other.attention),
+            ffn=subblock(self.ffn, other.ffn),
+            outside_prefill_us=both("outside_prefill_us"),
+            outside_decode_us=both("outside_decode_us"),
+            outside_weight_bytes=both("outside_weight_bytes"),
+            activation_bytes=both("activation_bytes"),
+        )
 
     def cost(self, spec: ArchitectureSpec, index: int) -> ScenarioCost:
         """Cost of an architecture at one operating point."""

@@ -123,7 +123,7 @@ def test_a_table_without_errors_or_no_draws_are_refused() -> None:
     costs = table_of(CONFIG, SPACE, [OperatingPoint(batch=4, tp=1)])
     pose = partial(posed, costs, Limits())
     exact = uncertain(0.0)
-    with pytest.raises(InputError, match="no standard errors"):
+    with pytest.raises(InputError, match="lacks standard errors"):
         certainty(solve(pose(exact)), CONFIG, exact, pose)
     known = uncertain(0.1)
     with pytest.raises(InputError, match="tell nothing"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from puzzle_search.arch import ArchitectureSpec
-from puzzle_search.cost import Scenario
+from puzzle_search.cost import Scenario, ScenarioCost
 from puzzle_search.cost.serving import ServingOptions
+from puzzle_search.cost.simulation import Load, Simulated, simulate
 from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.certainty import certainty
 from puzzle_search.solve.answers.pool import diverse
@@ -79,10 +80,65 @@ class Asked:
     inputs: SearchInputs
     problem: Problem
 
+    def at_exact_batch(
+        self, solution: Solution, *, max_seconds: float, backend: Backend
+    ) -> Solution:
+        """The solution at the best of all batch sizes around its own.
+
+        Where the goal depends on the batch size, the problem is solved again with these.
+        """
+        workloads = []
+        for workload, index in zip(solution.problem.workloads, solution.points, strict=True):
+            table = workload.table
+            point = table.points[index]
+            known = {one.batch for one in table.points if one.tp == point.tp}
+            batches = [b for b in table.target.serving.between(point.batch) if b not in known]
+            if batches and table.target.measured is None:
+                more = cost_table(
+                    self.inputs.config, self.inputs.space, table.target, table.scenario,
+                    (point.tp,), batches,
+                )  # fmt: skip
+                workload = replace(workload, table=table.joined(more))
+            workloads.append(workload)
+        if all(new is old for new, old in zip(workloads, solution.problem.workloads, strict=True)):
+            return solution
+        problem = replace(solution.problem, workloads=tuple(workloads))
+        if problem.goal.scenario is not None:
+            return solve(
+                _formulate(self.question, self.inputs, workloads, self.inputs.scores),
+                max_seconds=max_seconds,
+                backend=backend,
+            )
+        points = problem.operating_points(solution.selection)
+        assert points is not None
+        return replace(solution, problem=problem, points=points)
+
     def answer(self, solution: Solution) -> Answer:
         """A solution of the problem as an answer."""
         origins = {"asked": self.question.as_dict(), "inputs": self.inputs.hashes}
-        return Answer(solution=solution, config=self.inputs.config, origins=origins)
+        return Answer(
+            solution=solution,
+            config=self.inputs.config,
+            origins=origins,
+            simulated=tuple(self._simulated(solution)),
+        )
+
+    def _simulated(self, solution: Solution) -> Iterator[Simulated | None]:
+        """What clients see in each scenario for which their number or their rate was asked."""
+        for workload, cost in zip(solution.problem.workloads, solution.costs, strict=True):
+            rate = workload.limits.requests_per_second
+            clients = workload.table.target.serving.concurrency
+            if rate is None and clients is None:
+                yield None
+                continue
+            load = Load(
+                requests_per_second=rate and rate / (1 + workload.margin),
+                concurrency=clients if rate is None else None,
+            )
+            yield simulate(
+                solution.spec, workload.table.target, cost.scenario, load,
+                batch=_places(solution.spec, workload, cost), tp=cost.point.tp,
+            )  # fmt: skip
 
     def judged(self, answer: Answer, *, max_seconds: float, backend: Backend) -> Answer:
         """An answer with what of it holds within the scores' standard errors, if that is asked."""
@@ -98,6 +154,17 @@ class Asked:
             backend=backend,
         )
         return replace(answer, certainty=judgement)
+
+
+def _places(spec: ArchitectureSpec, workload: Workload, cost: ScenarioCost) -> int:
+    """Sequences that the engine may run at once: where requests come at a rate, all that fit."""
+    table = workload.table
+    if workload.limits.requests_per_second is None:
+        return cost.point.batch
+    fits = (
+        table.cost(spec, i) for i, point in enumerate(table.points) if point.tp == cost.point.tp
+    )
+    return max(c.point.batch for c in fits if c.memory_bytes <= c.memory_limit_bytes)
 
 
 def pose(question: Question) -> Asked:
@@ -200,5 +267,9 @@ def ask_for_several(
             max_seconds=max_seconds,
             backend=backend,
         )
-    best, *others = (asked.answer(solution) for solution in found)
+    exact = (
+        asked.at_exact_batch(solution, max_seconds=max_seconds, backend=backend)
+        for solution in found
+    )
+    best, *others = (asked.answer(solution) for solution in exact)
     return [asked.judged(best, max_seconds=max_seconds, backend=backend), *others]

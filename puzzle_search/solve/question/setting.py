@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, kv_values_per_token
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
+from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.cost.table import covered_points
 from puzzle_search.errors import InputError
 from puzzle_search.resources import resource
@@ -128,6 +129,7 @@ def find_setting(
     engine: str | None = None,
     dtype: str | None = None,
     tp: str | None = None,
+    serving: ServingOptions | None = None,
     scores: str | None = None,
 ) -> Setting:
     """The setting that was asked; what was not asked is what the specs were solved for.
@@ -141,6 +143,8 @@ def find_setting(
         engine: serving engine; the GPU's first if the spec does not say, or for another GPU.
         dtype: serving precision; the smallest of the GPU likewise.
         tp: ``1``, ``1,2,4`` or ``any``; 1 if the spec does not say.
+        serving: how requests are served, where not as in the spec, or for another GPU as the engine
+            does.
         scores: another score table than the model's own.
 
     Raises:
@@ -160,6 +164,7 @@ def find_setting(
         engine=engine or (_recorded(asked, "engine") if gpu is None else None),
         dtype=dtype or (_recorded(asked, "dtype") if gpu is None else None),
         tp=degrees,
+        serving=serving or (_serving_of(asked) if gpu is None else None),
     )
     known = tuple(degree for degree in degrees if degree in target.tp_degrees)
     if not known:
@@ -168,7 +173,7 @@ def find_setting(
             remedy=f"use --tp {','.join(map(str, target.tp_degrees))}",
         )
     parsed = [Scenario.parse(text) for text in scenarios]
-    as_solved = not (gpu or scenarios or engine or dtype or tp)
+    as_solved = not (gpu or scenarios or engine or dtype or tp or serving)
     return Setting(
         config=config,
         scores=ScoreTable.from_file(score_file) if scores or score_file.exists() else None,
@@ -180,6 +185,15 @@ def find_setting(
         tp_degrees=known,
         recorded={scenario: point for scenario, point, _ in solved} if as_solved else {},
     )
+
+
+def _serving_of(asked: dict[str, object]) -> ServingOptions:
+    """How the spec was solved to be served."""
+    recorded = asked.get("serving") or {}
+    known = {field.name for field in fields(ServingOptions)}
+    if not isinstance(recorded, dict) or not recorded.keys() <= known:
+        raise InputError("the spec's solution.asked.serving is not known", remedy="solve again")
+    return ServingOptions(**recorded)
 
 
 def _recorded(asked: dict[str, object], key: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from puzzle_search.arch import ParentConfig, SearchSpace
@@ -175,8 +176,9 @@ def cost_table(
     target: Target,
     scenario: Scenario,
     tp: tuple[int, ...] = (1,),
+    batches: Sequence[int] | None = None,
 ) -> CostTable:
-    """Price the whole search space at every batch size of the target and these TP degrees.
+    """Price the whole search space at these batch sizes, by default the target's, and TP degrees.
 
     Where the target is a profile, batch sizes are left out whose cost in this scenario would have
     to be guessed for one of the variants.
@@ -192,7 +194,9 @@ def cost_table(
         )
     attention, ffn = space.all_variants("attention"), space.all_variants("ffn")
     points = [
-        OperatingPoint(batch=batch, tp=degree) for degree in degrees for batch in target.batches
+        OperatingPoint(batch=batch, tp=degree)
+        for degree in degrees
+        for batch in batches or target.batches
     ]
     points = covered_points(target, scenario, points, attention=attention, ffn=ffn)
     return build_cost_table(config, target, scenario, points, attention=attention, ffn=ffn)

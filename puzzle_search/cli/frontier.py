@@ -8,22 +8,27 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.choices import Axis
 from puzzle_search.cli.options import (
     AskedDtypeOption,
     AskedEngineOption,
+    AskedGpuOption,
     AskedModelOption,
     AskedScenarioOption,
+    AskedScoresOption,
     AskedTpOption,
+    BackendOption,
     JsonOption,
+    LimitOption,
+    MetricOption,
+    PortableOption,
 )
 
 
 def frontier(
     model: AskedModelOption = "llama-3.1-70b",
-    gpu: Annotated[str, typer.Option(help="GPU with a cost model, or a profile folder.")] = "h100",
-    axis: Annotated[
-        str, typer.Option(help="What quality is traded for: throughput, memory or latency.")
-    ] = "throughput",
+    gpu: AskedGpuOption = "h100",
+    axis: Annotated[Axis, typer.Option(help="What quality is traded for.")] = "throughput",
     points: Annotated[int, typer.Option(help="How many, evenly spaced.", min=2)] = 200,
     lowest: Annotated[
         float | None, typer.Option("--from", help="First value: tok/s/GPU, GB or ms.")
@@ -36,18 +41,12 @@ def frontier(
     target_tps: Annotated[
         float | None, typer.Option(help="Output tokens/s per GPU, at least.")
     ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(help="""Linear: 'sum(attention == "no_op") <= 20'; again for more."""),
-    ] = None,
-    portable: Annotated[
-        str | None, typer.Option(help="Engine that must load the children.")
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Score table instead of the model's own.")
-    ] = None,
-    metric: Annotated[str, typer.Option(help="Metric of the score table, or a mix.")] = "kl",
+    limit: LimitOption = None,
+    portable: PortableOption = None,
+    scores: AskedScoresOption = None,
+    metric: MetricOption = "kl",
     max_seconds: Annotated[float, typer.Option(help="Time limit of each point.")] = 10.0,
+    backend: BackendOption = "scip",
     workers: Annotated[
         int | None, typer.Option(help="Processes. (default: one a processor)", min=1)
     ] = None,
@@ -61,7 +60,6 @@ def frontier(
     from puzzle_search.report.frontier import FrontierReport
     from puzzle_search.solve import ChildLimits, Limits
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
-    from puzzle_search.solve.answers.frontier import parse_axis
     from puzzle_search.solve.question.ask import Question, pose
     from puzzle_search.solve.question.parse import parse_scenario
 
@@ -79,20 +77,20 @@ def frontier(
             metric=metric,
         )
     )
-    chosen = parse_axis(axis)
-    unit = 1e9 if chosen == "memory" else 1.0
+    unit = 1e9 if axis == "memory" else 1.0
     with Progress("frontier").over(points) as advance:
         found = find_frontier(
             asked.problem,
-            axis=chosen,
+            axis=axis,
             points=points,
             lowest=None if lowest is None else lowest * unit,
             highest=None if highest is None else highest * unit,
             max_seconds_per_point=max_seconds,
+            backend=backend,
             workers=workers,
             progress=advance,
         )
-    report = FrontierReport(axis=chosen, points=tuple(found), asked=asked)
+    report = FrontierReport(axis=axis, points=tuple(found), asked=asked)
     if out is not None:
         report.write(out)
     if as_json:

@@ -16,7 +16,6 @@ from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import Limits, Workload, solve
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.ask import Question, ask
-from puzzle_search.solve.search.exact.core import parse_backend
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
 
@@ -235,4 +234,4 @@ def test_another_back_end_gives_the_same_answer() -> None:
 
 def test_an_unknown_back_end_is_refused() -> None:
     with pytest.raises(InputError, match="cplex"):
-        parse_backend("cplex")
+        ask(question(6000), backend="cplex")  # type: ignore[arg-type]

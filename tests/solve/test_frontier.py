@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from puzzle_search.arch import SearchSpace
+from puzzle_search.choices import Axis
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import Limits, Problem, Workload, formulate
-from puzzle_search.solve.answers.frontier import Axis, frontier, parse_axis
+from puzzle_search.solve.answers.frontier import frontier
 from tests.solve.helpers import Priced, price_all, random_scores, table_of, tiny_config
 
 CONFIG = tiny_config(4)
@@ -76,4 +77,4 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(InfeasibleError, match="at most"):
         frontier(problem, points=3, highest=float(priced.throughput.max() * 2))
     with pytest.raises(InputError, match="colour"):
-        parse_axis("colour")
+        frontier(problem, axis="colour", points=3)  # type: ignore[arg-type]

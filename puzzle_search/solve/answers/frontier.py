@@ -11,20 +11,17 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
 
 import numpy as np
 
+from puzzle_search.choices import Axis, Backend, check
 from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.solver import solve
 from puzzle_search.solve.problem.items import Selection
 from puzzle_search.solve.problem.measures import scenario_measures
 from puzzle_search.solve.problem.problem import Problem
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.search.solution import Solution
-
-Axis = Literal["throughput", "memory", "latency"]
 
 # The limit that an axis sets, and the measure that it bounds.
 _LIMITS = {
@@ -43,19 +40,6 @@ class FrontierPoint:
 
     limit: float
     solution: Solution
-
-
-def parse_axis(name: str) -> Axis:
-    """The axis of that name.
-
-    Raises:
-        InputError: it is not known.
-    """
-    if name not in get_args(Axis):
-        raise InputError(
-            f"axis {name!r} is not known", remedy=f"use one of {', '.join(get_args(Axis))}"
-        )
-    return cast(Axis, name)
 
 
 def frontier(
@@ -88,9 +72,10 @@ def frontier(
         Points by rising value of the limit.
 
     Raises:
-        InputError: fewer than two points, or the ends are the wrong way round.
+        InputError: fewer than two points, an unknown axis, or the ends are the wrong way round.
         InfeasibleError: the other limits alone, or an end that was asked for, cannot be kept.
     """
+    check("axis", axis, Axis)
     if points < 2:
         raise InputError(f"{points} points make no frontier", remedy="ask for two or more")
     limits, device = problem.workloads[0].limits, problem.workloads[0].table.target

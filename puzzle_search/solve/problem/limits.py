@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from puzzle_search.choices import LoadingEngine
 from puzzle_search.cost import ScenarioCost
 from puzzle_search.errors import InputError
 
@@ -87,7 +88,7 @@ class ChildLimits:
     kv_bytes_per_token: float | None = None
     linear: tuple[str, ...] = ()
     frozen: frozenset[int] = frozenset()
-    portable_to: str | None = None
+    portable_to: LoadingEngine | None = None
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("parameters", "kv_bytes_per_token")}

@@ -25,6 +25,7 @@ from puzzle_search.report.page.data import report_data
 from puzzle_search.report.page.render import render_page
 from puzzle_search.report.page.sources import find_sources
 from puzzle_search.resources import resource
+from puzzle_search.solve.question.setting import AskedSetting
 
 POINTS, LAYERS, OPENED, STEPS = 500, 126, 5, 50
 SHAPE = {
@@ -64,7 +65,7 @@ def make_page(folder: Path) -> dict[str, float]:
     }  # fmt: skip
     (folder / FRONTIER_FILE).write_text(json.dumps(frontier))
     start = time.perf_counter()
-    data = report_data(find_sources([folder], tp="8"))
+    data = report_data(find_sources([folder], AskedSetting(tp="8")))
     priced = time.perf_counter()
     page = render_page(data)
     (folder / "report.html").write_text(page, encoding="utf-8")

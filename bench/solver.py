@@ -21,6 +21,7 @@ from typing import get_args
 import numpy as np
 
 from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.choices import Backend
 from puzzle_search.cost import Scenario
 from puzzle_search.solve import (
     ChildLimits,
@@ -40,7 +41,6 @@ from puzzle_search.solve.problem.point import PointProblem
 from puzzle_search.solve.problem.problem import Region
 from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.targets import cost_table, find_target
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import search
 from puzzle_search.solve.search.solution import Solution
 

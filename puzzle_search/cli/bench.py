@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from puzzle_search.choices import DeviceName, ServingDtype
 from puzzle_search.cli.default_group import DefaultGroup
-from puzzle_search.cli.options import DeviceOption, JsonOption
+from puzzle_search.cli.options import DeviceOption, JsonOption, ServingDtypeOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,6 @@ ModelsArgument = Annotated[
 ]
 InputLenOption = Annotated[int, typer.Option("--input-len", min=1, help="Prompt tokens.")]
 OutputLenOption = Annotated[int, typer.Option("--output-len", min=1, help="Output tokens.")]
-ServingDtypeOption = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp8.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -53,8 +53,13 @@ def latency(
             "--batch-size", "--batch", help="Sequences in a batch; auto for the fastest that fits."
         ),
     ] = "8",
-    num_iters: Annotated[int, typer.Option(min=1, help="Counted runs of each model.")] = 10,
-    num_iters_warmup: WarmupOption = 1,
+    num_iters: Annotated[
+        int | None, typer.Option(min=1, help="Counted runs of each model. (default: 10)")
+    ] = None,
+    num_iters_warmup: Annotated[
+        int | None,
+        typer.Option(min=0, help="Runs of each model that do not count. (default: 1)"),
+    ] = None,
     max_load: Annotated[
         bool, typer.Option("--max-load", help="Serve requests by continuous batching instead.")
     ] = False,
@@ -77,12 +82,21 @@ def latency(
 
     if requests is not None and not max_load:
         raise InputError("--requests is of --max-load", remedy="add --max-load, or drop it")
+    if max_load and (num_iters is not None or num_iters_warmup is not None):
+        raise InputError(
+            "--max-load serves requests, not iterations",
+            remedy="say how many with --requests, or drop --max-load",
+        )
     batch = _parse_batch(batch_size)
     opened, bench = _open(models, model, f"{input_len}/{output_len}", device, dtype)
     if max_load:
         measured = bench.max_load(batch=batch, requests=requests)
     else:
-        measured = bench.batches(batch=batch, iterations=num_iters, warm_up=num_iters_warmup)
+        measured = bench.batches(
+            batch=batch,
+            iterations=10 if num_iters is None else num_iters,
+            warm_up=1 if num_iters_warmup is None else num_iters_warmup,
+        )
     result = _heading(opened, bench) | {
         "load": "max" if max_load else "batch",
         "models": {entry.model.name: entry.as_dict() for entry in measured},
@@ -147,7 +161,7 @@ def _parse_batch(text: str) -> int | None:
 
 
 def _open(
-    names: list[str], model: str | None, scenario: str, device: str, dtype: str
+    names: list[str], model: str | None, scenario: str, device: DeviceName, dtype: ServingDtype
 ) -> tuple[Device, ServingBench]:
     from puzzle_search.cost import Scenario
     from puzzle_search.errors import InputError

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.choices import TorchDtype
 from puzzle_search.cli.options import ParentOption
 
 
@@ -15,7 +16,7 @@ def build(
     parent: ParentOption,
     library: Annotated[Path, typer.Option(help="Complete block library.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
-    dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    dtype: Annotated[TorchDtype, typer.Option(help="Of the written weights.")] = "bf16",
 ) -> None:
     """Materialise the child as a Hugging Face checkpoint folder."""
     from puzzle_search.arch import ArchitectureSpec

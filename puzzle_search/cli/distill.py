@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.choices import TorchDtype, Tracker
 from puzzle_search.cli.options import (
     DataOption,
     DeviceOption,
@@ -52,11 +53,10 @@ def distill(
         ),
     ] = False,
     dtype: TorchDtypeOption = "fp32",
-    out_dtype: Annotated[str, typer.Option(help="Of the written weights: bf16 or fp32.")] = "bf16",
+    out_dtype: Annotated[TorchDtype, typer.Option(help="Of the written weights.")] = "bf16",
     device: DeviceOption = "cpu",
     track: Annotated[
-        str | None,
-        typer.Option(help="tensorboard, wandb or trackio, beside metrics.jsonl."),
+        Tracker | None, typer.Option(help="Who shows the metrics, beside metrics.jsonl.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Order of the documents.")] = 0,
 ) -> None:

@@ -33,7 +33,9 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Documents of each task. (default: all)")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests of a task at once.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Requests of a task at once. (default: 8)")
+    ] = None,
     device: DeviceOption = "cpu",
     dtype: TorchDtypeOption = "fp32",
     markdown: Annotated[Path | None, typer.Option(help="File for the table, in Markdown.")] = None,
@@ -48,13 +50,15 @@ def evaluate(
     from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
 
-    if tasks is None and (task_dir is not None or limit is not None):
-        raise InputError("--task-dir and --limit are of tasks", remedy="name some with --tasks")
+    if tasks is None and (task_dir, limit, batch_size) != (None, None, None):
+        raise InputError(
+            "--task-dir, --limit and --batch-size are of tasks", remedy="name some with --tasks"
+        )
     ids = sample_tokens(
         load_documents(data, "test"), load_tokenizer(parent), length=length, tokens=tokens
     ).ids
     asked = tasks and TaskSettings(
-        names=tuple(tasks.split(",")), folder=task_dir, limit=limit, batch_size=batch_size
+        names=tuple(tasks.split(",")), folder=task_dir, limit=limit, batch_size=batch_size or 8
     )
     evaluation = evaluate_children(
         parent,

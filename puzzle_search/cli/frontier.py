@@ -8,22 +8,18 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import (
-    AskedDtypeOption,
-    AskedEngineOption,
-    AskedModelOption,
-    AskedScenarioOption,
-    AskedTpOption,
-    JsonOption,
-)
+from puzzle_search.choices import Axis
+from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption
+from puzzle_search.cli.question import QuestionOptions
+from puzzle_search.cli.shared import takes
 
 
+@takes(QuestionOptions)
 def frontier(
-    model: AskedModelOption = "llama-3.1-70b",
-    gpu: Annotated[str, typer.Option(help="GPU with a cost model, or a profile folder.")] = "h100",
-    axis: Annotated[
-        str, typer.Option(help="What quality is traded for: throughput, memory or latency.")
-    ] = "throughput",
+    asked: QuestionOptions,
+    *,
+    gpu: AskedGpuOption = "h100",
+    axis: Annotated[Axis, typer.Option(help="What quality is traded for.")] = "throughput",
     points: Annotated[int, typer.Option(help="At most so many, evenly by damage.", min=2)] = 50,
     start: Annotated[
         str | None,
@@ -42,29 +38,8 @@ def frontier(
             show_default=False,
         ),
     ] = None,
-    scenario: AskedScenarioOption = None,
-    engine: AskedEngineOption = None,
-    dtype: AskedDtypeOption = None,
-    tp: AskedTpOption = "1",
-    target_tps: Annotated[
-        float | None,
-        typer.Option(help="Output tokens/s per GPU, at least; of other axes than throughput."),
-    ] = None,
-    target_speedup: Annotated[
-        float | None, typer.Option(help="The same, as a multiple of the parent's.")
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(help="""Linear: 'sum(attention == "no_op") <= 20'; again for more."""),
-    ] = None,
-    portable: Annotated[
-        str | None, typer.Option(help="Engine that must load the children.")
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Score table instead of the model's own.")
-    ] = None,
-    metric: Annotated[str, typer.Option(help="Metric of the score table, or a mix.")] = "kl",
     max_seconds: Annotated[float, typer.Option(help="Time limit of each point.")] = 10.0,
+    backend: BackendOption = "scip",
     workers: Annotated[
         int | None, typer.Option(help="Processes. (default: one a processor)", min=1)
     ] = None,
@@ -76,42 +51,24 @@ def frontier(
     """Trade quality for speed or memory: the best child at each of many limits, each proven."""
     from puzzle_search.progress import Progress
     from puzzle_search.report.frontier import FrontierReport
-    from puzzle_search.solve import ChildLimits, Limits
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
-    from puzzle_search.solve.answers.frontier import parse_axis
-    from puzzle_search.solve.question.ask import Question, pose
-    from puzzle_search.solve.question.ends import parse_end, with_speedup
-    from puzzle_search.solve.question.parse import parse_scenario
+    from puzzle_search.solve.question.ask import pose
+    from puzzle_search.solve.question.ends import parse_end
 
-    limits = Limits(tokens_per_second_per_gpu=target_tps)
-    asked = pose(
-        Question(
-            model=model,
-            gpu=gpu,
-            scenarios=[parse_scenario(text, limits) for text in scenario or ["128/1024"]],
-            child=ChildLimits(linear=tuple(limit or ()), portable_to=portable),
-            engine=engine,
-            dtype=dtype,
-            tp=tp,
-            scores=str(scores) if scores else None,
-            metric=metric,
-        )
-    )
-    if target_speedup is not None:
-        asked = with_speedup(asked, target_speedup)
-    chosen = parse_axis(axis)
+    posed = pose(asked.question(gpu=gpu))
     with Progress("frontier").over(points) as advance:
         found = find_frontier(
-            asked.problem,
-            axis=chosen,
+            posed.problem,
+            axis=axis,
             points=points,
-            start=None if start is None else parse_end(start, asked, chosen),
-            end=None if end is None else parse_end(end, asked, chosen),
+            start=None if start is None else parse_end(start, posed, axis),
+            end=None if end is None else parse_end(end, posed, axis),
             max_seconds_per_point=max_seconds,
+            backend=backend,
             workers=workers,
             progress=advance,
         )
-    report = FrontierReport(axis=chosen, points=tuple(found), asked=asked)
+    report = FrontierReport(axis=axis, points=tuple(found), asked=posed)
     if out is not None:
         report.write(out)
     if as_json:

@@ -21,8 +21,11 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Nucleus sampling. (default: 1, all tokens)"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling. (default: 0)")] = None,
     device: DeviceOption = "cpu",
     dtype: TorchDtypeOption = "fp32",
 ) -> None:
@@ -39,6 +42,11 @@ def generate(
 
     if system is not None and not chat:
         raise InputError("--system is of --chat", remedy="add --chat, or drop it")
+    if not temperature and (top_p is not None or seed is not None):
+        raise InputError(
+            "--top-p and --seed are of sampling, and --temperature 0 is greedy",
+            remedy="raise --temperature, or drop them",
+        )
     tokenizer = load_tokenizer(model)
     if chat:
         ids = chat_tokens(prompt, tokenizer, system=system)
@@ -54,7 +62,9 @@ def generate(
         decoder,
         torch.tensor([ids], device=opened.torch_device),
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        sampling=Sampling(
+            temperature=temperature, top_p=1.0 if top_p is None else top_p, seed=seed or 0
+        ),
         stop_tokens=stop_tokens(model, tokenizer),
     ):
         tokens.append(int(token))

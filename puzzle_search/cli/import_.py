@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 import_app = typer.Typer(
     help="Take over what other tools made: scores and costs, or a model.", no_args_is_help=True
 )
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; for solve --problem.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; for solve-tables.")]
 
 
 @import_app.command()

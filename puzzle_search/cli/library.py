@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.choices import TorchDtype
 from puzzle_search.cli.options import (
     AddressOption,
     DataOption,
@@ -54,8 +55,8 @@ def library(
     gpus_per_job: GpusPerJobOption = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, or bf16 with fp32 masters. (default: fp32 on cpu, else bf16)"),
+        TorchDtype | None,
+        typer.Option(help="bf16 keeps fp32 masters. (default: fp32 on cpu, else bf16)"),
     ] = None,
 ) -> None:
     """Initialise every variant and distil it block by block (BLD)."""

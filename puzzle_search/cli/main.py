@@ -22,10 +22,12 @@ from puzzle_search.cli.import_ import import_app
 from puzzle_search.cli.library import library
 from puzzle_search.cli.plot import plot
 from puzzle_search.cli.profile import profile
+from puzzle_search.cli.refine import refine
 from puzzle_search.cli.report import report
 from puzzle_search.cli.run import run
 from puzzle_search.cli.score import score
 from puzzle_search.cli.solve import solve
+from puzzle_search.cli.solve_tables import solve_tables
 from puzzle_search.errors import PuzzleSearchError
 
 _INTERRUPTED = 130  # typer's exit code after Ctrl-C
@@ -33,13 +35,12 @@ _INTERRUPTED = 130  # typer's exit code after Ctrl-C
 app = typer.Typer(
     help="Find, build and run the best child of a language model for a GPU and workload.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, explain, compare, report, plot, run, profile, library, score, build, distill,
-    evaluate, calibrate, generate, export,
+    solve, frontier, solve_tables, explain, compare, report, plot, run, profile, library, score,
+    refine, build, distill, evaluate, calibrate, generate, export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(bench_app, name="bench")

@@ -7,16 +7,29 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.choices import (
+    Backend,
+    DeviceName,
+    ExecutorName,
+    LoadingEngine,
+    ServingDtype,
+    TorchDtype,
+)
+
+SERVING_PANEL, CHILD_PANEL = "Limits of serving", "Limits of the child"
+SEARCH_PANEL = "Search"
+
 ParentOption = Annotated[Path, typer.Option("--parent", help="Checkpoint folder of the parent.")]
 SpaceOption = Annotated[Path, typer.Option("--space", help="Search space (YAML).")]
 DataOption = Annotated[
     str, typer.Option("--data", help="python-stdlib, or a folder or file of text.")
 ]
 LengthOption = Annotated[int, typer.Option("--length", min=2, help="Tokens in a block of text.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-TorchDtypeOption = Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")]
+DeviceOption = Annotated[DeviceName, typer.Option("--device", help="What computes.")]
+TorchDtypeOption = Annotated[TorchDtype, typer.Option("--dtype", help="What it computes in.")]
+ServingDtypeOption = Annotated[ServingDtype, typer.Option("--dtype", help="Serving precision.")]
 ExecutorOption = Annotated[
-    str, typer.Option("--executor", help="Where jobs run: local, or ray for a Ray cluster.")
+    ExecutorName, typer.Option("--executor", help="Where jobs run: here, or on a Ray cluster.")
 ]
 WorkersOption = Annotated[
     int | None,
@@ -57,7 +70,7 @@ SettingEngineOption = Annotated[
     str | None, typer.Option("--engine", help="Serving engine; else the spec's own.")
 ]
 SettingDtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="Serving precision; else the spec's own.")
+    ServingDtype | None, typer.Option("--dtype", help="Serving precision; else the spec's own.")
 ]
 SettingTpOption = Annotated[
     str | None, typer.Option("--tp", help="TP degrees: 1, or 1,2,4, or any; else the spec's own.")
@@ -82,6 +95,9 @@ AskedModelOption = Annotated[
         "--model", help="Shipped example, or a folder: config.json, space.yaml, scores.csv."
     ),
 ]
+AskedGpuOption = Annotated[
+    str, typer.Option("--gpu", help="GPU with a cost model, or a profile folder.")
+]
 AskedScenarioOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -96,7 +112,67 @@ AskedEngineOption = Annotated[
     str | None, typer.Option("--engine", help="Serving engine. (default: the GPU's first)")
 ]
 AskedDtypeOption = Annotated[
-    str | None,
+    ServingDtype | None,
     typer.Option("--dtype", help="Serving precision. (default: the smallest that it has)"),
 ]
 AskedTpOption = Annotated[str, typer.Option("--tp", help="TP degrees: 1, or 1,2,4, or any.")]
+AskedScoresOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores", help="Score table instead of the model's own.", rich_help_panel=SEARCH_PANEL
+    ),
+]
+MetricOption = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        help="Metric of the score table, or a mix: kl + 0.1*lm_loss.",
+        rich_help_panel=SEARCH_PANEL,
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", help="Of each device, e.g. 60GB or 80000MiB.", rich_help_panel=SERVING_PANEL
+    ),
+]
+MaxParamsOption = Annotated[
+    float | None,
+    typer.Option("--max-params", help="Billions of parameters.", rich_help_panel=CHILD_PANEL),
+]
+MaxScoreOption = Annotated[
+    float | None, typer.Option("--max-score", help="Summed damage.", rich_help_panel=CHILD_PANEL)
+]
+LimitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        help="""Linear: 'sum(attention == "no_op") <= 20'; again for more.""",
+        rich_help_panel=CHILD_PANEL,
+    ),
+]
+FreezeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--freeze",
+        help="Layers that stay the parent's: 0,1,76-79.",
+        rich_help_panel=CHILD_PANEL,
+    ),
+]
+PortableOption = Annotated[
+    LoadingEngine | None,
+    typer.Option(
+        "--portable", help="Engine that must load the child.", rich_help_panel=CHILD_PANEL
+    ),
+]
+MaxSecondsOption = Annotated[
+    float,
+    typer.Option("--max-seconds", help="Time limit of a search.", rich_help_panel=SEARCH_PANEL),
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option("--backend", help="Solver of the exact step.", rich_help_panel=SEARCH_PANEL),
+]
+OutSpecOption = Annotated[
+    Path | None, typer.Option("--out", dir_okay=False, help="Write the architecture spec here.")
+]

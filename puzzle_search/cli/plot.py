@@ -8,18 +8,15 @@ from typing import Annotated
 import typer
 
 from puzzle_search.cli.options import (
-    SettingDtypeOption,
-    SettingEngineOption,
-    SettingGpuOption,
-    SettingModelOption,
-    SettingScenarioOption,
-    SettingScoresOption,
-    SettingTpOption,
     ShownSources,
 )
+from puzzle_search.cli.setting import SettingChoice
+from puzzle_search.cli.shared import takes
 
 
+@takes(SettingChoice)
 def plot(
+    held: SettingChoice,
     what: Annotated[str, typer.Argument(help="frontier, layers or serving.")],
     sources: ShownSources,
     out: Annotated[Path, typer.Option(help="Picture to write: .png or .svg.")],
@@ -27,13 +24,6 @@ def plot(
         str | None, typer.Option(help="Whose layers: a name of the report; else the first's.")
     ] = None,
     unit: Annotated[str, typer.Option(help="Of layers: time, memory or parameters.")] = "time",
-    model: SettingModelOption = None,
-    gpu: SettingGpuOption = None,
-    scenario: SettingScenarioOption = None,
-    engine: SettingEngineOption = None,
-    dtype: SettingDtypeOption = None,
-    tp: SettingTpOption = None,
-    scores: SettingScoresOption = None,
 ) -> None:
     """Write a picture of the report as PNG or SVG, for print."""
     from puzzle_search.report.figures import (
@@ -52,13 +42,7 @@ def plot(
     data = report_data(
         find_sources(
             sources,
-            model=model,
-            gpu=gpu,
-            scenarios=scenario or [],
-            engine=engine,
-            dtype=dtype,
-            tp=tp,
-            scores=str(scores) if scores else None,
+            held.asked(),
         )
     )
     if picture == "frontier":

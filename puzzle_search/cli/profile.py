@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.choices import DeviceName, ProfileEngine
 from puzzle_search.cli.options import (
     AddressOption,
-    DeviceOption,
     ExecutorOption,
     GpusPerJobOption,
     JsonOption,
+    ServingDtypeOption,
     SpaceOption,
 )
 
@@ -40,10 +41,12 @@ def profile(
         str | None, typer.Option(help="Prompt lengths. (default: 128-32768, as far as it goes)")
     ] = None,
     tp: Annotated[str, typer.Option(help="TP degrees, with commas.")] = "1",
-    device: DeviceOption = "cpu",
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp8.")] = "fp32",
+    device: Annotated[
+        DeviceName | None, typer.Option(help="What torch computes on. (default: cpu)")
+    ] = None,
+    dtype: ServingDtypeOption = "fp32",
     engine: Annotated[
-        str, typer.Option(help="What runs the variants: torch, or an installed vllm.")
+        ProfileEngine, typer.Option(help="What runs the variants; vLLM must be installed.")
     ] = "torch",
     vllm_python: Annotated[
         str | None,
@@ -78,14 +81,17 @@ def profile(
     from puzzle_search.profile.engines.vllm import VllmGrid, measure_vllm_profile, worker_command_of
     from puzzle_search.solve.question.targets import parse_tp
 
-    if engine not in ("torch", "vllm"):
-        raise InputError(f"engine {engine!r} is not known", remedy="use torch or vllm")
     if vllm_python and engine != "vllm":
         raise InputError("--vllm-python is for --engine vllm", remedy="add that, or leave it out")
     if engine == "vllm" and (executor != "local" or address or gpus_per_job or jobs):
         raise InputError(
             "vLLM is measured by one job on this machine",
             remedy="leave out --executor, --address, --gpus-per-job and --jobs, or --engine vllm",
+        )
+    if engine == "vllm" and (device is not None or max_minutes is not None):
+        raise InputError(
+            "vLLM chooses its device, and is measured to the end",
+            remedy="leave out --device and --max-minutes, or --engine vllm",
         )
     if scenario and (contexts or prompts):
         raise InputError(
@@ -128,7 +134,7 @@ def profile(
         measured = measure_profile(
             config,
             searched,
-            open_device(device),
+            open_device(device or "cpu"),
             number,
             grid,
             max_minutes=max_minutes,

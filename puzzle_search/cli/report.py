@@ -10,27 +10,17 @@ import typer
 
 from puzzle_search.cli.options import (
     JsonOption,
-    SettingDtypeOption,
-    SettingEngineOption,
-    SettingGpuOption,
-    SettingModelOption,
-    SettingScenarioOption,
-    SettingScoresOption,
-    SettingTpOption,
     ShownSources,
 )
+from puzzle_search.cli.setting import SettingChoice
+from puzzle_search.cli.shared import takes
 
 
+@takes(SettingChoice)
 def report(
+    held: SettingChoice,
     sources: ShownSources,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    model: SettingModelOption = None,
-    gpu: SettingGpuOption = None,
-    scenario: SettingScenarioOption = None,
-    engine: SettingEngineOption = None,
-    dtype: SettingDtypeOption = None,
-    tp: SettingTpOption = None,
-    scores: SettingScoresOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one page to look at: frontier, layers, serving, memory, and what was measured.
@@ -48,13 +38,7 @@ def report(
     data = report_data(
         find_sources(
             sources,
-            model=model,
-            gpu=gpu,
-            scenarios=scenario or [],
-            engine=engine,
-            dtype=dtype,
-            tp=tp,
-            scores=str(scores) if scores else None,
+            held.asked(),
         )
     )
     if as_json:

@@ -1,23 +1,65 @@
-"""``puzzle-search solve --problem``: answers from imported tables."""
+"""``puzzle-search solve-tables``: answers from imported tables."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-if TYPE_CHECKING:
-    from puzzle_search.solve.question.tables import TableProblem
-    from puzzle_search.solve.search.exact.core import Backend
+import typer
+
+from puzzle_search.choices import TableGoal
+from puzzle_search.cli.options import (
+    SEARCH_PANEL,
+    SERVING_PANEL,
+    BackendOption,
+    FreezeOption,
+    JsonOption,
+    LimitOption,
+    MaxParamsOption,
+    MaxScoreOption,
+    MaxSecondsOption,
+    MemoryOption,
+    MetricOption,
+    OutSpecOption,
+)
 
 
 def solve_tables(
-    asked: TableProblem, *, max_seconds: float, backend: Backend, out: Path | None, as_json: bool
+    tables: Annotated[Path, typer.Argument(help="Folder that 'import' wrote.")],
+    memory: MemoryOption = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Of the tables' batch, e.g. 51200ms.", rich_help_panel=SERVING_PANEL),
+    ] = None,
+    max_params: MaxParamsOption = None,
+    max_score: MaxScoreOption = None,
+    limit: LimitOption = None,
+    freeze: FreezeOption = None,
+    goal: Annotated[
+        TableGoal, typer.Option(help="What is made best.", rich_help_panel=SEARCH_PANEL)
+    ] = "score",
+    metric: MetricOption = "kl",
+    max_seconds: MaxSecondsOption = 60.0,
+    backend: BackendOption = "scip",
+    out: OutSpecOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Solve, write and print."""
+    """Search imported tables of scores and costs, instead of a model on a GPU."""
     from puzzle_search.solve import solve
+    from puzzle_search.solve.question.parse import parse_bytes, parse_layers, parse_microseconds
+    from puzzle_search.solve.question.tables import TableLimits, table_problem
 
+    limits = TableLimits(
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        runtime_us=None if runtime is None else parse_microseconds(runtime),
+        parameters=None if max_params is None else max_params * 1e9,
+        score=max_score,
+        linear=tuple(limit or ()),
+        frozen=frozenset() if freeze is None else parse_layers(freeze),
+    )
+    asked = table_problem(tables, limits, metric=metric, goal=goal)
     found = solve(asked.problem, max_seconds=max_seconds, backend=backend)
     if out is not None:
         asked.spec(found).write(out)

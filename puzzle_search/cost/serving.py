@@ -8,18 +8,17 @@ subblocks, and the solver can bound TTFT, TPOT and throughput of either way to s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from puzzle_search.choices import ServingMode, check
 from puzzle_search.cost.chunks import prompt_pieces, sequences_per_chunk
 from puzzle_search.cost.memory import PREFILL_CHUNK_TOKENS
 from puzzle_search.cost.scenario import Scenario
 from puzzle_search.cost.step import Step
 from puzzle_search.errors import InputError
 
-Mode = Literal["in-flight", "static"]
 Floats = NDArray[np.float64]
 
 # Decode times of a static batch grow with its context almost linearly: a midpoint rule of this many
@@ -46,7 +45,7 @@ class Serving:
             speculative decoding. The cost of drafting is not modelled.
     """
 
-    mode: Mode = "in-flight"
+    mode: ServingMode = "in-flight"
     max_batch: int = 1024
     max_tokens: int = PREFILL_CHUNK_TOKENS
     concurrency: int | None = None
@@ -54,7 +53,7 @@ class Serving:
     accepted_tokens: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.mode in get_args(Mode), "serving", self.mode, f"one of {get_args(Mode)}")
+        check("serving", self.mode, ServingMode)
         _check(
             1 <= self.max_tokens <= 2**20, "max-num-batched-tokens", self.max_tokens, "1 to 2^20"
         )
@@ -93,7 +92,7 @@ def _check(holds: bool, name: str, value: object, allowed: str) -> None:
 class ServingOptions:
     """What a user says of serving, as in `Serving`; None leaves it to the engine."""
 
-    mode: Mode | None = None
+    mode: ServingMode | None = None
     max_batch: int | None = None
     max_tokens: int | None = None
     concurrency: int | None = None

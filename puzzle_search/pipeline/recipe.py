@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from puzzle_search.choices import DeviceName, TorchDtype
 from puzzle_search.cost import Scenario
 from puzzle_search.data.documents import PYTHON_STDLIB
 from puzzle_search.errors import InputError
@@ -103,8 +104,8 @@ class Recipe(_Section):
     name: str = Field(pattern=r"^\w[\w.-]*$")  # a folder of that name is made
     parent: str
     space: str
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: DeviceName = "cpu"
+    dtype: TorchDtype = "fp32"
     scenario: str
     data: DataSection
     profile: ProfileSection

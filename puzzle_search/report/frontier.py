@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from puzzle_search.choices import Axis
 from puzzle_search.files import write_text
 from puzzle_search.report.frontier_file import FORMAT, FRONTIER_FILE
 from puzzle_search.report.plots import Picture, draw_trade_off
-from puzzle_search.solve.answers.frontier import Axis, FrontierPoint
+from puzzle_search.solve.answers.frontier import FrontierPoint
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.ask import Asked
 

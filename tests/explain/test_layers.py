@@ -17,7 +17,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.explain.compare import compare
 from puzzle_search.explain.layers import explain
 from puzzle_search.solve import ScoreTable
-from puzzle_search.solve.question.setting import Setting, find_setting
+from puzzle_search.solve.question.setting import AskedSetting, Setting, find_setting
 from tests.solve.helpers import SIDECAR, rows_of, tiny_config
 
 MICROSECONDS = {
@@ -190,7 +190,7 @@ def test_what_is_not_asked_is_what_the_spec_was_solved_for() -> None:
     assert held.recorded == {scenario: OperatingPoint(batch=3, tp=2)}
     assert explain(spec, held).child[0].point == OperatingPoint(batch=3, tp=2)
 
-    otherwise = find_setting([spec], dtype="fp8", tp="any")
+    otherwise = find_setting([spec], AskedSetting(dtype="fp8", tp="any"))
     assert otherwise.scenarios == (scenario,)
     assert otherwise.tp_degrees == (1, 2, 4, 8)
     assert otherwise.recorded == {}
@@ -230,7 +230,7 @@ def published(shared_data: Path, name: str) -> tuple[dict[str, Any], Architectur
 def test_published_children_side_by_side(shared_data: Path) -> None:
     facts_51b, child_51b = published(shared_data, "Llama-3_1-Nemotron-51B-Instruct")
     facts_49b, child_49b = published(shared_data, "Llama-3_3-Nemotron-Super-49B-v1")
-    held = find_setting([child_51b], model="llama-3.1-70b")
+    held = find_setting([child_51b], AskedSetting(model="llama-3.1-70b"))
     explained = explain(child_51b, held)
     assert explained.parameters[1] == facts_51b["total_params"]
     assert explained.kv_bytes_per_token[1] == facts_51b["kv_bytes_per_token_fp8"]

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,10 +15,13 @@ from puzzle_search.arch import ArchitectureSpec, ParentConfig, architecture_para
 from puzzle_search.build import build_child
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
-from puzzle_search.evaluate import measure_quality
+from puzzle_search.evaluate import Quality, measure_quality
 from puzzle_search.pipeline.recipe import read_recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run import run_recipe
+from puzzle_search.solve import Problem, Solution
+from puzzle_search.solve.answers import pool
+from puzzle_search.solve.search.search import search
 from tests.pico import LENGTH, ROOT, Pico, run_here
 from tests.pipeline.test_run import write_recipe
 
@@ -25,13 +29,13 @@ PAIRS = [("gqa_1", "mlp_512"), ("gqa_2", "mlp_256"), ("linear", "no_op")]
 TOKENS = 512
 
 
-def kl_of_the_built_child(
+def quality_of_the_built_child(
     pico: Pico, library: Path, pairs: list[tuple[str, str]], folder: Path
-) -> float:
+) -> Quality:
     spec = ArchitectureSpec.of("parent", pairs)
     child = build_child(pico.parent, library, spec, folder, dtype="fp32")
     ids = pico.tokens("validation", TOKENS)
-    return measure_quality(pico.decoder(), load_decoder(child), ids).kl
+    return measure_quality(pico.decoder(), load_decoder(child), ids)
 
 
 def test_the_judge_measures_what_the_built_child_does(
@@ -40,7 +44,7 @@ def test_the_judge_measures_what_the_built_child_does(
     ids = pico.tokens("validation", TOKENS)
     judge = ScoringJudge(pico.parent, pico.open_library(pico_library), ids, tmp_path / "judged")
     spec = ArchitectureSpec.of("parent", PAIRS)
-    expected = kl_of_the_built_child(pico, pico_library, PAIRS, tmp_path / "child")
+    expected = quality_of_the_built_child(pico, pico_library, PAIRS, tmp_path / "child").kl
     assert judge.measure(spec) == pytest.approx(expected, abs=1e-5)
     back = (1, 1, "gqa_2", "mlp_512")  # the parent's own block
     other = (2, 2, "no_op", "mlp_512")
@@ -50,8 +54,22 @@ def test_the_judge_measures_what_the_built_child_does(
         pairs = list(PAIRS)
         pairs[replacement[0]] = replacement[2:]
         folder = tmp_path / f"changed-{replacement[0]}"
-        expected = kl_of_the_built_child(pico, pico_library, pairs, folder)
+        expected = quality_of_the_built_child(pico, pico_library, pairs, folder).kl
         assert value == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_mix_of_metrics_is_what_the_judge_measures(
+    pico: Pico, pico_library: Path, tmp_path: Path
+) -> None:
+    ids = pico.tokens("validation", TOKENS)
+    library = pico.open_library(pico_library)
+    judge = ScoringJudge(pico.parent, library, ids, tmp_path / "judged", metric="kl + 10*lm_loss")
+    built = quality_of_the_built_child(pico, pico_library, PAIRS, tmp_path / "child")
+    expected = built.kl + 10 * (built.child.loss - built.parent.loss)
+    spec = ArchitectureSpec.of("parent", PAIRS)
+    assert judge.measure(spec) == pytest.approx(expected, abs=1e-4)
+    own = (0, 0, *PAIRS[0])
+    assert judge.around(spec, [own])[own] == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_was_measured_is_not_measured_again(
@@ -142,12 +160,34 @@ def test_the_documented_command_runs(
     ]
 
 
+def test_rounds_take_the_metric_and_the_back_end_that_are_asked(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(work)
+    used: list[str] = []
+
+    def search_noting(problem: Problem, **options: Any) -> Solution | None:
+        used.append(options["backend"])
+        return search(problem, **options)
+
+    monkeypatch.setattr(pool, "search", search_noting)
+    command = COMMANDS.splitlines()[0].replace("--rounds 4", "--rounds 1")
+    command = command.replace("child.yaml", "mixed.yaml")
+    run_documented(f"{command} --metric 'kl + 0.1*lm_loss' --backend highs --json")
+    rounds = json.loads(capsys.readouterr().out)["rounds"]
+    assert set(used) == {"highs"}
+    [journal, *_] = (work / "mixed.rounds").glob("*.jsonl")
+    assert json.loads(journal.read_text().splitlines()[0])["made_from"]["metrics"] == [
+        "kl", "lm_loss"
+    ]  # fmt: skip
+    assert rounds[0]["measured"] > 0
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("solve --rounds 1", "take"),
-        ("solve --rounds 1 --solutions 2", "rounds improve one answer"),
-        ("solve --rounds 1 --goal memory --parent parent --library library --data corpus", "model"),
+        ("refine --parent parent --library library --data corpus", "not the model"),
+        ("refine --gpu l40s,h100 --parent parent --library library --data corpus", "'l40s,h100'"),
     ],
 )
 def test_rounds_that_cannot_be_done(

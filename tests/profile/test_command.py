@@ -117,7 +117,8 @@ def test_killed_and_run_again_it_goes_on_where_it_was(pico: Pico, tmp_path: Path
         (["--engine", "vllm", "--executor", "ray"], "measured by one job"),
         (["--engine", "vllm", "--jobs", "2"], "measured by one job"),
         (["--gpus-per-job", "1"], "are of a Ray cluster"),
-        (["--engine", "sglang"], "engine 'sglang' is not known"),
+        (["--engine", "vllm", "--max-minutes", "1"], "measured to the end"),
+        (["--engine", "vllm", "--device", "cuda"], "chooses its device"),
     ],
 )
 def test_engines_and_places_that_are_not_there(

@@ -12,6 +12,7 @@ import pytest
 from puzzle_search.report.page.data import report_data
 from puzzle_search.report.page.render import render_page
 from puzzle_search.report.page.sources import find_sources
+from puzzle_search.solve.question.setting import AskedSetting
 from tests.pico import ROOT, run_here
 from tests.report.browser import DESKTOP, PHONE, opened, started
 
@@ -34,7 +35,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     words = ("--points", 5, "--from", 2000, "--to", 9000, "--workers", 1)
     run_here("frontier", *words, "--out", folder / "points")
     specs = [CHILDREN / "tps-6000.yaml", CHILDREN / "nemotron-51b.yaml", folder / "points"]
-    data = report_data(find_sources(specs, scenarios=["128/1024", "2048/128"]))
+    data = report_data(
+        find_sources(
+            specs,
+            AskedSetting(
+                scenarios=(
+                    "128/1024",
+                    "2048/128",
+                )
+            ),
+        )
+    )
     (folder / "report.html").write_text(render_page(data), encoding="utf-8")
     return folder / "report.html", data
 
@@ -130,7 +141,7 @@ def test_a_change_of_scheme_is_followed(browser: Any, written: tuple[Path, dict[
 def test_what_is_not_there_is_said(
     browser: Any, written: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    data = report_data(find_sources([CHILDREN / "nemotron-49b.yaml"], gpu="rtx4090"))
+    data = report_data(find_sources([CHILDREN / "nemotron-49b.yaml"], AskedSetting(gpu="rtx4090")))
     data["setting"]["evidence"]["scores"] = data["setting"]["scores_from"] = None
     (tmp_path / "page.html").write_text(render_page(data), encoding="utf-8")
     with opened(browser, tmp_path / "page.html") as (page, wrong):

@@ -15,6 +15,7 @@ from puzzle_search.explain.layers import explain
 from puzzle_search.report.page.data import report_data
 from puzzle_search.report.page.render import render_page
 from puzzle_search.report.page.sources import find_sources
+from puzzle_search.solve.question.setting import AskedSetting
 from tests.pico import ROOT, run_here
 
 CHILDREN = ROOT / "examples/llama-3.1-70b/children"
@@ -125,7 +126,18 @@ def test_a_child_with_variants_that_were_not_scored_has_no_score(data: dict[str,
 
 
 def test_other_settings_move_children_to_their_fastest(frontier: Path) -> None:
-    data = report_data(find_sources([*SPECS, frontier], tp="any", scenarios=["2048/128", "128/1"]))
+    data = report_data(
+        find_sources(
+            [*SPECS, frontier],
+            AskedSetting(
+                tp="any",
+                scenarios=(
+                    "2048/128",
+                    "128/1",
+                ),
+            ),
+        )
+    )
     assert [scenario["output_len"] for scenario in data["scenarios"]] == [128, 1]
     for child in data["children"]:
         assert (
@@ -138,7 +150,7 @@ def test_other_settings_move_children_to_their_fastest(frontier: Path) -> None:
 
 
 def test_what_does_not_fit_has_no_cost() -> None:
-    data = report_data(find_sources(SPECS, gpu="rtx4090"))
+    data = report_data(find_sources(SPECS, AskedSetting(gpu="rtx4090")))
     assert all(child["costs"] == [None] for child in data["children"])
     assert data["scenarios"][0]["prices"] == {}
     assert data["setting"]["evidence"]["cost"] == "datasheet"

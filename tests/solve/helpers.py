@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.choices import ServingMode
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
 from puzzle_search.cost.memory import parse_dtype
-from puzzle_search.cost.serving import Mode, Serving
+from puzzle_search.cost.serving import Serving
 from puzzle_search.cost.step import Step
 from puzzle_search.solve import ChildLimits, Limits, ScoreRow, ScoreTable
 
@@ -139,7 +140,7 @@ def table_of(
     seed: int = 0,
     scenario: str = "16/9",
     memory_limit_bytes: int = 10**12,
-    mode: Mode = "static",
+    mode: ServingMode = "static",
 ) -> CostTable:
     """Costs by ``SeededLatency``."""
     target = Target(

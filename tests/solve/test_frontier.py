@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from puzzle_search.arch import SearchSpace
+from puzzle_search.choices import Axis
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import Limits, Problem, ScoreTable, Workload, formulate
-from puzzle_search.solve.answers.frontier import END_SCORE, Axis, End, frontier, parse_axis
+from puzzle_search.solve.answers.frontier import END_SCORE, End, frontier
 from tests.solve.helpers import Priced, price_all, random_scores, table_of, tiny_config
 
 CONFIG = tiny_config(4)
@@ -123,7 +124,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(InfeasibleError, match="at most"):
         frontier(problem, points=3, end=too_fast)
     with pytest.raises(InputError, match="colour"):
-        parse_axis("colour")
+        frontier(problem, axis="colour", points=3)  # type: ignore[arg-type]
 
 
 def test_a_margin_is_kept_on_every_axis() -> None:

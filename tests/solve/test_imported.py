@@ -135,7 +135,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write_tables(tmp_path, 4)
     spec = tmp_path / "child.yaml"
     limits = ("--memory", "200MiB", "--runtime", "700ms")
-    run_here("solve", "--problem", str(tmp_path), *limits, "--json", "--out", str(spec))
+    run_here("solve-tables", str(tmp_path), *limits, "--json", "--out", str(spec))
     shown = json.loads(capsys.readouterr().out)
     assert shown["status"] == "optimal"
     assert shown["usage"]["memory_mib"] <= 200
@@ -143,5 +143,5 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert shown["score"] == shown["bound"]
     run_here("explain", str(spec), "--problem", str(tmp_path), "--json")
     assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(shown["score"])
-    run_here("solve", "--problem", str(tmp_path), *limits)
+    run_here("solve-tables", str(tmp_path), *limits)
     assert "MiB" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puzzle_search.arch import SearchSpace, architecture_parameters, kv_values_per_token
+from puzzle_search.choices import Goal
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import (
@@ -23,7 +24,6 @@ from puzzle_search.solve import (
     formulate,
     solve,
 )
-from puzzle_search.solve.problem.builder import parse_goal
 from puzzle_search.solve.problem.items import Items, Selection
 from tests.solve.helpers import SIDECAR, random_scores, table_of, tiny_config
 
@@ -189,12 +189,12 @@ def test_limits_of_the_child(seed: int) -> None:
     "goal", ["throughput", "memory", "latency", "ttft", "tpot", "parameters", "kv"]
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_the_best_of_a_cost_within_a_damage_budget(seed: int, goal: str) -> None:
+def test_the_best_of_a_cost_within_a_damage_budget(seed: int, goal: Goal) -> None:
     (load,) = workloads(seed, Limits())
     free = formulate(CONFIG, SPACE, scores(seed), [load])
     budget = float(np.quantile([free.score(np.array(c)) for c in covers(free)], 0.2))
     child = ChildLimits(score=budget)
-    answer = solve(formulate(CONFIG, SPACE, scores(seed), [load], child, goal=parse_goal(goal)))
+    answer = solve(formulate(CONFIG, SPACE, scores(seed), [load], child, goal=goal))
     assert answer.status == "optimal"
     assert answer.score <= budget
     values = []
@@ -277,13 +277,11 @@ def test_units_of_scores_do_not_matter_with_runs(seed: int, factor: float) -> No
 
 @pytest.mark.parametrize("goal", ["ttft", "memory", "throughput"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_goal_decides_between_tp_degrees(seed: int, goal: str) -> None:
+def test_the_goal_decides_between_tp_degrees(seed: int, goal: Goal) -> None:
     load = workloads(seed, Limits(), Limits())
     free = formulate(CONFIG, SPACE, scores(seed), load)
     budget = float(np.quantile([free.score(np.array(c)) for c in covers(free)], 0.2))
-    problem = formulate(
-        CONFIG, SPACE, scores(seed), load, ChildLimits(score=budget), goal=parse_goal(goal)
-    )
+    problem = formulate(CONFIG, SPACE, scores(seed), load, ChildLimits(score=budget), goal=goal)
     answer = solve(problem)
     field = {"ttft": "ttft_ms", "memory": "memory_bytes", "throughput": "latency_ms"}[goal]
     reached = []

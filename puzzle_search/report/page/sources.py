@@ -11,7 +11,7 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InputError
 from puzzle_search.report.frontier_file import FRONTIER_FILE, read_frontier
 from puzzle_search.report.page.run_folder import RunFolder
-from puzzle_search.solve.question.setting import Setting, find_setting
+from puzzle_search.solve.question.setting import AskedSetting, Setting, find_setting
 
 Kind = Literal["parent", "spec", "frontier", "run"]
 
@@ -46,26 +46,13 @@ class Sources:
 
 def find_sources(
     paths: Sequence[Path],
-    *,
-    model: str | None = None,
-    gpu: str | None = None,
-    scenarios: Sequence[str] = (),
-    engine: str | None = None,
-    dtype: str | None = None,
-    tp: str | None = None,
-    scores: str | None = None,
+    asked: AskedSetting | None = None,
 ) -> Sources:
     """Read everything that a page shall show.
 
     Args:
         paths: architecture specs, folders of ``frontier --out``, at most one run directory.
-        model: parent; by default that of the specs. What follows is as in `find_setting`.
-        gpu: GPU with a cost model, or a profile folder.
-        scenarios: input and output lengths.
-        engine: serving engine.
-        dtype: serving precision.
-        tp: TP degrees.
-        scores: another score table than the model's own.
+        asked: of the setting that they are held against, as in `find_setting`.
 
     Raises:
         InputError: something named is not there, not valid, or of another parent.
@@ -95,25 +82,22 @@ def find_sources(
             children.append(Child(name=name, kind="spec", spec=ArchitectureSpec.from_file(path)))
     if len(runs) > 1:
         raise InputError("a page shows one run", remedy="make a page for each run directory")
-    asked = any((model, gpu, scenarios, engine, dtype, tp, scores))
-    if runs and not asked:
+    asked = asked or AskedSetting()
+    if runs and not asked.anything:
         setting = runs[0].setting()
     else:
         # Those that say what they were solved for decide on device and precision.
         specs = sorted((c.spec for c in children), key=lambda spec: "asked" not in spec.solution)
-        setting = find_setting(
-            specs, model=model, gpu=gpu, scenarios=scenarios, engine=engine, dtype=dtype, tp=tp,
-            scores=scores,
-        )  # fmt: skip
+        setting = find_setting(specs, asked)
     for child in children:
-        _check(child, setting, any_parent=model is not None)
+        _check(child, setting, any_parent=asked.model is not None)
     parent = Child(
         name=setting.config.name, kind="parent", spec=ArchitectureSpec.identity(setting.config)
     )
     return Sources(
         children=(parent, *children),
         setting=setting,
-        as_solved=not any((gpu, scenarios, engine, dtype, tp)),
+        as_solved=not asked.of_costs,
         run=runs[0] if runs else None,
     )
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, subblock_parameters
+from puzzle_search.choices import Backend
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve.problem.items import Selection
 from puzzle_search.solve.problem.problem import Problem
 from puzzle_search.solve.problem.score_table import ScoreRow, ScoreTable
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.search.solution import Solution
 

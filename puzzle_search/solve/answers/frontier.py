@@ -15,21 +15,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import cast
 
 import numpy as np
 
+from puzzle_search.choices import Axis, Backend, check
 from puzzle_search.cost import Target
 from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.solver import solve
 from puzzle_search.solve.problem.items import Selection
 from puzzle_search.solve.problem.measures import Bound, Measure, item_measure, scenario_measures
 from puzzle_search.solve.problem.problem import Problem
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.search.solution import Solution
-
-Axis = Literal["throughput", "memory", "latency"]
 
 # The limit that an axis sets, and the measure that it bounds.
 _LIMITS = {
@@ -68,19 +66,6 @@ class FrontierPoint:
     solution: Solution
 
 
-def parse_axis(name: str) -> Axis:
-    """The axis of that name.
-
-    Raises:
-        InputError: it is not known.
-    """
-    if name not in get_args(Axis):
-        raise InputError(
-            f"axis {name!r} is not known", remedy=f"use one of {', '.join(get_args(Axis))}"
-        )
-    return cast(Axis, name)
-
-
 def frontier(
     problem: Problem,
     *,
@@ -114,9 +99,11 @@ def frontier(
         Points by rising value of the limit.
 
     Raises:
-        InputError: fewer than two points, or an end that is no number or beyond the device.
+        InputError: fewer than two points, an unknown axis, or an end that is no number or beyond
+            the device.
         InfeasibleError: the other limits alone, or an end that was asked for, cannot be kept.
     """
+    check("axis", axis, Axis)
     if points < 2:
         raise InputError(f"{points} points make no frontier", remedy="ask for two or more")
     limits, device = problem.workloads[0].limits, problem.workloads[0].table.target

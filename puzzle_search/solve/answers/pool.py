@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from puzzle_search.choices import Backend
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve.answers.solver import solve
 from puzzle_search.solve.problem.measures import Bound, item_measure
 from puzzle_search.solve.problem.problem import Problem
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.search.solution import Solution
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from puzzle_search.choices import Backend
 from puzzle_search.solve.answers.diagnosis import explain_infeasible
 from puzzle_search.solve.problem.problem import Problem
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import DEFAULT_BACKEND, search
 from puzzle_search.solve.search.solution import Solution
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from puzzle_search.arch import (
     parse_variant,
     subblock_parameters,
 )
+from puzzle_search.choices import Goal, check
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve.problem.items import Floats, Items
 from puzzle_search.solve.problem.limits import ChildLimits
@@ -30,8 +30,6 @@ from puzzle_search.solve.problem.portability import allows
 from puzzle_search.solve.problem.problem import Problem, Workload
 from puzzle_search.solve.problem.score_table import ScoreTable, parse_metric
 
-Goal = Literal["score", "throughput", "memory", "latency", "ttft", "tpot", "parameters", "kv"]
-
 _MEASURE_OF_GOAL: dict[str, str] = {
     "throughput": "us_per_token",
     "memory": "memory_bytes",
@@ -41,19 +39,6 @@ _MEASURE_OF_GOAL: dict[str, str] = {
     "parameters": "parameters",
     "kv": "kv_bytes_per_token",
 }
-
-
-def parse_goal(name: str) -> Goal:
-    """The goal of that name.
-
-    Raises:
-        InputError: it is not known.
-    """
-    if name not in get_args(Goal):
-        raise InputError(
-            f"goal {name!r} is not known", remedy=f"use one of {', '.join(get_args(Goal))}"
-        )
-    return cast(Goal, name)
 
 
 def formulate(
@@ -232,6 +217,7 @@ def _facts(
 
 
 def _goal(goal: Goal, workloads: Sequence[Workload], measures: dict[str, Measure]) -> Measure:
+    check("goal", goal, Goal)
     if goal == "score":
         return measures["score"]
     of_serving = scenario_measures(workloads[0].table, 0)

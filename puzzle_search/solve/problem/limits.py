@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.choices import LoadingEngine
 from puzzle_search.cost import CostTable, ScenarioCost
 from puzzle_search.errors import InputError
 
@@ -69,11 +70,16 @@ class Limits:
             spec: the parent.
 
         Raises:
-            InputError: the parent keeps the other limits nowhere.
+            InputError: the parent keeps the other limits nowhere, or a throughput is asked too.
         """
         if self.speedup is None:
             return self
-        others = replace(self, speedup=None, tokens_per_second_per_gpu=None)
+        if self.tokens_per_second_per_gpu is not None:
+            raise InputError(
+                f"scenario {parent.scenario} asks for a throughput and a speed-up",
+                remedy="ask for one of them",
+            )
+        others = replace(self, speedup=None)
         on_device = others.on_device(parent.target.memory_limit_bytes)
         costs = (parent.cost(spec, index) for index in range(len(parent.points)))
         kept = [cost.tokens_per_second_per_gpu for cost in costs if on_device.kept_by(cost)]
@@ -83,8 +89,7 @@ class Limits:
                 "there is no speed that a speed-up could refer to",
                 remedy="ask for --target-tps, or for more devices with --tp",
             )
-        asked = max(self.speedup * max(kept), self.tokens_per_second_per_gpu or 0.0)
-        return replace(others, tokens_per_second_per_gpu=asked)
+        return replace(others, tokens_per_second_per_gpu=self.speedup * max(kept))
 
     def kept_by(self, cost: ScenarioCost) -> bool:
         """Whether a predicted cost, as reported, keeps every limit."""
@@ -119,7 +124,7 @@ class ChildLimits:
     kv_bytes_per_token: float | None = None
     linear: tuple[str, ...] = ()
     frozen: frozenset[int] = frozenset()
-    portable_to: str | None = None
+    portable_to: LoadingEngine | None = None
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("parameters", "kv_bytes_per_token")}

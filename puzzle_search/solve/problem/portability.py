@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 from puzzle_search.arch import Gqa, Linear, Mlp, NoOp, ParentConfig, parse_variant
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
+from puzzle_search.choices import LoadingEngine
 from puzzle_search.errors import InputError
 
 # (attention, ffn, first layer, parent) -> whether the engine loads such a block there.
 _Rule = Callable[[str, str, int, ParentConfig], bool]
 
 
-def allows(engine: str, attention: str, ffn: str, layer: int, config: ParentConfig) -> bool:
+def allows(
+    engine: LoadingEngine, attention: str, ffn: str, layer: int, config: ParentConfig
+) -> bool:
     """Whether an engine loads a child with this block in place of this layer.
 
     Raises:
@@ -58,7 +61,7 @@ def _mlx(attention: str, ffn: str, layer: int, config: ParentConfig) -> bool:
     return "linear" not in (attention, ffn)
 
 
-_RULES: dict[str, _Rule] = {
+_RULES: dict[LoadingEngine, _Rule] = {
     "trtllm": _everything,
     "vllm": _vllm,
     "sglang": _sglang,

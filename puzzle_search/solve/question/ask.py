@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.choices import Backend, Goal
 from puzzle_search.cost import Scenario, ScenarioCost
 from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.cost.simulation import Load, Simulated, simulate
@@ -15,14 +16,13 @@ from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.certainty import certainty
 from puzzle_search.solve.answers.pool import diverse
 from puzzle_search.solve.answers.solver import solve
-from puzzle_search.solve.problem.builder import Goal, formulate
+from puzzle_search.solve.problem.builder import formulate
 from puzzle_search.solve.problem.limits import ChildLimits, Limits
 from puzzle_search.solve.problem.problem import Problem, Workload
 from puzzle_search.solve.problem.score_table import ScoreTable
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.targets import cost_table, find_target, parse_tp
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import DEFAULT_BACKEND
 from puzzle_search.solve.search.solution import Solution
 

@@ -1,12 +1,11 @@
-"""Ends of a frontier as people type them, and speed-ups over the parent."""
+"""Ends of a frontier as people type them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.choices import Axis
 from puzzle_search.errors import InputError
-from puzzle_search.solve.answers.frontier import Axis, End
+from puzzle_search.solve.answers.frontier import End
 from puzzle_search.solve.problem.measures import child_measures
 from puzzle_search.solve.question.ask import Asked
 from puzzle_search.solve.question.parse import parse_bytes
@@ -39,31 +38,6 @@ def parse_end(text: str, asked: Asked, axis: Axis) -> End:
     dtype = problem.workloads[0].table.target.dtype
     measures = child_measures(asked.inputs.config, problem.attention, problem.ffn, dtype.kv_bytes)
     return End(limit=name, value=number * _BILLION, measure=measures[name])
-
-
-def with_speedup(asked: Asked, speedup: float) -> Asked:
-    """The question with a throughput to reach in every scenario, as a multiple of the parent's.
-
-    Raises:
-        InputError: a scenario asks for a throughput already, the parent does not fit, or the
-            multiple is not positive and finite.
-    """
-    workloads, scenarios = [], []
-    for number, workload in enumerate(asked.problem.workloads):
-        if workload.limits.tokens_per_second_per_gpu is not None:
-            raise InputError(
-                f"scenario {workload.table.scenario} asks for a throughput and a speed-up",
-                remedy="ask for one of them",
-            )
-        target = {"tokens_per_second_per_gpu": speedup * _parent_throughput(asked, number)}
-        workloads.append(replace(workload, limits=replace(workload.limits, **target)))
-        text, limits = asked.question.scenarios[number]
-        scenarios.append((text, replace(limits, **target)))
-    return replace(
-        asked,
-        question=replace(asked.question, scenarios=scenarios),
-        problem=replace(asked.problem, workloads=tuple(workloads)),
-    )
 
 
 def _parent_throughput(asked: Asked, scenario: int) -> float:

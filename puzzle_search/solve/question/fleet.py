@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from puzzle_search.choices import Backend
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.ask import Question, ask
-from puzzle_search.solve.search.exact.core import Backend
 from puzzle_search.solve.search.search import DEFAULT_BACKEND
 
 

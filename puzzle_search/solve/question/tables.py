@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from puzzle_search.arch import ArchitectureSpec, Gqa, Mlp, parse_variant
+from puzzle_search.choices import TableGoal
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.files import file_hash
@@ -23,7 +24,7 @@ from puzzle_search.solve.problem.problem import Problem
 from puzzle_search.solve.problem.score_table import ScoreTable, parse_metric
 from puzzle_search.solve.search.solution import Solution
 
-GOALS = {
+_GOALS: dict[TableGoal, str] = {
     "score": "score",
     "latency": "runtime_us",
     "memory": "memory_bytes",
@@ -88,7 +89,7 @@ class TableProblem:
         }
 
     def as_dict(self, solution: Solution) -> dict[str, Any]:
-        """An answer as ``solve --problem --json`` prints it."""
+        """An answer as ``solve-tables --json`` prints it."""
         spec = solution.spec
         return {
             **solution.proof(),
@@ -108,7 +109,7 @@ class TableProblem:
 
 
 def table_problem(
-    folder: str | Path, limits: TableLimits, *, metric: str = "kl", goal: str = "score"
+    folder: str | Path, limits: TableLimits, *, metric: str = "kl", goal: TableGoal = "score"
 ) -> TableProblem:
     """Read a folder such as ``puzzle-search import`` writes, and pose the problem.
 
@@ -130,9 +131,9 @@ def table_problem(
             f"{score_file} is of {scores.sidecar['parent']}, {cost_file} of {costs.model}",
             remedy="put scores and costs of one and the same parent into the folder",
         )
-    if goal not in GOALS:
+    if goal not in _GOALS:
         raise InputError(
-            f"goal {goal!r} cannot be told from tables", remedy=f"use one of {', '.join(GOALS)}"
+            f"goal {goal!r} cannot be told from tables", remedy=f"use one of {', '.join(_GOALS)}"
         )
     timed = limits.runtime_us is not None or goal == "latency"
     if timed and not costs.has_runtime:
@@ -194,7 +195,7 @@ def table_problem(
         attention=attention,
         ffn=ffn,
         damage=damage,
-        goal=measures[GOALS[goal]],
+        goal=measures[_GOALS[goal]],
         workloads=(),
         bounds=tuple(bounds),
         score_evidence=scores.evidence,

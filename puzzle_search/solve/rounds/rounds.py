@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puzzle_search.arch import ArchitectureSpec, Replacement
+from puzzle_search.choices import Backend
 from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.pool import diverse
 from puzzle_search.solve.problem.items import Floats
 from puzzle_search.solve.problem.measures import Bound, item_measure
 from puzzle_search.solve.problem.problem import Problem, Region
 from puzzle_search.solve.search.relaxation import relax
+from puzzle_search.solve.search.search import DEFAULT_BACKEND
 from puzzle_search.solve.search.solution import Solution
 
 
@@ -83,6 +85,7 @@ def refine(
     trust_layers: int = 4,
     children: int = 4,
     max_seconds: float = 60.0,
+    backend: Backend = DEFAULT_BACKEND,
 ) -> Iterator[Round]:
     """Solve, then improve the answer by rounds; the least ``measured`` has the best child.
 
@@ -97,6 +100,7 @@ def refine(
             too, and twice as many, and so on, only where all of these hold nothing better.
         children: to measure, of each such number of layers.
         max_seconds: of each search.
+        backend: solver of the exact step; all give the same answer.
 
     Raises:
         InfeasibleError: no architecture keeps the limits.
@@ -113,6 +117,7 @@ def refine(
         solutions=1 + 2 * children if rounds else 1,
         min_distance=2,
         max_seconds=max_seconds,
+        backend=backend,
     )
     best = _Child(solution=first, estimate=first.score, measured=judge.measure(first.spec))
 
@@ -154,7 +159,7 @@ def refine(
             if layers > trust_layers and any(child.measured < best.measured for child in tried):
                 break
             known = {child.solution.selection.tobytes() for child in tried}
-            for step in around.steps(local, layers, children, max_seconds):
+            for step in around.steps(local, layers, children, max_seconds, backend):
                 if step.selection.tobytes() not in known:
                     measured, estimate = judge.measure(step.spec), best.measured + step.score
                     tried.append(_Child(solution=step, estimate=estimate, measured=measured))
@@ -262,7 +267,12 @@ class _Neighbourhood:
         return problem.with_damage(differences)
 
     def steps(
-        self, problem: Problem, trust_layers: int, children: int, max_seconds: float
+        self,
+        problem: Problem,
+        trust_layers: int,
+        children: int,
+        max_seconds: float,
+        backend: Backend,
     ) -> Iterator[Solution]:
         """The best changes of at most so many layers; of one layer, only those that help."""
         items, selection = problem.items, self.child.selection
@@ -272,7 +282,13 @@ class _Neighbourhood:
         measure = item_measure("layers", changed, problem.attention, problem.ffn)
         bound = Bound(limit="layers changed", measure=measure, at_most=float(trust_layers))
         near = replace(problem, bounds=(*problem.bounds, bound))
-        for step in diverse(near, solutions=1 + children, min_distance=1, max_seconds=max_seconds):
+        for step in diverse(
+            near,
+            solutions=1 + children,
+            min_distance=1,
+            max_seconds=max_seconds,
+            backend=backend,
+        ):
             own = step.selection.tobytes() == selection.tobytes()
             if not own and (step.score < 0 or trust_layers > 1):
                 yield replace(step, problem=problem)

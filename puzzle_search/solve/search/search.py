@@ -24,11 +24,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from puzzle_search.choices import Backend, check
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve.problem.items import Selection
 from puzzle_search.solve.problem.point import PointProblem
 from puzzle_search.solve.problem.problem import Problem, Region
-from puzzle_search.solve.search.exact.core import Backend, CoreResult, solve_core
+from puzzle_search.solve.search.exact.core import CoreResult, solve_core
 from puzzle_search.solve.search.local_search import feasible_answer
 from puzzle_search.solve.search.relaxation import Relaxation, relax
 from puzzle_search.solve.search.solution import Solution
@@ -68,9 +69,10 @@ def search(
         start: selections that may keep the limits; a good one shortens the search.
 
     Raises:
-        InputError: the time limit is no positive number.
+        InputError: the time limit is no positive number, or the back end is not known.
         InfeasibleError: none was found in time, but none ruled out either.
     """
+    check("back end", backend, Backend)
     if not max_seconds >= 0:
         raise InputError(f"{max_seconds} seconds", remedy="give a time limit from 0 up")
     max_seconds = min(max_seconds, _LONGEST_SECONDS)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.errors import InputError
+from puzzle_search.choices import Backend
 from puzzle_search.solve.problem.items import Selection
 from puzzle_search.solve.problem.point import PointProblem
 from puzzle_search.solve.search.exact.formulations import formulate_core
 from puzzle_search.solve.search.exact.program import STAKE, ProgramSolver
-
-Backend = Literal["scip", "highs", "cp-sat"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +26,6 @@ class CoreResult:
 
     selection: Selection | None
     bound: float
-
-
-def parse_backend(name: str) -> Backend:
-    """The back end of that name.
-
-    Raises:
-        InputError: it is not known.
-    """
-    if name not in get_args(Backend):
-        raise InputError(
-            f"back end {name!r} is not known", remedy=f"use one of {', '.join(get_args(Backend))}"
-        )
-    return cast(Backend, name)
 
 
 def solve_core(
@@ -62,11 +46,7 @@ def solve_core(
         incumbent: objective to beat; infinite if no answer is known.
         seconds: time limit.
         backend: which solver.
-
-    Raises:
-        InputError: the back end is not known.
     """
-    parse_backend(backend)
     (columns,) = np.nonzero(kept)
     items, objective = point.items.kept(kept), point.objective[columns]
     potentials = items.potentials(objective)

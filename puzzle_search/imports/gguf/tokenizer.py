@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from puzzle_search.imports.gguf.source import GgufSource
 
 # Token types of the format.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = range(1, 6)
 
 _SPACE = "\u2581"  # stands for a space in SentencePiece's pieces
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -199,9 +199,7 @@ class GgufTokenizer:
 
     def _byte_level(self, vocab: dict[str, int]) -> Tokenizer:
         assert self.rules is not None
-        built = Tokenizer(
-            models.BPE(vocab, self.merges, ignore_merges=self.rules.whole_words, fuse_unk=False)
-        )
+        built = Tokenizer(models.BPE(vocab, self.merges, ignore_merges=self.rules.whole_words))
         cuts: list[Any] = [pre.Digits(individual_digits=True)] if self.rules.single_digits else []
         if self.rules.pattern:
             cuts.append(pre.Split(Regex(self.rules.pattern), behavior="isolated"))

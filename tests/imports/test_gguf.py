@@ -249,6 +249,8 @@ def test_the_metadata_becomes_the_config(model: PicoGguf, tmp_path: Path) -> Non
         "llama.rope.scaling.factor": 4.0,
         "llama.rope.scaling.original_context_length": 32,
         "llama.expert_count": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": True,
         "tokenizer.ggml.eot_token_id": 5,
         "tokenizer.chat_template.tools": "{{ tools }}",
         "general.sampling.temp": 0.6,
@@ -265,6 +267,8 @@ def test_the_metadata_becomes_the_config(model: PicoGguf, tmp_path: Path) -> Non
         "factor": 4.0,
         "original_max_position_embeddings": 32,
     }
+    ids = load_tokenizer(tmp_path / "parent").encode(" ", "  ")
+    assert (ids[0], ids[-1], ids.count(1), ids.count(2)) == (1, 2, 2, 2)
     generation = json.loads((tmp_path / "parent" / "generation_config.json").read_text())
     assert generation == {
         "bos_token_id": 1,

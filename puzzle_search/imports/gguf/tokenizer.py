@@ -186,14 +186,14 @@ class GgufTokenizer:
                 if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
             ]
         )
-        ends = {name: self._special(f"{name}_token_id") for name in ("bos", "eos")}
-        first = [ends["bos"]] if self.add_bos and ends["bos"] else []
-        last = [ends["eos"]] if self.add_eos and ends["eos"] else []
-        if first or last:
+        bos = [self.ids["bos_token_id"]] if self.add_bos and "bos_token_id" in self.ids else []
+        eos = [self.ids["eos_token_id"]] if self.add_eos and "eos_token_id" in self.ids else []
+        first, last = ([self.tokens[i] for i in ids] for ids in (bos, eos))
+        if bos or eos:
             built.post_processor = TemplateProcessing(
                 single=[*first, "$A", *last],
                 pair=[*first, "$A", *last, *first, "$B:1", *last],
-                special_tokens=[(token, vocab[token]) for token in {*first, *last}],
+                special_tokens=[(self.tokens[i], i) for i in {*bos, *eos}],
             )
         return built
 

@@ -20,6 +20,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.files import Journal
 from puzzle_search.runtime import ServingDecoder, precision_on
 from puzzle_search.score import score_replacements
+from tests.cli.test_errors import library_arguments, refuse
 from tests.model.pico import random_ids, write_parent
 from tests.pico import Pico
 
@@ -282,6 +283,18 @@ def test_other_quantisations_are_refused_by_name(
         load_decoder(tmp_path)
     assert message in caught.value.message
     assert caught.value.remedy
+
+
+def test_the_command_line_refuses_before_it_writes(
+    pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(pico.parent, tmp_path / "parent")
+    configure(tmp_path / "parent", quantization_config={"quant_method": "gptq", "bits": 4})
+    out = tmp_path / "library"
+    changed = {"parent": tmp_path / "parent"}
+    shown = refuse(monkeypatch, capsys, *library_arguments(pico, out, **changed))
+    assert "the weights are quantised by gptq, which is not read" in shown
+    assert not out.exists()
 
 
 def test_modelopt_says_it_in_a_file_of_its_own(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
+ENGINES := $(VENV)/engines
+PACKAGES_mlx := "mlx[cpu]" mlx-lm
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-engines lint format clean
@@ -38,8 +40,14 @@ demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small
 test: $(TESTABLE) lint ## Lint, check types, run every test that this machine can run.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-test-engines: $(TESTABLE) ## Run exported children in the serving engines that install here.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m engines
+# Each engine in an environment of its own: they pin what this package does not.
+$(ENGINES)/%/.ready: constraints.txt
+	"$(PYTHON)" -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check -c constraints.txt $(PACKAGES_$*)
+	@touch $@
+
+test-engines: $(TESTABLE) $(ENGINES)/mlx/.ready ## Run exported children in llama.cpp and mlx-lm.
+	PUZZLE_SEARCH_MLX_PYTHON=$(ENGINES)/mlx/bin/python OMP_NUM_THREADS=1 $(BIN)/pytest -m engines
 
 lint: $(READY) ## Check style, format and types.
 	$(BIN)/ruff check .

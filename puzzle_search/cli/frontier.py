@@ -15,6 +15,7 @@ from puzzle_search.cli.options import (
     AskedScenarioOption,
     AskedTpOption,
     JsonOption,
+    folder_to_write,
 )
 
 
@@ -52,7 +53,11 @@ def frontier(
         int | None, typer.Option(help="Processes. (default: one a processor)", min=1)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for frontier.csv, frontier.json, frontier.png.")
+        Path | None,
+        typer.Option(
+            help="Folder for frontier.csv, frontier.json, frontier.png.",
+            callback=folder_to_write("a frontier", "frontier.csv"),
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

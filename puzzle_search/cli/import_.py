@@ -7,16 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from puzzle_search.cli.checked import CheckedCommand
+from puzzle_search.cli.options import folder_to_write
+
 if TYPE_CHECKING:
     from puzzle_search.imports import ImportedTables
 
 import_app = typer.Typer(
     help="Take over scores and costs that other tools measured.", no_args_is_help=True
 )
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; for solve --problem.")]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="Folder to write; for solve --problem.",
+        callback=folder_to_write("an import", "block_costs.csv"),
+    ),
+]
 
 
-@import_app.command()
+@import_app.command(cls=CheckedCommand)
 def nvlabs(
     folder: Annotated[Path, typer.Argument(help="Holds block_library.json of NVlabs/puzzle.")],
     out: OutOption,
@@ -29,13 +39,13 @@ def nvlabs(
     _print(tables, out)
 
 
-@import_app.command()
+@import_app.command(cls=CheckedCommand)
 def puzzletron(
     folder: Annotated[Path, typer.Argument(help="puzzle_dir of Model-Optimizer's Puzzletron.")],
     out: OutOption,
-    batch: Annotated[int | None, typer.Option(help="Take this batch size.")] = None,
-    prefill: Annotated[int | None, typer.Option(help="Take this input length.")] = None,
-    generation: Annotated[int | None, typer.Option(help="Take this output length.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Take this batch size.")] = None,
+    prefill: Annotated[int | None, typer.Option(min=1, help="Take this input length.")] = None,
+    generation: Annotated[int | None, typer.Option(min=1, help="Take this output length.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Take what has this in args; repeatable."),

@@ -16,6 +16,7 @@ from puzzle_search.cli.options import (
     AskedScenarioOption,
     AskedTpOption,
     JsonOption,
+    text_to_write,
 )
 
 _SERVING, _CHILD, _SEARCH = "Limits of serving", "Limits of the child", "Search"
@@ -170,12 +171,16 @@ def solve(
             rich_help_panel=_ROUNDS,
         ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the architecture spec here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the architecture spec here.", callback=text_to_write),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the architecture that keeps the most quality within the limits, proven optimal."""
     from puzzle_search.cli.solve_tables import solve_tables
     from puzzle_search.errors import InputError
+    from puzzle_search.files import is_stream
     from puzzle_search.solve import ChildLimits, Limits
     from puzzle_search.solve.problem.builder import parse_goal
     from puzzle_search.solve.question.ask import Question, ask_for_several
@@ -276,6 +281,8 @@ def solve(
             shown["solutions"] = [answer.as_dict() for answer in answers]
     if out is not None:
         answers[0].spec.write(out)
+        if is_stream(out):
+            return
     if as_json:
         print(json.dumps(shown))
         return

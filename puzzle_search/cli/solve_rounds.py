@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puzzle_search.errors import InputError
+from puzzle_search.files import is_stream
 
 if TYPE_CHECKING:
     from puzzle_search.solve.question.ask import Question
@@ -64,7 +65,7 @@ def solve_rounds(
         tokens=options.tokens,
     ).ids  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if out is None else out.with_suffix(".rounds")
+        folder = Path(scratch) if out is None or is_stream(out) else out.with_suffix(".rounds")
         measured = ScoringJudge(parent, blocks, ids, folder, metric=question.metric)
         judge = PairJudge(measured, asked.problem, config) if options.pairs else measured
         done = list(
@@ -81,6 +82,8 @@ def solve_rounds(
     answer = replace(answer, origins={**answer.origins, "rounds": figures})
     if out is not None:
         answer.spec.write(out)
+        if is_stream(out):
+            return
     if as_json:
         print(json.dumps(answer.as_dict() | {"rounds": figures}))
         return

@@ -16,11 +16,14 @@ def solve_tables(
     asked: TableProblem, *, max_seconds: float, backend: Backend, out: Path | None, as_json: bool
 ) -> None:
     """Solve, write and print."""
+    from puzzle_search.files import is_stream
     from puzzle_search.solve import solve
 
     found = solve(asked.problem, max_seconds=max_seconds, backend=backend)
     if out is not None:
         asked.spec(found).write(out)
+        if is_stream(out):
+            return
     if as_json:
         print(json.dumps(asked.as_dict(found)))
         return

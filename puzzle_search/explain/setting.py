@@ -139,15 +139,18 @@ def find_setting(
         scores: another score table than the model's own.
 
     Raises:
-        InputError: something named is not there.
+        InputError: something named is not there, or the scores are of another model.
     """
     solved = [entry for spec in specs for entry in _solved_for(spec)]
     asked = specs[0].solution.get("asked", {})
     if not isinstance(asked, dict):
         raise InputError("the spec's solution.asked is not a mapping", remedy="solve again")
     folder = _model_folder(model or str(asked.get("model", specs[0].parent)))
-    config = ParentConfig.from_file(folder / "config.json", name=folder.name)
+    config = ParentConfig.from_file(folder)
     score_file = Path(scores) if scores else folder / "scores.csv"
+    scored = ScoreTable.from_file(score_file) if scores or score_file.exists() else None
+    if scored is not None:
+        scored.check_parent(config, score_file)
     degrees = parse_tp(tp) if tp else tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
     target = find_target(
         gpu or str(asked.get("gpu") or next((where for *_, where in solved), _DEFAULT_GPU)),
@@ -166,7 +169,7 @@ def find_setting(
     as_solved = not (gpu or scenarios or engine or dtype or tp)
     return Setting(
         config=config,
-        scores=ScoreTable.from_file(score_file) if scores or score_file.exists() else None,
+        scores=scored,
         metric=str(asked.get("metric", _DEFAULT_METRIC)),
         target=target,
         scenarios=tuple(

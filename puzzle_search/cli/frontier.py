@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from puzzle_search.choices import Axis
-from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption
+from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption, folder_to_write
 from puzzle_search.cli.question import QuestionOptions
 from puzzle_search.cli.shared import takes
 
@@ -44,7 +44,11 @@ def frontier(
         int | None, typer.Option(help="Processes. (default: one a processor)", min=1)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for frontier.csv, frontier.json, frontier.png.")
+        Path | None,
+        typer.Option(
+            help="Folder for frontier.csv, frontier.json, frontier.png.",
+            callback=folder_to_write("a frontier", "frontier.csv"),
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

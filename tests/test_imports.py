@@ -16,7 +16,7 @@ PACKAGE = "puzzle_search"
 HEAVY = ("torch", "transformers")
 
 # Down this list only. Verbs share a level and do not see each other; everyone may import HELPERS.
-HELPERS = {"choices", "errors", "executor", "files", "progress", "resources"}
+HELPERS = {"choices", "errors", "executor", "files", "packages", "progress", "resources"}
 VERBS = {
     "build",
     "distill",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from puzzle_search.errors import MissingDependencyError
+from puzzle_search.packages import installed
 
 
 def open_pyplot() -> Any:
@@ -14,15 +14,11 @@ def open_pyplot() -> Any:
     Raises:
         MissingDependencyError: matplotlib is absent.
     """
-    try:
+    with installed():
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingDependencyError(
-            "plots need matplotlib", remedy="pip install 'puzzle-search[plots]'"
-        ) from error
     return pyplot
 
 

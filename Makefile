@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-solve lint format clean
+.PHONY: help setup demo test test-engines test-solve lint format clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with the tested versions; again only when those change.
 
@@ -23,12 +23,12 @@ $(READY): pyproject.toml constraints.txt
 		exit 2; \
 	fi
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,plots,report]'
 	@touch $@
 
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		-e '.[data,eval,ray]' tensorboard
+		-e '.[data,eval,gguf,ray]' tensorboard xllamacpp
 	@touch $@
 
 demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small model on this machine.
@@ -47,6 +47,9 @@ test-solve: ## Ask questions where torch is not installed, in an environment mad
 	$(SOLVE)/bin/python tests/cli/ask.py $(SOLVE)/answers
 	$(SOLVE)/bin/puzzle-search solve --gpu h100 --target-tps 6000
 	@du -sh $(SOLVE)
+
+test-engines: $(TESTABLE) ## Run exported children in the serving engines that install here.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m engines
 
 lint: $(READY) ## Check style, format and types.
 	$(BIN)/ruff check .

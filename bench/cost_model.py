@@ -1,8 +1,8 @@
 """How far the cost models of the GPUs are from measurements and from published throughput.
 
 Prints, with the error of the data sheet alone beside each: held-out errors of every operator, the
-order of the 54 block variants, NVIDIA's 2024-09 table and the TensorRT-LLM releases by row; then
-one JSON line. With ``--write`` it fits the constants of the H100 and the H200 anew.
+order of the 54 block variants, and every published row of whole models with the error that users
+get; then one JSON line. With ``--write`` it fits the constants of the H100 and the H200 anew.
 
     python bench/cost_model.py --data DIR [--write cost_models] [--results FILE]
 """
@@ -21,27 +21,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cost_model_throughput import (
-    BLOG,
-    RELEASES,
-    STEP_SOURCE,
-    as_released,
-    blog,
-    is_counted,
-    parent_config,
-    predicted_rows,
-    published_rows,
-    releases,
-    small_child,
-)
+from cost_model_throughput import fit_steps, parent_config, throughput
 from cost_model_variants import MeasuredOperators, ModelOperators, agreement
 
 from puzzle_search.arch import SearchSpace
 from puzzle_search.cost.fitting.calibrate import calibrate_tables, step_for
-from puzzle_search.cost.fitting.calibrate_engine import fit_step, with_step
+from puzzle_search.cost.fitting.calibrate_engine import with_step
 from puzzle_search.cost.fitting.calibration import table_errors
 from puzzle_search.cost.fitting.operator_tables import OperatorTables, compare
-from puzzle_search.cost.modelled.constants import Provenance
 from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
 from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.cost.modelled.transfer import transfer
@@ -69,28 +56,19 @@ def read_tables(data: Path) -> Tables:
 
 
 def fit(data: Path, tables: Tables) -> dict[str, CostModel]:
-    """Fit both GPUs anew: operators to timings, the step of TensorRT-LLM to NVIDIA's table."""
+    """Fit both GPUs anew: operators to timings, the step of TensorRT-LLM to published rows."""
     fitted = {}
     for gpu in GPUS:
-        bare = replace(CostModel.from_file(find_cost_model(gpu)), engines={}, based_on=None)
+        bare = replace(CostModel.from_file(find_cost_model(gpu)), based_on=None)
         source = f"{OPERATORS}, {gpu}_sxm"
         fitted[gpu] = calibrate_tables(tables[gpu], bare, source=source)
-    rows = [row for row in published_rows(data, BLOG) if is_counted(row)]
-    step, _ = fit_step(rows, parent_config(), fitted["h100"], source=STEP_SOURCE)
-    fitted["h100"] = with_step(fitted["h100"], "trtllm", step)
-    other = with_step(fitted["h200"], "trtllm", step)
-    checked = predicted_rows(published_rows(data, RELEASES[0], "H200"), as_released(other))
-    errors = [abs(row.ratio - 1) for row in checked if row.counted]
-    derived = Provenance(
-        evidence="derived",
-        source="those of the H100; errors are of TensorRT-LLM 0.17 on the H200, TP 2 to 8",
-        error_median=float(np.median(errors)),
-        error_p90=float(np.quantile(errors, 0.9)),
-    )
-    fitted["h200"] = with_step(other, "trtllm", replace(step, provenance=derived))
+    steps = fit_steps(data, fitted)
     for gpu, model in fitted.items():
+        model = with_step(model, "trtllm", steps[gpu])
         only = replace(model, engines={"trtllm": model.engine("trtllm")})
-        fitted[gpu] = with_step(model, "vllm", step_for(only, "vllm"))
+        limits = {"max_batch": model.engine("vllm").step.max_batch}
+        stand_in = replace(step_for(only, "vllm"), **limits)
+        fitted[gpu] = with_step(model, "vllm", stand_in)
     return fitted
 
 
@@ -202,10 +180,7 @@ def main() -> None:
     summary["faster_than_hardware"] = faster_than_hardware(models, tables)
     summary["transfer_h100_to_h200"] = transfer_table(models, tables)
     summary["variants"] = variants_table(models, tables)
-    print("\nNVIDIA 2024-09, TensorRT-LLM on the H100; the step constants are fitted on it")
-    summary["nvidia_2024_09"] = blog(options.data, models["h100"])
-    summary["nemotron_40b"] = small_child(options.data, models["h100"])
-    summary["releases"] = releases(options.data, list(models.values()))
+    summary["throughput"] = throughput(options.data, models)
     print(json.dumps(summary))
     if options.results:
         told = {

@@ -1,11 +1,11 @@
-"""Published throughput of whole models against the cost model, row by row."""
+"""Published throughput of whole models against what users get from the cost model, row by row."""
 
 from __future__ import annotations
 
 import csv
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,21 @@ from typing import Any
 import numpy as np
 
 from puzzle_search.arch import ParentConfig
-from puzzle_search.cost.fitting.calibrate_engine import (
-    PredictedThroughput,
-    PublishedThroughput,
-    fit_step,
-    predict,
-    with_step,
-)
+from puzzle_search.cost import ScenarioCost
+from puzzle_search.cost.fitting.calibrate_engine import PublishedThroughput, fit_step, predict
+from puzzle_search.cost.modelled.constants import StepConstants
 from puzzle_search.cost.modelled.hardware import CostModel
 from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.cost.scenario import Scenario
 from puzzle_search.resources import resource
-from puzzle_search.solve import Limits
-from puzzle_search.solve.question.ask import Question, ask
 
-BLOG, RELEASES = "blog-2024-09", ("0.17", "0.14.0")
-PARENT, CHILD, SMALL = "Llama-3.1-70B", "Nemotron-51B", "Nemotron-40B"
+BLOG, RELEASES = "blog-2024-09", ("blog-2024-09", "0.17", "0.14.0")
+PARENT, CHILD = "Llama-3.1-70B", "Nemotron-51B"
 STEP_SOURCE = (
-    "NVIDIA technical blog 2024-09 on Llama-3.1-Nemotron-51B: H100 SXM 80 GB, FP8, TensorRT-LLM; "
-    "errors leave one row out. The TP term (log2), batches up to 1024 and prefill in chunks of 8192"
-    " tokens were chosen by hand, looking at this table and at the one of TensorRT-LLM 0.17"
+    "NVIDIA technical blog 2024-09 on Llama-3.1-Nemotron-51B (H100, TensorRT-LLM) and the "
+    "performance overviews of TensorRT-LLM 0.14 and 0.17 (H100, H200), FP8, one scalar a release, "
+    "that of the blog kept; without the 70B on one H100 of the overviews; errors leave one row out"
 )
-# The largest batch of the releases is the default of their builder; what the blog used is not told.
-RELEASE_MAX_BATCH = 2048
 
 
 def parent_config() -> ParentConfig:
@@ -43,29 +35,31 @@ def parent_config() -> ParentConfig:
     return ParentConfig.from_file(resource("examples", "llama-3.1-70b", "config.json"), name=PARENT)
 
 
-def published_rows(data: Path, version: str, gpu: str = "H100") -> list[PublishedThroughput]:
-    """Rows of one published table and GPU whose architectures are known."""
+def published_rows(data: Path) -> list[tuple[str, PublishedThroughput]]:
+    """Every published row whose architecture is known, with its GPU; the blog's first."""
     config = parent_config()
+    child = data / "nemotron" / "Llama-3_1-Nemotron-51B-Instruct.json"
     blocks = {
         PARENT: ((config.attention, config.ffn),) * config.num_layers,
-        CHILD: tuple(child_blocks(data / "nemotron" / "Llama-3_1-Nemotron-51B-Instruct.json")),
+        CHILD: tuple(child_blocks(child)),
     }
-    return [
-        PublishedThroughput(
-            model=row["model"],
-            blocks=blocks[row["model"]],
-            scenario=Scenario(input_len=int(row["isl"]), output_len=int(row["osl"])),
-            tp=int(float(row["tp"])),
-            tokens_per_second_per_gpu=float(row["tok_s_per_gpu"]),
-        )
-        for row in _table(data)
-        if row["trtllm_version"] == version and row["gpu"] == gpu and row["model"] in blocks
-    ]
-
-
-def _table(data: Path) -> list[dict[str, str]]:
     with (data / "published_throughput.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = [
+            (
+                row["gpu"].lower(),
+                PublishedThroughput(
+                    release=row["trtllm_version"],
+                    model=row["model"],
+                    blocks=blocks[row["model"]],
+                    scenario=Scenario(input_len=int(row["isl"]), output_len=int(row["osl"])),
+                    tp=int(float(row["tp"])),
+                    tokens_per_second_per_gpu=float(row["tok_s_per_gpu"]),
+                ),
+            )
+            for row in csv.DictReader(file)
+            if row["model"] in blocks
+        ]
+    return sorted(rows, key=lambda row: RELEASES.index(row[1].release))
 
 
 def child_blocks(path: Path) -> Iterator[tuple[str, str]]:
@@ -76,77 +70,84 @@ def child_blocks(path: Path) -> Iterator[tuple[str, str]]:
         yield attention, ffn
 
 
-def is_counted(row: PublishedThroughput) -> bool:
-    """Whether a row counts. The 70B on one GPU hangs on a few GB of KV cache, not on speed."""
-    return not (row.model == PARENT and row.tp == 1)
+def is_fitted(gpu: str, row: PublishedThroughput) -> bool:
+    """Whether a row is fitted and counted.
+
+    The 70B on one H100 hangs on how many GB an engine leaves for its KV cache: from 5 in 0.14 to 10
+    in 0.17. The blog's is counted.
+    """
+    return not (gpu == "h100" and row.model == PARENT and row.tp == 1 and row.release != BLOG)
+
+
+def fit_steps(data: Path, models: Mapping[str, CostModel]) -> dict[str, StepConstants]:
+    """The step constants of TensorRT-LLM on each GPU, from all published rows that count."""
+    used = [(models[gpu], row) for gpu, row in published_rows(data) if is_fitted(gpu, row)]
+    return fit_step(used, parent_config(), source=STEP_SOURCE)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A published row beside what the cost model and the data sheet alone say of it."""
+    """A published row beside what users get and what the data sheet alone says."""
 
     gpu: str
     published: PublishedThroughput
-    said: PredictedThroughput
-    datasheet: PredictedThroughput
+    said: ScenarioCost
+    datasheet: ScenarioCost
 
     @property
     def counted(self) -> bool:
         """Whether the row enters the means."""
-        return is_counted(self.published)
+        return is_fitted(self.gpu, self.published)
 
     @property
     def ratio(self) -> float:
         """Predicted / published."""
-        said = self.said.tokens_per_second_per_gpu
-        return said / self.published.tokens_per_second_per_gpu
+        return self._ratio(self.said)
 
     @property
     def datasheet_ratio(self) -> float:
         """The data sheet's / published."""
-        said = self.datasheet.tokens_per_second_per_gpu
-        return said / self.published.tokens_per_second_per_gpu
+        return self._ratio(self.datasheet)
+
+    def _ratio(self, said: ScenarioCost) -> float:
+        return said.tokens_per_second_per_gpu / self.published.tokens_per_second_per_gpu
 
 
-def predicted_rows(rows: Sequence[PublishedThroughput], model: CostModel) -> list[Row]:
-    """Predict published rows of one GPU."""
+def predicted_rows(data: Path, models: Mapping[str, CostModel]) -> list[Row]:
+    """Every published row, predicted with static batches."""
     config = parent_config()
-    step = model.engine("trtllm").step
-    ideal = replace(
-        model,
-        engines={
-            "trtllm": roofline_engine(
-                model.sheet, max_batch=step.max_batch, max_tokens=step.max_tokens
-            )
-        },
-    )
+    ideal = {
+        gpu: replace(
+            model,
+            engines={
+                "trtllm": roofline_engine(
+                    model.sheet, max_batch=model.engine("trtllm").step.max_batch
+                )
+            },
+        )
+        for gpu, model in models.items()
+    }
     return [
         Row(
-            gpu=model.gpu,
+            gpu=gpu,
             published=row,
-            said=predict(row, config, model),
-            datasheet=predict(row, config, ideal),
+            said=predict(row, config, models[gpu]),
+            datasheet=predict(row, config, ideal[gpu]),
         )
-        for row in rows
+        for gpu, row in published_rows(data)
     ]
 
 
-def as_released(model: CostModel) -> CostModel:
-    """The model with the largest batch of the TensorRT-LLM releases."""
-    step = model.engine("trtllm").step
-    return with_step(model, "trtllm", replace(step, max_batch=RELEASE_MAX_BATCH))
-
-
-def print_rows(rows: Sequence[Row], *, scalar: float = 1.0) -> None:
-    """One line a row: batch, what limits it, published, predicted, the data sheet's error."""
-    print(f"{'model':14}{'GPU':>5}{'in/out':>11}{'TP':>3}{'batch':>6}  {'limit':10}", end="")
-    print(f"{'published':>10}{'predicted':>10}{'error':>8}  datasheet alone")
+def print_rows(rows: Sequence[Row], scalar: float) -> None:
+    """One line a row: batch, published, predicted, its error, the data sheet's."""
+    print(f"{'model':14}{'GPU':>5}{'in/out':>11}{'TP':>3}{'batch':>6}", end="")
+    print(f"{'published':>11}{'predicted':>10}{'error':>8}  datasheet alone")
     for row in rows:
         said = row.said.tokens_per_second_per_gpu / scalar
         print(
             f"{row.published.model:14}{row.gpu:>5}{row.published.scenario!s:>11}"
-            f"{row.published.tp:3}{row.said.batch:6}  {row.said.limit:10}"
-            f"{row.published.tokens_per_second_per_gpu:10.0f}{said:10.0f}"
+            f"{row.published.tp:3}{row.said.point.batch:6}"
+            f"{row.published.tokens_per_second_per_gpu:11.0f}{said:10.0f}"
             f"{row.ratio / scalar - 1:8.1%}{row.datasheet_ratio - 1:17.1%}"
             f"{'' if row.counted else '  (not counted)'}"
         )
@@ -157,158 +158,66 @@ def mape(ratios: Sequence[float]) -> float:
     return statistics.fmean(abs(ratio - 1) for ratio in ratios)
 
 
-def scalar_of(ratios: Sequence[float]) -> float:
-    """The one scalar of an engine release: median of predicted / published."""
-    return float(np.exp(np.median(np.log(ratios))))
-
-
-def leave_one_out(ratios: Sequence[float]) -> list[float]:
-    """Each ratio after the scalar of all the others."""
-    others = [[*ratios[:i], *ratios[i + 1 :]] for i in range(len(ratios))]
-    return [ratio / scalar_of(rest) for ratio, rest in zip(ratios, others, strict=True)]
-
-
-def blog(data: Path, model: CostModel) -> dict[str, Any]:
-    """NVIDIA's 2024-09 table; prints it and returns its errors."""
-    published = published_rows(data, BLOG)
-    rows = predicted_rows(published, model)
-    print_rows(rows)
-    counted = [row.ratio for row in rows if row.counted]
-    alone = [abs(row.ratio - 1) for row in rows if not row.counted]
-    _, left_out = fit_step(
-        [row for row in published if is_counted(row)], parent_config(), model, source=STEP_SOURCE
-    )
-    pairs = child_to_parent(rows)
-    ratios = [abs(said / was - 1) for _, was, said, _ in pairs]
-    ideal = [abs(sheet / was - 1) for _, was, _, sheet in pairs]
-    print(f"\nchild / parent {'published':>10}{'predicted':>10}{'datasheet alone':>17}")
-    for scenario, was, said, sheet in pairs:
-        print(f"{scenario!s:14}{was:11.2f}{said:10.2f}{sheet:17.2f}")
-    found = {
-        "rows": len(counted),
-        "mape_in_sample": mape(counted),
-        "mape_leave_one_out": float(np.mean(np.abs(left_out))),
-        "mape_other_release_one_scalar": _other_release(data, model, published),
-        "datasheet_mape": mape([row.datasheet_ratio for row in rows if row.counted]),
-        "parent_tp1_worst": max(alone),
-        "child_to_parent_median": statistics.median(ratios),
-        "child_to_parent_worst": max(ratios),
-        "datasheet_child_to_parent_median": statistics.median(ideal),
-    }
-    return {name: round(value, 4) for name, value in found.items()}
-
-
-def _other_release(data: Path, model: CostModel, published: Sequence[PublishedThroughput]) -> float:
-    """MAPE of the blog's rows when the step is fitted on TensorRT-LLM 0.17, with one scalar."""
-    rows = [row for row in published_rows(data, RELEASES[0]) if is_counted(row)]
-    step, _ = fit_step(rows, parent_config(), as_released(model), source=RELEASES[0])
-    max_batch = model.engine("trtllm").step.max_batch
-    other = with_step(model, "trtllm", replace(step, max_batch=max_batch))
-    counted = [row for row in published if is_counted(row)]
-    return mape(leave_one_out([row.ratio for row in predicted_rows(counted, other)]))
-
-
-def child_to_parent(rows: Sequence[Row]) -> list[tuple[Scenario, float, float, float]]:
-    """Speed of the child to the parent's: scenario, published, predicted, of the data sheet."""
-    parents = {
-        row.published.scenario: row
-        for row in rows
-        if row.published.model == PARENT and row.published.tp > 1
-    }
-    pairs = [
-        (row, parents[row.published.scenario])
-        for row in rows
-        if row.published.model == CHILD and row.published.scenario in parents
-    ]
-    return [
-        (
-            row.published.scenario,
-            row.published.tokens_per_second_per_gpu / parent.published.tokens_per_second_per_gpu,
-            row.said.tokens_per_second_per_gpu / parent.said.tokens_per_second_per_gpu,
-            row.datasheet.tokens_per_second_per_gpu / parent.datasheet.tokens_per_second_per_gpu,
-        )
-        for row, parent in pairs
-    ]
-
-
-def small_child(data: Path, model: CostModel) -> dict[str, Any]:
-    """The 40B's two rows. NVIDIA did not publish its layers, so that only their ratio is tested.
-
-    The child is the solver's answer to the published throughput of the first row, which therefore
-    agrees by construction; the second row is predicted for that child.
-    """
-    rows = {
-        (int(row["isl"]), int(row["osl"])): float(row["tok_s_per_gpu"])
-        for row in _table(data)
-        if row["model"] == SMALL
-    }
-    asked, tested = (128, 1024), (2048, 128)
-    limits = Limits(tokens_per_second_per_gpu=rows[asked])
-    answer = ask(Question(scenarios=[("128/1024", limits)]), max_seconds=30)
-    blocks = tuple((block.attention, block.ffn) for block in answer.spec.blocks)
-    said = {
-        lengths: predict(
-            PublishedThroughput(
-                model=SMALL,
-                blocks=blocks,
-                scenario=Scenario(input_len=lengths[0], output_len=lengths[1]),
-                tp=1,
-                tokens_per_second_per_gpu=rows[lengths],
-            ),
-            parent_config(),
-            model,
-        )
-        for lengths in (asked, tested)
-    }
-    speeds = {lengths: found.tokens_per_second_per_gpu for lengths, found in said.items()}
-    error = (speeds[tested] / speeds[asked]) / (rows[tested] / rows[asked]) - 1
-    print(f"\n{SMALL}: layers not published; child of the solver for {rows[asked]:.0f} tok/s")
-    for lengths, found in said.items():
-        print(
-            f"{lengths[0]}/{lengths[1]}: batch {found.batch} ({found.limit}), published "
-            f"{rows[lengths]:.0f}, predicted {speeds[lengths]:.0f}"
-        )
-    print(f"ratio of the two rows: error {error:.1%}")
-    return {"ratio_error": round(error, 4)}
-
-
-def releases(data: Path, models: Sequence[CostModel]) -> dict[str, Any]:
-    """TensorRT-LLM releases at TP 2 to 8 on every GPU, with one scalar each; prints all rows."""
+def throughput(data: Path, models: Mapping[str, CostModel]) -> dict[str, Any]:
+    """All published rows by release, with one scalar each; prints them and returns the errors."""
+    rows = predicted_rows(data, models)
     summary: dict[str, Any] = {}
-    models = [as_released(model) for model in models]
-    for version in RELEASES:
-        rows = [
-            row
-            for model in models
-            for row in predicted_rows(published_rows(data, version, model.gpu.upper()), model)
-        ]
-        counted = [row for row in rows if row.counted]
+    scaled: dict[int, list[float]] = {}
+    for release in RELEASES:
+        part = [row for row in rows if row.published.release == release]
+        counted = [row for row in part if row.counted]
         ratios = [row.ratio for row in counted]
-        scalar = scalar_of(ratios)
-        print(f"\nTensorRT-LLM {version}, one scalar {scalar:.3f}")
-        print_rows(rows, scalar=scalar)
-        at = {(row.gpu, row.published.scenario, row.published.tp): row for row in counted}
-        pairs = [
-            (row, at[key])
-            for row in counted
-            if (key := ("h200", row.published.scenario, row.published.tp)) in at
-            and row.gpu == "h100"
-        ]
-        between = [old.ratio / new.ratio for old, new in pairs]
-        ideal = [old.datasheet_ratio / new.datasheet_ratio for old, new in pairs]
+        scalar = float(np.exp(np.median(np.log(ratios))))
+        print(f"\n{release}: one scalar {scalar:.3f}")
+        print_rows(part, scalar)
+        for row in counted:
+            scaled.setdefault(row.published.tp, []).append(row.ratio / scalar)
         sheet = [row.datasheet_ratio for row in counted]
-        alone = [abs(row.ratio / scalar - 1) for row in rows if not row.counted]
-        found = {
+        sheet_scalar = float(np.exp(np.median(np.log(sheet))))
+        summary[release] = {
             "rows": len(counted),
-            "scalar": scalar,
-            "mape_leave_one_out": mape(leave_one_out(ratios)),
-            "mape_without_scalar": mape(ratios),
-            "datasheet_mape": mape(sheet),
-            "datasheet_one_scalar_mape": mape(leave_one_out(sheet)),
-            "h100_to_h200_pairs": len(between),
-            "h100_to_h200_mape": mape(between),
-            "datasheet_h100_to_h200_mape": mape(ideal),
-            "parent_tp1_worst": max(alone),
+            "scalar": round(scalar, 4),
+            "mape": round(mape([ratio / scalar for ratio in ratios]), 4),
+            "mape_without_scalar": round(mape(ratios), 4),
+            "datasheet_mape_one_scalar": round(mape([r / sheet_scalar for r in sheet]), 4),
         }
-        summary[version] = {name: round(value, 4) for name, value in found.items()}
+    everything = [ratio for ratios in scaled.values() for ratio in ratios]
+    (alone,) = [
+        row
+        for row in rows
+        if (row.published.release, row.published.model, row.published.tp) == (BLOG, PARENT, 1)
+        and str(row.published.scenario) == "128/1024"
+    ]
+    summary["all"] = {
+        "rows": len(everything),
+        "mape": round(mape(everything), 4),
+        "mean_error_by_tp": {
+            tp: round(statistics.fmean(ratios) - 1, 4) for tp, ratios in sorted(scaled.items())
+        },
+        "parent_on_one_h100": round(alone.ratio - 1, 4),
+        "child_to_parent": _child_to_parent(rows),
+    }
+    print(f"\nall rows, one scalar a release: {summary['all']}")
     return summary
+
+
+def _child_to_parent(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Speed of the 51B to the 70B's at TP 4, published and predicted, by scenario."""
+    blog = [row for row in rows if row.published.release == BLOG]
+    parents = {
+        row.published.scenario: row for row in blog if row.published.model == PARENT
+        and row.published.tp > 1
+    }  # fmt: skip
+    found = {}
+    for row in blog:
+        parent = parents.get(row.published.scenario)
+        if row.published.model == CHILD and parent is not None:
+            pairs = (
+                (row.published, parent.published),
+                (row.said, parent.said),
+            )
+            found[str(row.published.scenario)] = [
+                round(a.tokens_per_second_per_gpu / b.tokens_per_second_per_gpu, 3)
+                for a, b in pairs
+            ]
+    return found

@@ -14,6 +14,8 @@ TableGoal = Literal["score", "latency", "memory", "parameters"]
 Axis = Literal["throughput", "memory", "latency"]
 Backend = Literal["scip", "highs", "cp-sat"]
 
+ServingMode = Literal["in-flight", "static"]
+
 # Engines of which it is known what children they load.
 LoadingEngine = Literal["trtllm", "vllm", "sglang", "llama.cpp", "mlx-lm"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+_LONGEST = 2000  # characters of a message or a remedy
+
 
 class PuzzleSearchError(Exception):
     """Base of every error that the command line reports as one message with exit code 2.
@@ -14,6 +16,7 @@ class PuzzleSearchError(Exception):
     """
 
     def __init__(self, message: str, *, remedy: str) -> None:
+        message, remedy = _shown(message), _shown(remedy)
         super().__init__(f"{message}\n  remedy: {remedy}")
         self.message = message
         self.remedy = remedy
@@ -21,6 +24,14 @@ class PuzzleSearchError(Exception):
     def __reduce__(self) -> tuple[partial[PuzzleSearchError], tuple[()]]:
         """Errors cross process boundaries whole."""
         return partial(type(self), self.message, remedy=self.remedy), ()
+
+
+def _shown(text: str) -> str:
+    """Text with control characters escaped, and cut in the middle where it quotes megabytes."""
+    if len(text) > _LONGEST:
+        kept = _LONGEST // 2 - 20
+        text = f"{text[:kept]} [... {len(text) - 2 * kept:,} characters ...] {text[-kept:]}"
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class InputError(PuzzleSearchError):

@@ -19,14 +19,16 @@ _EXTRAS = {
     "pyarrow": "data",
     "lm_eval": "eval",
     "flashinfer": "flashinfer",
+    "gguf": "gguf",
     "matplotlib": "plots",
+    "plotly": "report",
     "ray": "ray",
     "tensorboard": "track",
     "trackio": "track",
     "wandb": "track",
 }
 # What turns models into children, and comes with the package unless it was installed without.
-_WHOLE = {"jinja2", "pynvml", "safetensors", "tokenizers", "torch", "transformers"}
+_WHOLE = {"pynvml", "safetensors", "torch", "transformers"}
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import time
+from typing import BinaryIO
 
 import pytest
 
@@ -19,6 +21,8 @@ from puzzle_search.files import (
     check_keys,
     file_hash,
     folder_written_whole,
+    read_csv_rows,
+    read_json,
     read_text,
     read_yaml,
     value_hash,
@@ -136,7 +140,7 @@ def test_an_old_folder_is_whole_until_the_new_one_is_in_place(
     (target / "old.txt").write_text("old")
     seen: list[list[str]] = []
     monkeypatch.setattr(
-        "puzzle_search.files.shutil.rmtree", lambda *_, **__: seen.append(names(target))
+        "puzzle_search.files.writing.shutil.rmtree", lambda *_, **__: seen.append(names(target))
     )
     with folder_written_whole(target) as folder:
         (folder / "new.txt").write_text("new")
@@ -280,3 +284,152 @@ def test_check_keys(data: object, message: str | None) -> None:
         return
     with pytest.raises(InputError, match=message):
         check_keys(data, "here", required={"a", "b"}, optional={"c"})
+
+
+def test_reading_leaves_the_line_that_someone_is_writing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"unit": 1})
+    with journal.path.open("ab", buffering=0) as writer:
+        writer.write(b'{"unit"')
+        assert Journal(journal.path).read() == [{"unit": 1}]
+        writer.write(b": 2}\n")
+    assert journal.read() == [{"unit": 1}, {"unit": 2}]
+
+
+HOLDS = """
+import sys, time
+from puzzle_search.files import Journal
+with Journal(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_journal_is_at_work_for_one_process_until_that_dies(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "journal.jsonl"
+    command = [sys.executable, "-c", HOLDS, str(file)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InputError, match=f"{file.parent}: another process is at work"),
+            Journal(file).held(),
+        ):
+            pass
+        assert Journal(file).read() == []  # reading is free
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with Journal(file).held():
+            pass
+
+
+def test_large_files_are_not_read_again_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file: BinaryIO, name: str) -> object:
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr("puzzle_search.files.hashes.hashlib.file_digest", counted)
+    monkeypatch.setattr("puzzle_search.files.hashes.time.time", lambda: time() + 10)
+    contents = [bytes(2**20), b"1" * 2**20]
+    file = tmp_path / "weights"
+    file.write_bytes(contents[0])
+    expected = [hashlib.sha256(content).hexdigest()[:16] for content in contents]
+    assert [file_hash(file), file_hash(file)] == [expected[0]] * 2
+    assert len(read) == 1
+    # Size and modification time as before, as `cp --preserve` and `rsync --times` leave them.
+    times = file.stat()
+    file.write_bytes(contents[1])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file_hash(file) == expected[1]
+    (cached,) = (tmp_path / "cache" / "puzzle-search" / "hashes").iterdir()
+    cached.write_text("{")
+    assert file_hash(file) == expected[1]
+    assert len(read) == 3
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "weights").write_bytes(bytes(2**20))
+    file_hash(tmp_path / "weights")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ('{"a": ' + "1" * 5001 + "}", "5001 digits"),
+    ],
+)
+def test_json_of_unreasonable_depth_or_size(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_json(file, remedy="download it again")
+    assert str(file) in caught.value.message
+    file.write_text(text + "\n")
+    with pytest.raises(InputError, match="line 1 is damaged"):
+        Journal(file).read()
+
+
+@pytest.mark.parametrize(
+    "tail", ["\n".join(f"x{n}: &x{n} [{f'*x{n - 1},' * 9}]" for n in range(1, 20)), "y: &y [*y]"]
+)
+def test_yaml_aliases_that_expand_without_end(tmp_path: Path, tail: str) -> None:
+    file = yaml_file(tmp_path, f"format: {FORMAT}\nx0: &x0 [1]\n{tail}\n")
+    with pytest.raises(InputError, match="aliases stand for more than"):
+        read_yaml(file, format=FORMAT)
+
+
+def test_a_csv_cell_of_megabytes(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a\n" + "1" * 200_000 + "\n")
+    with pytest.raises(InputError, match=r"a\.csv, line 2: field larger than"):
+        read_csv_rows(file, ["a"], remedy="name a table")
+
+
+def test_messages_stay_short_and_printable() -> None:
+    error = InputError(f"here: {'x' * 10**6!r} is wrong\x1b[2J", remedy="y" * 10**6)
+    assert len(str(error)) < 4500
+    assert "is wrong\\x1b[2J" in error.message
+    assert error.message.startswith("here: 'xxx")
+
+
+def test_what_a_link_stands_for_is_written_not_the_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name, target in (("file", "elsewhere/file"), ("folder", "elsewhere/folder")):
+        (tmp_path / name).symlink_to(target)
+    for content in ("one", "two"):
+        write_text(tmp_path / "file", content)
+        with folder_written_whole(tmp_path / "folder") as folder:
+            (folder / content).touch()
+    assert (tmp_path / "elsewhere" / "file").read_text() == "two"
+    assert names(tmp_path / "elsewhere" / "folder") == ["two"]
+    assert all((tmp_path / name).is_symlink() for name in ("file", "folder"))
+
+
+def test_what_is_no_regular_file_or_folder_is_left_alone(tmp_path: Path) -> None:
+    fifo, loop = tmp_path / "fifo", tmp_path / "loop"
+    os.mkfifo(fifo)
+    loop.symlink_to(loop)
+    for path in (fifo, Path("/dev/null"), loop, tmp_path):
+        before = path.lstat()
+        with pytest.raises(InputError, match=r"regular file|cannot be written"):
+            write_text(path, "text")
+        with (
+            pytest.raises(InputError, match=r"regular file|cannot be written"),
+            written_whole(path),
+        ):
+            pass
+        assert os.path.samestat(path.lstat(), before)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="no folder"), folder_written_whole(tmp_path / "file"):
+        pass

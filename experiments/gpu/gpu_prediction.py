@@ -10,6 +10,7 @@ from gpu_setting import Setting
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import CostTable, OperatingPoint, Profile, Scenario, build_cost_table
 from puzzle_search.cost.measured.work import head_work, least_us, subblock_work
+from puzzle_search.cost.step import Step
 from puzzle_search.cost.table import ScenarioCost, covered_points
 from puzzle_search.solve.question.targets import profile_target
 
@@ -67,14 +68,11 @@ class Prediction:
 
     def step_ms(self, spec: ArchitectureSpec, batch: int) -> float:
         """Sum of the profiled parts of a decode step."""
-        at: dict[str, Any] = {"batch": batch, "tokens": 1, "tp": 1}
-        context = self.setting.floor_context
-        us = float(self.profile.outside_us("decode", **at))
+        step = Step.of(tp=1, decoding=batch, decode_context=self.setting.floor_context)
+        us = float(self.profile.outside_us(step))
         for block in spec.blocks:
             for subblock, variant in (("attention", block.attention), ("ffn", block.ffn)):
-                us += float(
-                    self.profile.subblock_us(subblock, variant, "decode", context=context, **at)  # type: ignore[arg-type]
-                )
+                us += float(self.profile.subblock_us(subblock, variant, step))  # type: ignore[arg-type]
         return us / 1e3
 
     def floor_ms(self, spec: ArchitectureSpec, batch: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from puzzle_search.errors import InputError
-from puzzle_search.files import read_text
+from puzzle_search.files import read_json
 from puzzle_search.resources import resource
 
 # Attention biases by model type: (q, k and v; o). None: the config's `attention_bias` decides both.
@@ -21,6 +20,20 @@ _BIASES: dict[str, tuple[bool, bool] | None] = {
     "qwen2": (True, False),
     "qwen3": None,
 }
+# Rope types whose frequencies do not depend on the running length, and the numbers each needs.
+_ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("factor",),
+}
+_LARGEST_ROPE_THETA = 1e15
+_LARGEST_SIZE = 2**31
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -73,6 +86,11 @@ class ParentConfig:
         """The rope keys of the config, verbatim."""
         return {key: self.raw[key] for key in _ROPE_KEYS if key in self.raw}
 
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a text: one in most configs, several in those of chat models."""
+        return stop_tokens_of(self.raw, self.name)
+
     def __reduce__(self) -> tuple[partial[ParentConfig], tuple[()]]:
         """Configurations cross process boundaries as they were read."""
         return partial(type(self).from_dict, dict(self.raw), name=self.name), ()
@@ -99,14 +117,10 @@ class ParentConfig:
         file = Path(path)
         if file.is_dir():
             file = file / "config.json"
-        text = read_text(file, remedy="name a config.json or a checkpoint folder")
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} is not JSON: {error}", remedy="download it again") from error
-        if not isinstance(raw, dict):
-            raise InputError(f"{file} is not a JSON object", remedy="download it again")
-        return cls.from_dict(raw, name=name or file.resolve().parent.name, where=str(file))
+        raw = read_json(
+            file, remedy="name a config.json or a checkpoint folder, or download it again"
+        )
+        return cls.from_dict(raw, name=name or _model_name(file), where=str(file))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, name: str, where: str = "config") -> ParentConfig:
@@ -139,6 +153,16 @@ class ParentConfig:
                 remedy="correct num_key_value_heads",
             )
         divides = model_type != "qwen3" and hidden % heads == 0
+        head_dim = fields.size("head_dim", hidden // heads if divides else None)
+        if head_dim % 2:
+            raise InputError(
+                f"{where}: head_dim is {head_dim}; rotary embedding takes an even one",
+                remedy="correct head_dim",
+            )
+        _check_rope(raw, where)
+        if raw.get("use_cache") is not None:
+            fields.flag("use_cache", True)
+        stop_tokens_of(raw, where)
         return cls(
             name=name,
             model_type=model_type,
@@ -146,7 +170,7 @@ class ParentConfig:
             num_layers=fields.size("num_hidden_layers"),
             num_heads=heads,
             num_kv_heads=kv_heads,
-            head_dim=fields.size("head_dim", hidden // heads if divides else None),
+            head_dim=head_dim,
             intermediate_size=fields.size("intermediate_size"),
             vocab_size=fields.size("vocab_size"),
             tie_embeddings=fields.flag("tie_word_embeddings", False),
@@ -159,6 +183,62 @@ class ParentConfig:
             sliding_window=_sliding_window(raw, fields, model_type, where),
             raw=MappingProxyType(dict(raw)),
         )
+
+
+def _model_name(file: Path) -> str:
+    """The folder's name, or the model's where the folder is a snapshot in Hugging Face's cache.
+
+    Such a folder is ``models--<owner>--<name>/snapshots/<revision>``, its files links to blobs.
+    """
+    folder = file.parent.resolve()
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return cached.rpartition("--")[2]
+    return folder.name
+
+
+def _check_rope(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse rope settings that the decoder cannot compute.
+
+    Raises:
+        InputError: another rope type, or settings that are missing or no positive numbers.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        if raw.get(key) is not None and not isinstance(raw[key], Mapping):
+            raise InputError(f"{where}: {key} is not an object", remedy=f"correct {key}")
+    settings = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    rope_type = settings.get("rope_type", settings.get("type", "default"))
+    if not isinstance(rope_type, str) or rope_type not in _ROPE_TYPES:
+        raise InputError(
+            f"{where}: rope type {rope_type!r} is not supported",
+            remedy=f"use a model of rope type {', '.join(_ROPE_TYPES)}",
+        )
+    thetas = [given["rope_theta"] for given in (raw, settings) if "rope_theta" in given]
+    numbers = [("rope_theta", theta) for theta in thetas]
+    numbers += [(key, settings.get(key)) for key in _ROPE_TYPES[rope_type]]
+    for key, value in numbers:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < _LARGEST_ROPE_THETA:
+            raise InputError(
+                f"{where}: {key} of rope type {rope_type} must be a positive number, not {value!r}",
+                remedy=f"correct {key}",
+            )
+
+
+def stop_tokens_of(raw: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """``eos_token_id`` of a ``config.json`` or ``generation_config.json``.
+
+    Raises:
+        InputError: it is neither a token, a list of tokens, nor left out.
+    """
+    given = raw.get("eos_token_id")
+    tokens = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(token) is int and token >= 0 for token in tokens):
+        raise InputError(
+            f"{where}: eos_token_id is {given!r:.80}, neither a token nor a list of tokens",
+            remedy="correct eos_token_id",
+        )
+    return tuple(tokens)
 
 
 def _sliding_window(
@@ -193,7 +273,7 @@ class _Fields:
         value = self._raw.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if type(value) is not int or not 0 < value < _LARGEST_SIZE:
             raise self._wrong(key, "a positive whole number")
         return value
 

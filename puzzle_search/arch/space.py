@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puzzle_search.arch.config import ParentConfig
-from puzzle_search.arch.variants import Subblock, check_variant, parse_variant
+from puzzle_search.arch.variants import (
+    STOCK_WIDTH_MULTIPLE,
+    Mlp,
+    Subblock,
+    check_variant,
+    parse_variant,
+)
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_yaml
 
@@ -86,7 +92,8 @@ class SearchSpace:
         """Read a search-space YAML: defaults for all layers, exceptions by layer range, runs.
 
         Raises:
-            InputError: unknown keys, variants that do not fit, or layers out of range.
+            InputError: unknown keys, variants that do not fit, widths that no serving engine
+                loads, or layers out of range.
         """
         data = read_yaml(path, format=FORMAT)
         required, optional = {"format", "attention", "ffn"}, {"exceptions", "runs"}
@@ -107,6 +114,7 @@ class SearchSpace:
                 if "ffn" in exception:
                     ffn[layer] = _checked("ffn", exception["ffn"], config, where)
         space = cls(attention=tuple(attention), ffn=tuple(ffn))
+        _check_widths(space, config, str(path))
         runs = data.get("runs", [])
         if not isinstance(runs, list):
             raise InputError(f"{path}: runs is not a list", remedy="write a list, or none")
@@ -116,6 +124,22 @@ class SearchSpace:
             for run in _runs(entry, space, f"{path}, run {number}")
         ]
         return replace(space, runs=tuple(dict.fromkeys(found)))
+
+
+def _check_widths(space: SearchSpace, config: ParentConfig, where: str) -> None:
+    """Refuse widths of which stock engines load no child; the parent's own may be any."""
+    for name in space.all_variants("ffn"):
+        variant = parse_variant("ffn", name)
+        if not isinstance(variant, Mlp) or name == config.ffn:
+            continue
+        width = variant.intermediate_size
+        if below := width % STOCK_WIDTH_MULTIPLE:
+            near = [n for n in (width - below, width - below + STOCK_WIDTH_MULTIPLE) if n]
+            raise InputError(
+                f"{where}, ffn: {name}: engines load widths that are multiples of "
+                f"{STOCK_WIDTH_MULTIPLE}, {width} is not",
+                remedy=f"use {' or '.join(f'mlp_{n}' for n in near)}",
+            )
 
 
 def _runs(entry: object, space: SearchSpace, where: str) -> Iterator[Replacement]:

@@ -83,17 +83,34 @@ class ArchitectureSpec:
         """
         data = read_yaml(path, format=FORMAT)
         check_keys(data, path, required={"format", "parent", "blocks"}, optional={"solution"})
-        if not isinstance(data["blocks"], list) or not data["blocks"]:
-            raise InputError(f"{path}: blocks is not a list", remedy="write one entry per block")
-        blocks: list[BlockChoice] = []
+        return cls.from_parts(data["parent"], data["blocks"], data.get("solution", {}), str(path))
+
+    @classmethod
+    def from_parts(
+        cls, parent: object, blocks: object, solution: object, where: str
+    ) -> ArchitectureSpec:
+        """A spec from what a file says of it.
+
+        Args:
+            parent: its name.
+            blocks: one mapping a block, in order.
+            solution: how it was found.
+            where: the file, for messages.
+
+        Raises:
+            InputError: unknown keys or variants, or blocks that do not cover 0..n-1 in order.
+        """
+        if not isinstance(blocks, list) or not blocks:
+            raise InputError(f"{where}: blocks is not a list", remedy="write one entry per block")
+        read: list[BlockChoice] = []
         covered = 0
-        for number, entry in enumerate(data["blocks"]):
-            where = f"{path}, block {number}"
-            check_keys(entry, where, required={"attention", "ffn"}, optional={"layers"})
-            layers = _layers(entry.get("layers", [covered]), where)
+        for number, entry in enumerate(blocks):
+            here = f"{where}, block {number}"
+            check_keys(entry, here, required={"attention", "ffn"}, optional={"layers"})
+            layers = _layers(entry.get("layers", [covered]), here)
             if layers != tuple(range(covered, covered + len(layers))):
                 raise InputError(
-                    f"{where}: layers {list(layers)} do not begin at layer {covered}",
+                    f"{here}: layers {list(layers)} do not begin at layer {covered}",
                     remedy="cover every parent layer once, in order",
                 )
             block = BlockChoice(
@@ -103,15 +120,14 @@ class ArchitectureSpec:
                 parse_variant("attention", block.attention)
                 parse_variant("ffn", block.ffn)
             except InputError as error:
-                raise InputError(f"{where}: {error.message}", remedy=error.remedy) from error
-            blocks.append(block)
+                raise InputError(f"{here}: {error.message}", remedy=error.remedy) from error
+            read.append(block)
             covered += len(layers)
-        parent, solution = data["parent"], data.get("solution", {})
         if not isinstance(parent, str) or not parent:
-            raise InputError(f"{path}: parent {parent!r} is not a name", remedy="quote the name")
+            raise InputError(f"{where}: parent {parent!r} is not a name", remedy="quote the name")
         if not isinstance(solution, dict):
-            raise InputError(f"{path}: solution is not a mapping", remedy="write one, or none")
-        return cls(parent=parent, blocks=tuple(blocks), solution=solution)
+            raise InputError(f"{where}: solution is not a mapping", remedy="write one, or none")
+        return cls(parent=parent, blocks=tuple(read), solution=solution)
 
     def to_yaml(self) -> str:
         """The spec as YAML."""

@@ -102,6 +102,9 @@ class NoOp:
         return {}
 
 
+STOCK_WIDTH_MULTIPLE = 256
+"""FFN widths that a ``nemotron-nas`` checkpoint can say, and with it every stock engine."""
+
 Variant = Gqa | Mlp | Linear | NoOp
 
 _SIZED: dict[Subblock, tuple[str, type[Gqa] | type[Mlp]]] = {
@@ -133,14 +136,15 @@ def check_variant(variant: Variant, config: ParentConfig) -> None:
     """Check that a variant fits a parent.
 
     Raises:
-        InputError: KV heads do not divide the query heads, or a size exceeds the parent's.
+        InputError: KV heads do not divide the parent's, or a width exceeds the parent's.
     """
     if isinstance(variant, Gqa):
-        if config.num_heads % variant.kv_heads or variant.kv_heads > config.num_kv_heads:
+        # Each new head is made of as many of the parent's, so that it divides the query heads too.
+        if config.num_kv_heads % variant.kv_heads:
+            divisors = [n for n in range(1, config.num_kv_heads + 1) if not config.num_kv_heads % n]
             raise InputError(
-                f"{variant} does not fit {config.name}: {config.num_heads} query heads and "
-                f"{config.num_kv_heads} KV heads",
-                remedy="use a divisor of the query heads, at most the parent's KV heads",
+                f"{variant} does not fit the {config.num_kv_heads} KV heads of {config.name}",
+                remedy=f"use a divisor of them: {', '.join(f'gqa_{n}' for n in divisors)}",
             )
     elif isinstance(variant, Mlp) and variant.intermediate_size > config.intermediate_size:
         raise InputError(

@@ -6,7 +6,12 @@ from puzzle_search.checkpoint.child_folder import (
     decoder_tensor_name,
     write_child,
 )
-from puzzle_search.checkpoint.load import load_decoder, load_tokenizer, subblock_from_tensors
+from puzzle_search.checkpoint.load import (
+    load_decoder,
+    load_tokenizer,
+    stop_tokens,
+    subblock_from_tensors,
+)
 from puzzle_search.checkpoint.names import outside_names, subblock_names
 from puzzle_search.checkpoint.reader import CheckpointReader, open_safetensors
 from puzzle_search.checkpoint.writer import CheckpointWriter, save_tensors
@@ -23,6 +28,7 @@ __all__ = [
     "outside_names",
     "read_model_config",
     "save_tensors",
+    "stop_tokens",
     "subblock_from_tensors",
     "subblock_names",
     "write_child",

@@ -8,6 +8,7 @@ together, both; runs put one block in the place of several layers.
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,14 @@ class BlockLibrary:
         """Hash of the parent and of every entry's weights."""
         entries = [[*key, self.entries[key].sha256] for key in sorted(self.entries)]
         return value_hash([self.parent_sha256, entries])
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep others from building here, until the block or the process ends.
+
+        Raises:
+            InputError: someone else is building here.
+        """
+        return self._journal.held()
 
     def resume(self, made_from: dict[str, Any]) -> None:
         """Take up the entries of an unfinished library that was made in the same way.

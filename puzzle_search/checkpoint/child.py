@@ -1,10 +1,11 @@
 """The child's ``config.json``: what serving engines read as ``nemotron-nas`` (DeciLM).
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
-which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``, so widths must be multiples of
-256. The parent's config is kept verbatim under ``puzzle_search.parent_config``. Where that format
-cannot say what the child computes, the type is ``puzzle-search``, so that a stock engine refuses
-the child instead of computing it wrongly.
+which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``; another width, such as the
+29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``. The parent's config is kept under
+``puzzle_search.parent_config``, but for what it says of quantised weights: a child's are not. Where
+that format cannot say what the child computes, the type is ``puzzle-search``, so that a stock
+engine refuses the child instead of computing it wrongly.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from puzzle_search.arch import (
     ParentConfig,
     Variant,
 )
+from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 from puzzle_search.checkpoint import configuration_decilm
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
@@ -32,7 +34,7 @@ OWN_TYPE = "puzzle-search"
 CONFIGURATION = Path(configuration_decilm.__file__)
 """Module that a stock child's folder brings along, for ``trust_remote_code``."""
 
-_WIDTH_MULTIPLE = 256
+_FFN_SIZES = ("ffn_mult", "intermediate_size")
 _KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -51,14 +53,14 @@ _KEPT = (
 
 
 def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) -> dict[str, Any]:
-    """The ``config.json`` of a child.
-
-    Raises:
-        InputError: an FFN width is not a multiple of 256.
-    """
+    """The ``config.json`` of a child."""
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
-    stock = fits_stock_format(config)
+    unquantised = {key: value for key, value in raw.items() if key != "quantization_config"}
+    widths = [block.ffn_variant for block in spec.blocks]
+    stock = fits_stock_format(config) and all(
+        _fits_multiplier(ffn, config.hidden_size) for ffn in widths if isinstance(ffn, Mlp)
+    )
     # Engines know DeciLM's blocks but not its configuration: the folder brings it along.
     brought = {"auto_map": {"AutoConfig": f"{CONFIGURATION.stem}.DeciLMConfig"}} if stock else {}
     return {
@@ -81,7 +83,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
             }
             for block in spec.blocks
         ],
-        "puzzle_search": {"parent": spec.parent, "parent_config": dict(raw)} | _runs(spec),
+        "puzzle_search": {"parent": spec.parent, "parent_config": unquantised} | _runs(spec),
     }
 
 
@@ -129,25 +131,30 @@ def _attention_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
 
 
 def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
-    multiplier = None
-    if isinstance(variant, Mlp):
-        multiplier = 3 * variant.intermediate_size / (2 * config.hidden_size)
-        if _width(multiplier, config.hidden_size) != variant.intermediate_size:
-            raise InputError(
-                f"{variant}: widths in a nemotron-nas checkpoint are multiples of "
-                f"{_WIDTH_MULTIPLE}, {variant.intermediate_size} is not",
-                remedy=f"keep FFN widths in the search space to multiples of {_WIDTH_MULTIPLE}",
-            )
-    return {
-        "ffn_mult": multiplier,
+    entry: dict[str, Any] = {
+        "ffn_mult": None,
         "no_op": isinstance(variant, NoOp),
         "replace_with_linear": isinstance(variant, Linear),
     }
+    if isinstance(variant, Mlp):
+        if _fits_multiplier(variant, config.hidden_size):
+            return entry | {"ffn_mult": _multiplier(variant, config.hidden_size)}
+        return entry | {"intermediate_size": variant.intermediate_size}
+    return entry
+
+
+def _multiplier(ffn: Mlp, hidden_size: int) -> float:
+    return 3 * ffn.intermediate_size / (2 * hidden_size)
+
+
+def _fits_multiplier(ffn: Mlp, hidden_size: int) -> bool:
+    return _width(_multiplier(ffn, hidden_size), hidden_size) == ffn.intermediate_size
 
 
 def _width(multiplier: float, hidden_size: int) -> int:
     """FFN width as DeciLM computes it."""
-    return -(-int(2 * multiplier * hidden_size / 3) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+    widest = int(2 * multiplier * hidden_size / 3)
+    return -(-widest // STOCK_WIDTH_MULTIPLE) * STOCK_WIDTH_MULTIPLE
 
 
 def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpec]:
@@ -201,7 +208,7 @@ def _parent_of(
         "num_hidden_layers": len(variants),
         # The largest that is left. Where none is, nothing depends on it.
         "num_key_value_heads": max(kv_heads, default=raw["num_attention_heads"]),
-        "intermediate_size": max(widths, default=_WIDTH_MULTIPLE),
+        "intermediate_size": max(widths, default=STOCK_WIDTH_MULTIPLE),
     }
     name = str(raw.get("_name_or_path") or file.resolve().parent.name)
     return name, {key: raw[key] for key in kept_keys if key in raw} | shape
@@ -239,7 +246,7 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     assert isinstance(entry, dict)
     if entry.get("parallel_blocks"):
         raise InputError(f"{where}: parallel_blocks is not supported", remedy="use another child")
-    attention = _unsized(entry["attention"], "n_heads_in_group", f"{where}, attention")
+    attention = _unsized(entry["attention"], ("n_heads_in_group",), f"{where}, attention")
     if attention is None:
         group = _size(entry["attention"], "n_heads_in_group", f"{where}, attention")
         if heads % group:
@@ -248,8 +255,10 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
                 remedy="correct n_heads_in_group",
             )
         attention = Gqa(heads // group)
-    ffn = _unsized(entry["ffn"], "ffn_mult", f"{where}, ffn")
-    if ffn is None:
+    ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn")
+    if ffn is None and entry["ffn"].get("ffn_mult") is None:
+        ffn = Mlp(_size(entry["ffn"], "intermediate_size", f"{where}, ffn"))
+    elif ffn is None:
         multiplier = entry["ffn"].get("ffn_mult")
         number = type(multiplier) in (int, float)
         if not number or not 0 < multiplier < 1e6 or not _width(multiplier, hidden):
@@ -261,18 +270,22 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     return attention, ffn
 
 
-def _unsized(entry: object, size: str, where: str) -> Variant | None:
+def _unsized(entry: object, sizes: tuple[str, ...], where: str) -> Variant | None:
     """The no-op or linear variant that an entry names; None where its size decides."""
     flags = ("no_op", "replace_with_linear")
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: {entry!r} is not an object", remedy=f"write {{{size}: ...}}")
+        raise InputError(
+            f"{where}: {entry!r} is not an object", remedy=f"write {{{sizes[0]}: ...}}"
+        )
+    if len([size for size in sizes if entry.get(size) is not None]) > 1:
+        raise InputError(f"{where}: {' and '.join(sizes)} are given", remedy="keep one of them")
     for key, value in entry.items():
         if key in flags and type(value) is not bool:
             raise InputError(
                 f"{where}: {key} must be true or false, not {value!r}", remedy=f"correct {key}"
             )
         # Windows, sinks, sparsity, experts: published children name them, and leave them empty.
-        if key not in (*flags, size) and value not in (None, False):
+        if key not in (*flags, *sizes) and value not in (None, False):
             raise InputError(f"{where}: {key} is not supported", remedy="use another child")
     if entry.get("no_op"):
         return NoOp()

@@ -73,8 +73,7 @@ def write_child(
         records: texts of further files by name.
 
     Raises:
-        InputError: the dtype is another, a width does not fit the format, or ``target`` holds
-            something else than a child.
+        InputError: the dtype is another, or ``target`` holds something else than a child.
     """
     written = torch_dtype(dtype)
     check_replaceable(target)

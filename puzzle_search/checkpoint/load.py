@@ -9,10 +9,12 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from puzzle_search.arch import ParentConfig, Subblock, Variant
+from puzzle_search.arch.config import stop_tokens_of
 from puzzle_search.checkpoint.child import read_model_config
 from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD
 from puzzle_search.checkpoint.reader import CheckpointReader
 from puzzle_search.errors import InputError
+from puzzle_search.files import read_json
 from puzzle_search.model import HeterogeneousDecoder, SubblockModule, make_subblock
 
 
@@ -65,7 +67,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder.
 
     Raises:
-        InputError: the folder holds none.
+        InputError: the folder holds none, it is damaged, or it has tokens that the model has not.
     """
     if not (Path(folder) / "tokenizer_config.json").exists():
         raise InputError(
@@ -74,5 +76,42 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     # The fast class needs no config.json, whose nemotron-nas type AutoTokenizer does not know.
     fast = (Path(folder) / "tokenizer.json").exists()
     loader: Any = PreTrainedTokenizerFast if fast else AutoTokenizer
-    tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(str(folder))
+    try:
+        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(str(folder))
+        last = max(tokenizer.get_vocab().values(), default=-1)
+    except Exception as error:  # the libraries have no class of their own for damaged files
+        raise InputError(
+            f"the tokenizer of {folder} cannot be read: {error}",
+            remedy="copy the parent's tokenizer files there again",
+        ) from error
+    if last < 0:
+        raise InputError(
+            f"the tokenizer of {folder} has no tokens",
+            remedy="copy the parent's tokenizer files there again",
+        )
+    if (Path(folder) / "config.json").exists():
+        config, _ = read_model_config(folder)
+        if last >= config.vocab_size:
+            raise InputError(
+                f"{folder}: the tokenizer has token {last}, the model {config.vocab_size} tokens "
+                "(vocab_size)",
+                remedy="use the tokenizer that belongs to this checkpoint",
+            )
     return tokenizer
+
+
+def stop_tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """What ends a text, by the config, by ``generation_config.json`` and by the tokenizer.
+
+    Raises:
+        InputError: ``eos_token_id`` of a file is neither a token nor a list of tokens.
+    """
+    config, _ = read_model_config(folder)
+    found = set(config.stop_tokens)
+    file = Path(folder) / "generation_config.json"
+    if file.exists():
+        raw = read_json(file, remedy="download it again, or remove it")
+        found |= set(stop_tokens_of(raw, str(file)))
+    if tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    return frozenset(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from puzzle_search.arch import ParentConfig, Subblock, Variant
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock, Variant
 from puzzle_search.arch.variants import Shape
 
 _NORM = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
@@ -44,3 +44,17 @@ def outside_names(config: ParentConfig) -> dict[str, Shape]:
     table = (config.vocab_size, config.hidden_size)
     names: dict[str, Shape] = {EMBEDDING: table, FINAL_NORM: (config.hidden_size,)}
     return names if config.tie_embeddings else names | {HEAD: table}
+
+
+def all_names(config: ParentConfig, spec: ArchitectureSpec) -> dict[str, Shape]:
+    """Checkpoint names and shapes of every tensor of a model."""
+    names = outside_names(config)
+    for index, block in enumerate(spec.blocks):
+        own: tuple[tuple[Subblock, Variant], ...] = (
+            ("attention", block.attention_variant),
+            ("ffn", block.ffn_variant),
+        )
+        for subblock, variant in own:
+            for local, shape in subblock_shapes(variant, config).items():
+                names[checkpoint_name(subblock, index, local)] = shape
+    return names

@@ -7,14 +7,23 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from puzzle_search.arch import ParentConfig, Subblock, Variant, parse_variant
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock, Variant
 from puzzle_search.arch.variants import Shape
-from puzzle_search.checkpoint.names import checkpoint_name, outside_names, subblock_shapes
+from puzzle_search.checkpoint.child import read_model_config
+from puzzle_search.checkpoint.names import (
+    HEAD,
+    all_names,
+    checkpoint_name,
+    outside_names,
+    subblock_shapes,
+)
+from puzzle_search.checkpoint.quantised import FLOATS, StoredForm, dequantised
 from puzzle_search.errors import InputError
 from puzzle_search.files import file_hash, read_json, value_hash
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_DERIVED = ".rotary_emb.inv_freq"  # older checkpoints store it; it follows from the config
 
 
 def open_safetensors(file: Path) -> safe_open:
@@ -34,10 +43,11 @@ def open_safetensors(file: Path) -> safe_open:
 
 
 class CheckpointReader:
-    """Tensors of a checkpoint folder, single-file or sharded.
+    """Tensors of a checkpoint folder, single-file or sharded; quantised ones as what they mean.
 
     Raises:
-        InputError: the folder holds no readable safetensors checkpoint.
+        InputError: the folder holds no readable safetensors checkpoint, one that is quantised in
+            a way that is not read, or tensors that its ``config.json`` has no place for.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -50,6 +60,23 @@ class CheckpointReader:
         else:
             self._file_of = dict.fromkeys(open_safetensors(self.folder / _SINGLE).keys(), _SINGLE)
         self._open: dict[str, safe_open] = {}
+        self._form = StoredForm(self.folder, self._file_of)
+        self._refuse_others()
+
+    def _refuse_others(self) -> None:
+        """What a model has no place for would be dropped without a word: biases, further layers."""
+        config, spec = read_model_config(self.folder)
+        wanted = {*all_names(config, spec), HEAD}  # a tied head may be stored all the same
+        left = self._file_of.keys() - wanted - self._form.scales(wanted)
+        others = sorted(name for name in left if not name.endswith(_DERIVED))
+        if others:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise InputError(
+                f"{self.folder}: {len(others)} tensors are not of a {config.model_type} model of "
+                f"this config.json: {shown}",
+                remedy="use the checkpoint that belongs to its config.json; models with other "
+                "parts are not supported",
+            )
 
     def _read_index(self, index: Path) -> dict[str, str]:
         remedy = "download it again"
@@ -82,34 +109,51 @@ class CheckpointReader:
         return CheckpointReader, (self.folder,)
 
     def tensor(self, name: str, shape: Shape) -> torch.Tensor:
-        """Read one tensor.
+        """Read one tensor; one of 8 bits is multiplied with its scales, and comes in fp32.
 
         Raises:
-            InputError: it is absent, has another shape, or its file is damaged.
+            InputError: it is absent, has another shape, is of a dtype that is not read, or its
+                file is damaged.
         """
-        tensor: torch.Tensor = self._checked(name, shape).get_tensor(name)
-        return tensor
+        handle, grid = self._checked(name, shape)
+        tensor: torch.Tensor = handle.get_tensor(name)
+        if grid is None:
+            return tensor
+        scale = self._form.scale_of(name)
+        assert scale is not None
+        return dequantised(tensor, self._handle(scale).get_tensor(scale), grid)
 
     def check(self, config: ParentConfig) -> None:
         """Look for every tensor of a parent, without reading any.
 
         Raises:
-            InputError: one is absent, has another shape, or its file is damaged.
+            InputError: one is absent, has another shape, is of a dtype that is not read, or its
+                file is damaged.
         """
-        for name, shape in outside_names(config).items():
+        for name, shape in all_names(config, ArchitectureSpec.identity(config)).items():
             self._checked(name, shape)
-        own: tuple[tuple[Subblock, str], ...] = (
-            ("attention", config.attention),
-            ("ffn", config.ffn),
-        )
-        for layer in range(config.num_layers):
-            for subblock, variant in own:
-                shapes = subblock_shapes(parse_variant(subblock, variant), config)
-                for local, shape in shapes.items():
-                    self._checked(checkpoint_name(subblock, layer, local), shape)
 
-    def _checked(self, name: str, shape: Shape) -> safe_open:
-        """The open file that holds a tensor of this name and shape."""
+    def _checked(self, name: str, shape: Shape) -> tuple[safe_open, tuple[int, int] | None]:
+        """The open file that holds a tensor of this name and shape, and the grid of its scales."""
+        handle = self._handle(name)
+        found, dtype = self._described(name)
+        where = f"{self.folder / self._file_of[name]}: tensor {name}"
+        scale = self._form.scale_of(name)
+        self._form.check_dtype(where, dtype, scale)
+        if found != shape:
+            raise InputError(
+                f"{where} has shape {found}, expected {shape}",
+                remedy="use the checkpoint that belongs to its config.json",
+            )
+        if scale is None:
+            return handle, None
+        scales, scale_dtype = self._described(scale)
+        if scale_dtype not in FLOATS:
+            self._form.check_dtype(f"{self.folder}: tensor {scale}", scale_dtype, None)
+        return handle, self._form.grid(where, shape, scales)
+
+    def _handle(self, name: str) -> safe_open:
+        """The open file that holds a tensor of this name."""
         if name not in self._file_of:
             raise InputError(
                 f"{self.folder}: tensor {name} is missing",
@@ -118,20 +162,19 @@ class CheckpointReader:
         file = self._file_of[name]
         if file not in self._open:
             self._open[file] = open_safetensors(self.folder / file)
-        handle = self._open[file]
+        return self._open[file]
+
+    def _described(self, name: str) -> tuple[Shape, str]:
+        """Shape and dtype of a tensor as stored."""
         try:
-            found = tuple(handle.get_slice(name).get_shape())
+            stored = self._handle(name).get_slice(name)
         except SafetensorError as error:
             raise InputError(
-                f"{self.folder / file}: tensor {name} is missing, though the index names it",
+                f"{self.folder / self._file_of[name]}: tensor {name} is missing, though the index "
+                "names it",
                 remedy="download the checkpoint again",
             ) from error
-        if found != shape:
-            raise InputError(
-                f"{self.folder / file}: tensor {name} has shape {found}, expected {shape}",
-                remedy="use the checkpoint that belongs to its config.json",
-            )
-        return handle
+        return tuple(stored.get_shape()), stored.get_dtype()
 
     def subblock(
         self, subblock: Subblock, block: int, variant: Variant, config: ParentConfig

@@ -10,14 +10,9 @@ import typer
 
 from puzzle_search.cli.options import (
     JsonOption,
-    SettingDtypeOption,
-    SettingEngineOption,
-    SettingGpuOption,
-    SettingModelOption,
-    SettingScenarioOption,
-    SettingScoresOption,
-    SettingTpOption,
 )
+from puzzle_search.cli.setting import SettingChoice
+from puzzle_search.cli.shared import takes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,35 +23,24 @@ if TYPE_CHECKING:
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 
 
+@takes(SettingChoice)
 def compare(
+    held: SettingChoice,
     first: Annotated[Path, typer.Argument(help="Architecture spec (YAML).")],
     second: Annotated[Path, typer.Argument(help="Another one, of the same parent.")],
-    model: SettingModelOption = None,
-    gpu: SettingGpuOption = None,
-    scenario: SettingScenarioOption = None,
-    engine: SettingEngineOption = None,
-    dtype: SettingDtypeOption = None,
-    tp: SettingTpOption = None,
-    scores: SettingScoresOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put two children side by side: layers that differ, variants, sizes and predicted cost."""
     from puzzle_search.arch import ArchitectureSpec
     from puzzle_search.explain.compare import compare as compare_specs
-    from puzzle_search.explain.setting import find_setting
+    from puzzle_search.solve.question.setting import find_setting
 
     specs = [ArchitectureSpec.from_file(path) for path in (first, second)]
     setting = find_setting(
         specs,
-        model=model,
-        gpu=gpu,
-        scenarios=scenario or [],
-        engine=engine,
-        dtype=dtype,
-        tp=tp,
-        scores=str(scores) if scores else None,
+        held.asked(),
     )
-    comparison = compare_specs(specs[0], specs[1], setting, any_parent=model is not None)
+    comparison = compare_specs(specs[0], specs[1], setting, any_parent=held.model is not None)
     if as_json:
         print(json.dumps(comparison.as_dict()))
         return

@@ -11,14 +11,9 @@ import typer
 
 from puzzle_search.cli.options import (
     JsonOption,
-    SettingDtypeOption,
-    SettingEngineOption,
-    SettingGpuOption,
-    SettingModelOption,
-    SettingScenarioOption,
-    SettingScoresOption,
-    SettingTpOption,
 )
+from puzzle_search.cli.setting import SettingChoice
+from puzzle_search.cli.shared import takes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,15 +26,10 @@ _SAME_THROUGHPUT = 0.005
 _TABLE_WIDTH = 58  # of the table of layers; where two fit, they stand side by side
 
 
+@takes(SettingChoice)
 def explain(
+    held: SettingChoice,
     spec: Annotated[Path, typer.Argument(help="Architecture spec (YAML).")],
-    model: SettingModelOption = None,
-    gpu: SettingGpuOption = None,
-    scenario: SettingScenarioOption = None,
-    engine: SettingEngineOption = None,
-    dtype: SettingDtypeOption = None,
-    tp: SettingTpOption = None,
-    scores: SettingScoresOption = None,
     problem: Annotated[
         Path | None,
         typer.Option(help="Folder of 'import', whose costs and scores stand for all the above."),
@@ -50,12 +40,12 @@ def explain(
     from puzzle_search.arch import ArchitectureSpec
     from puzzle_search.errors import InputError
     from puzzle_search.explain.layers import explain as explain_spec
-    from puzzle_search.explain.setting import find_setting
     from puzzle_search.explain.tables import explain_problem
+    from puzzle_search.solve.question.setting import find_setting
 
     read = ArchitectureSpec.from_file(spec)
     if problem is not None:
-        if any((model, gpu, scenario, engine, dtype, tp, scores)):
+        if held.asked().anything:
             raise InputError(
                 "--problem has costs and scores of its own", remedy="drop the other options"
             )
@@ -67,13 +57,7 @@ def explain(
         return
     setting = find_setting(
         [read],
-        model=model,
-        gpu=gpu,
-        scenarios=scenario or [],
-        engine=engine,
-        dtype=dtype,
-        tp=tp,
-        scores=str(scores) if scores else None,
+        held.asked(),
     )
     explanation = explain_spec(read, setting)
     if as_json:

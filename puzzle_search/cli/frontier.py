@@ -9,42 +9,35 @@ from typing import Annotated
 import typer
 
 from puzzle_search.choices import Axis
-from puzzle_search.cli.options import (
-    AskedDtypeOption,
-    AskedEngineOption,
-    AskedGpuOption,
-    AskedModelOption,
-    AskedScenarioOption,
-    AskedScoresOption,
-    AskedTpOption,
-    BackendOption,
-    JsonOption,
-    LimitOption,
-    MetricOption,
-    PortableOption,
-)
+from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption
+from puzzle_search.cli.question import QuestionOptions
+from puzzle_search.cli.shared import takes
 
 
+@takes(QuestionOptions)
 def frontier(
-    model: AskedModelOption = "llama-3.1-70b",
+    asked: QuestionOptions,
+    *,
     gpu: AskedGpuOption = "h100",
     axis: Annotated[Axis, typer.Option(help="What quality is traded for.")] = "throughput",
-    points: Annotated[int, typer.Option(help="How many, evenly spaced.", min=2)] = 200,
-    lowest: Annotated[
-        float | None, typer.Option("--from", help="First value: tok/s/GPU, GB or ms.")
+    points: Annotated[int, typer.Option(help="At most so many, evenly by damage.", min=2)] = 50,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Where to begin: a value of the axis (tok/s/GPU, GB, ms), or of any measure: "
+            "score=0.1, parameters=60, memory=70GB, speedup=1.2. (default: the least damage)",
+            show_default=False,
+        ),
     ] = None,
-    highest: Annotated[float | None, typer.Option("--to", help="Last value.")] = None,
-    scenario: AskedScenarioOption = None,
-    engine: AskedEngineOption = None,
-    dtype: AskedDtypeOption = None,
-    tp: AskedTpOption = "1",
-    target_tps: Annotated[
-        float | None, typer.Option(help="Output tokens/s per GPU, at least.")
+    end: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="Where to end, likewise; score=inf is as far as it goes. (default: score=1)",
+            show_default=False,
+        ),
     ] = None,
-    limit: LimitOption = None,
-    portable: PortableOption = None,
-    scores: AskedScoresOption = None,
-    metric: MetricOption = "kl",
     max_seconds: Annotated[float, typer.Option(help="Time limit of each point.")] = 10.0,
     backend: BackendOption = "scip",
     workers: Annotated[
@@ -58,39 +51,24 @@ def frontier(
     """Trade quality for speed or memory: the best child at each of many limits, each proven."""
     from puzzle_search.progress import Progress
     from puzzle_search.report.frontier import FrontierReport
-    from puzzle_search.solve import ChildLimits, Limits
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
-    from puzzle_search.solve.question.ask import Question, pose
-    from puzzle_search.solve.question.parse import parse_scenario
+    from puzzle_search.solve.question.ask import pose
+    from puzzle_search.solve.question.ends import parse_end
 
-    limits = Limits(tokens_per_second_per_gpu=target_tps)
-    asked = pose(
-        Question(
-            model=model,
-            gpu=gpu,
-            scenarios=[parse_scenario(text, limits) for text in scenario or ["128/1024"]],
-            child=ChildLimits(linear=tuple(limit or ()), portable_to=portable),
-            engine=engine,
-            dtype=dtype,
-            tp=tp,
-            scores=str(scores) if scores else None,
-            metric=metric,
-        )
-    )
-    unit = 1e9 if axis == "memory" else 1.0
+    posed = pose(asked.question(gpu=gpu))
     with Progress("frontier").over(points) as advance:
         found = find_frontier(
-            asked.problem,
+            posed.problem,
             axis=axis,
             points=points,
-            lowest=None if lowest is None else lowest * unit,
-            highest=None if highest is None else highest * unit,
+            start=None if start is None else parse_end(start, posed, axis),
+            end=None if end is None else parse_end(end, posed, axis),
             max_seconds_per_point=max_seconds,
             backend=backend,
             workers=workers,
             progress=advance,
         )
-    report = FrontierReport(axis=axis, points=tuple(found), asked=asked)
+    report = FrontierReport(axis=axis, points=tuple(found), asked=posed)
     if out is not None:
         report.write(out)
     if as_json:

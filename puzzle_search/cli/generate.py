@@ -32,7 +32,7 @@ def generate(
     """Complete a text or answer a message, streaming what comes."""
     import torch
 
-    from puzzle_search.checkpoint import load_decoder, load_tokenizer
+    from puzzle_search.checkpoint import load_decoder, load_tokenizer, stop_tokens
     from puzzle_search.data import chat_tokens
     from puzzle_search.errors import InputError
     from puzzle_search.model import Sampling
@@ -65,7 +65,7 @@ def generate(
         sampling=Sampling(
             temperature=temperature, top_p=1.0 if top_p is None else top_p, seed=seed or 0
         ),
-        stop_token=tokenizer.eos_token_id,
+        stop_tokens=stop_tokens(model, tokenizer),
     ):
         tokens.append(int(token))
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,17 +1,19 @@
-"""``puzzle-search import``: tables that other tools measured."""
+"""``puzzle-search import``: what other tools made."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+StoredDtype = Literal["bf16", "fp16", "fp32"]
 
 if TYPE_CHECKING:
     from puzzle_search.imports import ImportedTables
 
 import_app = typer.Typer(
-    help="Take over scores and costs that other tools measured.", no_args_is_help=True
+    help="Take over what other tools made: scores and costs, or a model.", no_args_is_help=True
 )
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; for solve-tables.")]
 
@@ -50,6 +52,23 @@ def puzzletron(
     tables = import_puzzletron(folder, measurement)
     tables.write(out)
     _print(tables, out)
+
+
+@import_app.command()
+def gguf(
+    file: Annotated[Path, typer.Argument(help="A .gguf file of a Llama-like model.")],
+    out: Annotated[Path, typer.Option("--out", help="Hugging Face folder to write.")],
+    dtype: Annotated[StoredDtype, typer.Option(help="What weights are stored in.")] = "bf16",
+) -> None:
+    """Turn a GGUF file into a parent: a Hugging Face folder with weights and tokenizer."""
+    from puzzle_search.imports import import_gguf
+
+    model = import_gguf(file, out, dtype=dtype)
+    types = ", ".join(f"{count} x {name}" for name, count in model.types.items())
+    print(f"{model.config.model_type}, {model.config.num_layers} layers; tensors: {types}")
+    if model.not_taken:
+        print(f"not taken, no place for it in the folder: {', '.join(model.not_taken)}")
+    print(f"{model.weight_bytes / 1e6:,.1f} MB of weights as {dtype}, written to {out}")
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from puzzle_search.explain.layers import SubblockChange
+    from puzzle_search.arch.change import SubblockChange
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LINEAR, _DROPPED = "~", "·"

@@ -15,12 +15,15 @@ from puzzle_search.cli.compare import compare
 from puzzle_search.cli.distill import distill
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.explain import explain
+from puzzle_search.cli.export import export
 from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
 from puzzle_search.cli.library import library
+from puzzle_search.cli.plot import plot
 from puzzle_search.cli.profile import profile
 from puzzle_search.cli.refine import refine
+from puzzle_search.cli.report import report
 from puzzle_search.cli.run import run
 from puzzle_search.cli.score import score
 from puzzle_search.cli.solve import solve
@@ -37,8 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, solve_tables, explain, compare, run, profile, library, score, refine, build,
-    distill, evaluate, calibrate, generate,
+    solve, frontier, solve_tables, explain, compare, report, plot, run, profile, library, score,
+    refine, build, distill, evaluate, calibrate, generate, export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(bench_app, name="bench")

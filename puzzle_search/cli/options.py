@@ -79,6 +79,15 @@ SettingScoresOption = Annotated[
     Path | None, typer.Option("--scores", help="Score table instead of the model's own.")
 ]
 
+# What a report or a picture is made of.
+ShownSources = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN_OR_SPECS...",
+        help="Architecture specs (YAML), folders of 'frontier --out', or a run directory.",
+    ),
+]
+
 # What is asked of a search.
 AskedModelOption = Annotated[
     str,

@@ -15,6 +15,7 @@ from puzzle_search.solve.answers.prices import prices
 
 if TYPE_CHECKING:
     from puzzle_search.cost import ScenarioCost
+    from puzzle_search.cost.simulation import Simulated
     from puzzle_search.solve.question.answer import Answer
     from puzzle_search.solve.question.fleet import Quote
     from puzzle_search.solve.rounds.rounds import Round
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 def print_answer(answer: Answer) -> None:
     """The proof, parent and child in every scenario, the variants, and what limits cost."""
     console, solution, config = Console(), answer.solution, answer.config
-    cost = solution.cost
+    cost, target = solution.cost, solution.problem.workloads[0].table.target
     console.print(
         f"[bold]{solution.status}[/bold]: {config.name} on {cost.gpu}, "
-        f"{solution.problem.workloads[0].table.target.dtype.name}; score {solution.score:.5g}, "
+        f"{target.dtype.name}, {target.serving.mode}; score {solution.score:.5g}, "
         f"gap {solution.gap:.2g}, {solution.seconds:.2f} s",
         highlight=False,
     )
@@ -43,6 +44,9 @@ def print_answer(answer: Answer) -> None:
         counts = Counter(getattr(block, subblock) for block in solution.spec.blocks)
         chosen = ", ".join(f"{count} x {name}" for name, count in counts.most_common())
         console.print(f"{subblock}: {chosen}", highlight=False)
+    for cost, seen in zip(solution.costs, answer.simulated, strict=False):
+        if seen is not None:
+            console.print(f"{cost.scenario}, simulated: {_percentiles(seen)}", highlight=False)
     goal = solution.problem.goal.name
     change = "raise tok/s/GPU" if goal == "us_per_token" else f"lower {goal}"
     for price in prices(solution):
@@ -51,9 +55,19 @@ def print_answer(answer: Answer) -> None:
             f"binds: {limit}; {price.step} looser would {change} by about {price.gain:.2g}",
             highlight=False,
         )
+    if answer.certainty is not None:
+        console.print(f"certainty: {answer.certainty}", highlight=False, soft_wrap=True)
     evidence = answer.evidence
     console.print(
         f"evidence: scores {evidence['scores']}, cost {evidence['cost']}", highlight=False
+    )
+
+
+def _percentiles(seen: Simulated) -> str:
+    """What clients see."""
+    shown = (("TTFT", seen.ttft_ms, ",.1f"), ("TPOT", seen.tpot_ms, ".2f"))
+    return "; ".join(
+        f"{name} P50 {of.p50:{form}}, P99 {of.p99:{form}} ms" for name, of, form in shown
     )
 
 

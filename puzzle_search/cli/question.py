@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,15 +25,14 @@ from puzzle_search.cli.options import (
     MetricOption,
     PortableOption,
 )
+from puzzle_search.cli.serving import ServingChoice
 
 if TYPE_CHECKING:
     from puzzle_search.solve.question.ask import Question
 
-_Own = ParamSpec("_Own")
-
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionOptions:
+class QuestionOptions(ServingChoice):
     """Each field is an option with the field's default."""
 
     target_tps: Annotated[float | None, typer.Option(help="Output tokens/s per GPU, at least.")] = (
@@ -50,18 +46,29 @@ class QuestionOptions:
     margin: Annotated[
         str, typer.Option(help="Keep predictions this far from their limits, e.g. 5%.")
     ] = "0%"
+    target_speedup: Annotated[
+        float | None,
+        typer.Option(help="Tokens/s per GPU as a multiple of the parent's, at its best.", min=0),
+    ] = None
+    request_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Requests/s that one replica must keep up with, as they come (Poisson).",
+            rich_help_panel=SERVING_PANEL,
+        ),
+    ] = None
     target_user_tps: Annotated[
         float | None,
         typer.Option(help="Tokens/s of one user, at least.", rich_help_panel=SERVING_PANEL),
     ] = None
     max_ttft: Annotated[
-        float | None, typer.Option(help="Prefill of a batch, ms.", rich_help_panel=SERVING_PANEL)
+        float | None, typer.Option(help="Until the first token, ms.", rich_help_panel=SERVING_PANEL)
     ] = None
     max_tpot: Annotated[
-        float | None, typer.Option(help="Decode step, ms.", rich_help_panel=SERVING_PANEL)
+        float | None, typer.Option(help="From token to token, ms.", rich_help_panel=SERVING_PANEL)
     ] = None
     max_latency: Annotated[
-        float | None, typer.Option(help="Whole batch, ms.", rich_help_panel=SERVING_PANEL)
+        float | None, typer.Option(help="Until the last token, ms.", rich_help_panel=SERVING_PANEL)
     ] = None
     memory: MemoryOption = None
     max_params: MaxParamsOption = None
@@ -97,6 +104,8 @@ class QuestionOptions:
             tpot_ms=self.max_tpot,
             latency_ms=self.max_latency,
             memory_bytes=None if self.memory is None else parse_bytes(self.memory),
+            requests_per_second=self.request_rate,
+            speedup=self.target_speedup,
         )
         return Question(
             model=self.model,
@@ -113,39 +122,9 @@ class QuestionOptions:
             engine=self.engine,
             dtype=self.dtype,
             tp=self.tp,
+            serving=self.serving_options(),
             scores=str(self.scores) if self.scores else None,
             metric=self.metric,
             goal=goal,
             margin=parse_fraction(self.margin),
         )
-
-
-def asks(command: Callable[Concatenate[QuestionOptions, _Own], None]) -> Callable[..., None]:
-    """Let a command have the options of a question, read into its first argument.
-
-    Typer takes options from a function's signature: this one's is the fields of the question, then
-    the other arguments of the command.
-    """
-    hints = get_type_hints(QuestionOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(QuestionOptions)
-    ]
-    _, *own = inspect.signature(command, eval_str=True).parameters.values()
-    signature = inspect.Signature(
-        [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
-    )
-
-    @functools.wraps(command)
-    def with_question(*args: Any, **given: Any) -> None:
-        asked = QuestionOptions(**{field.name: given.pop(field.name) for field in shared})
-        command(asked, *args, **given)
-
-    vars(with_question)["__signature__"] = signature
-    with_question.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return with_question

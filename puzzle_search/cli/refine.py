@@ -20,10 +20,11 @@ from puzzle_search.cli.options import (
     OutSpecOption,
     ParentOption,
 )
-from puzzle_search.cli.question import QuestionOptions, asks
+from puzzle_search.cli.question import QuestionOptions
+from puzzle_search.cli.shared import takes
 
 
-@asks
+@takes(QuestionOptions)
 def refine(
     asked: QuestionOptions,
     *,

@@ -118,4 +118,7 @@ def score(
     )
     print(f"{replacements} replacements scored, written to {out}")
     for row in scores.base:
-        print(f"the child itself: {row.metric} {row.value:.5g} +- {row.stderr:.2g}")
+        error = "" if row.stderr is None else f" +- {row.stderr:.2g}"
+        print(f"the child itself: {row.metric} {row.value:.5g}{error}")
+    if any(row.stderr is None for row in table.rows):
+        print("standard errors are not known: one block of tokens tells none (--tokens, --length)")

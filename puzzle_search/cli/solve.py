@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -16,10 +17,11 @@ from puzzle_search.cli.options import (
     MaxSecondsOption,
     OutSpecOption,
 )
-from puzzle_search.cli.question import QuestionOptions, asks
+from puzzle_search.cli.question import QuestionOptions
+from puzzle_search.cli.shared import takes
 
 
-@asks
+@takes(QuestionOptions)
 def solve(
     asked: QuestionOptions,
     *,
@@ -44,6 +46,14 @@ def solve(
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None,
+    certainty: Annotated[
+        int,
+        typer.Option(
+            help="Draw the scores so often within their standard errors, and say what holds.",
+            min=0,
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = 0,
     max_seconds: MaxSecondsOption = 60.0,
     backend: BackendOption = "scip",
     out: OutSpecOption = None,
@@ -58,7 +68,7 @@ def solve(
         raise InputError(
             "--min-distance is between several answers", remedy="ask for them with --solutions"
         )
-    question = asked.question(gpu=gpu, goal=goal)
+    question = replace(asked.question(gpu=gpu, goal=goal), certainty=certainty)
     offers = parse_offers(gpu)
     if len(offers) > 1 or offers[0].usd_per_hour is not None:
         if solutions > 1:

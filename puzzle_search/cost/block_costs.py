@@ -72,6 +72,7 @@ class BlockCosts:
         sequence_length: tokens of a sequence, input and output.
         num_layers: layers of the parent.
         parent: the parent's own (attention, ffn); None where its layers differ.
+        model: the parent's name, which scores beside these costs must have too; None if not told.
         notes: what else a reader must know.
 
     Raises:
@@ -90,6 +91,7 @@ class BlockCosts:
     sequence_length: int
     num_layers: int
     parent: tuple[str, str] | None
+    model: str | None = None
     notes: str = ""
 
     def __post_init__(self) -> None:
@@ -148,7 +150,7 @@ class BlockCosts:
             file, _COLUMNS, remedy="name the block_costs.csv of 'puzzle-search import'"
         )
         sidecar = read_yaml(sidecar_file, format=FORMAT)
-        check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional={"notes"})
+        check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional={"model", "notes"})
         rows = tuple(_row(row, f"{file}, row {n}") for n, row in enumerate(read, start=2))
         described = _sidecar(sidecar, sidecar_file)
         try:
@@ -178,6 +180,8 @@ class BlockCosts:
             "parent": dict(zip(_SUBBLOCKS, self.parent, strict=True)) if self.parent else None,
             "outside": asdict(self.outside),
         }
+        if self.model is not None:
+            sidecar["model"] = self.model
         if self.notes:
             sidecar["notes"] = self.notes
         write_text(file, out.getvalue())
@@ -268,5 +272,6 @@ def _sidecar(data: dict[str, Any], where: Path) -> dict[str, Any]:
             runtime_us=_number(outside["runtime_us"], "outside.runtime_us", where),
             parameters=_whole(outside["parameters"], "outside.parameters", where),
         ),
+        "model": None if data.get("model") is None else _text(data, "model", where),
         "notes": str(data.get("notes", "")),
     }

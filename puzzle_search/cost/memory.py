@@ -84,14 +84,21 @@ def outside_bytes(config: ParentConfig, dtype: Dtype, tp: int) -> int:
 
 
 def activation_bytes(
-    config: ParentConfig, dtype: Dtype, *, batch: int, input_len: int, tp: int, widest_ffn: int
+    config: ParentConfig,
+    dtype: Dtype,
+    *,
+    batch: int,
+    input_len: int,
+    tp: int,
+    widest_ffn: int,
+    max_tokens: int = PREFILL_CHUNK_TOKENS,
 ) -> int:
-    """Largest live activations of a step: the FFN of a prefill chunk, and a batch's logits.
+    """Largest live activations of a step: the FFN of ``max_tokens`` tokens, and a batch's logits.
 
-    Counts a full chunk, as engines run that pack tokens of several prompts; one that keeps
+    Counts a full step, as engines run that pack tokens of several prompts; one that keeps
     sequences whole (`puzzle_search.cost.chunks`) stays below.
     """
-    tokens = max(batch, min(batch * input_len, PREFILL_CHUNK_TOKENS))
+    tokens = max(batch, min(batch * input_len, max_tokens))
     per_token = (4 * config.hidden_size + 2 * widest_ffn / tp) * dtype.vector_bytes
     return math.ceil(tokens * per_token + batch * config.vocab_size / tp * _LOGIT_BYTES)
 

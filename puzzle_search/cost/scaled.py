@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from numpy.typing import ArrayLike
-
 from puzzle_search.arch import Subblock
-from puzzle_search.cost.latency import Evidence, LatencyModel, Microseconds, Phase
+from puzzle_search.cost.latency import Evidence, LatencyModel, Microseconds
+from puzzle_search.cost.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,25 +21,10 @@ class ScaledLatency:
         """The evidence of the model that is scaled."""
         return self.base.evidence
 
-    def subblock_us(
-        self,
-        subblock: Subblock,
-        variant: str,
-        phase: Phase,
-        *,
-        batch: ArrayLike,
-        tokens: ArrayLike,
-        context: ArrayLike,
-        tp: int,
-    ) -> Microseconds:
+    def subblock_us(self, subblock: Subblock, variant: str, step: Step) -> Microseconds:
         """Scaled microseconds of one subblock."""
-        base_us = self.base.subblock_us(
-            subblock, variant, phase, batch=batch, tokens=tokens, context=context, tp=tp
-        )
-        return base_us * self.scalar
+        return self.base.subblock_us(subblock, variant, step) * self.scalar
 
-    def outside_us(
-        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
-    ) -> Microseconds:
+    def outside_us(self, step: Step) -> Microseconds:
         """Scaled microseconds outside the blocks."""
-        return self.base.outside_us(phase, batch=batch, tokens=tokens, tp=tp) * self.scalar
+        return self.base.outside_us(step) * self.scalar

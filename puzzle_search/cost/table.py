@@ -7,8 +7,9 @@ Time and memory of an architecture are sums over its subblocks plus a part outsi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,11 @@ from puzzle_search.cost.memory import (
     weight_bytes,
 )
 from puzzle_search.cost.scenario import Scenario
+from puzzle_search.cost.serving import Share, requests_in_flight, schedule
+from puzzle_search.cost.step import Step
 from puzzle_search.cost.target import Target
 
 Floats = NDArray[np.float64]
-
-# The decode time of a sequence is a sum over its growing context, which latencies follow almost
-# linearly: a midpoint rule of this many nodes stands for it.
-_CONTEXT_NODES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +47,25 @@ class OperatingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioCost:
-    """Predicted cost of one architecture in one scenario at one operating point."""
+    """Predicted cost of one architecture in one scenario at one operating point.
+
+    Attributes:
+        scenario: lengths of the requests.
+        gpu: name of the device.
+        point: batch size and TP degree.
+        in_flight: requests that are served or wait; the batch, unless more were asked.
+        tokens_per_second_per_gpu: output tokens.
+        ttft_ms: until the first token of a request, of a static batch until that of all.
+        tpot_ms: mean time from a token of a request to its next.
+        weights_and_kv_bytes: on each device.
+        memory_bytes: with activations, on each device.
+        memory_limit_bytes: of each device.
+    """
 
     scenario: Scenario
     gpu: str
     point: OperatingPoint
+    in_flight: float
     tokens_per_second_per_gpu: float
     ttft_ms: float
     tpot_ms: float
@@ -62,8 +75,13 @@ class ScenarioCost:
 
     @property
     def latency_ms(self) -> float:
-        """Prefill and all decode steps of a batch."""
+        """From the arrival of a request, or static batch, to its last token."""
         return self.ttft_ms + self.tpot_ms * self.scenario.decode_steps
+
+    @property
+    def requests_per_second(self) -> float:
+        """Requests that one replica, of all its devices, finishes."""
+        return self.in_flight / self.latency_ms * 1e3
 
     @property
     def tokens_per_second_per_user(self) -> float:
@@ -78,6 +96,7 @@ class ScenarioCost:
             "gpu": self.gpu,
             "tp": self.point.tp,
             "batch": self.point.batch,
+            "in_flight": self.in_flight,
             "tokens_per_second_per_gpu": round(self.tokens_per_second_per_gpu, 3),
             "tokens_per_second_per_user": round(1e3 / self.tpot_ms, 3) if self.tpot_ms else None,
             "ttft_ms": round(self.ttft_ms, 4),
@@ -89,7 +108,10 @@ class ScenarioCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SubblockCosts:
-    """Costs of the variants of one subblock; arrays are (points, variants)."""
+    """Costs of the variants of one subblock; arrays are (points, variants).
+
+    ``prefill_us`` is the time until a request's first token, ``decode_us`` from there to its last.
+    """
 
     variants: tuple[str, ...]
     prefill_us: Floats
@@ -98,7 +120,7 @@ class SubblockCosts:
 
     @property
     def total_us(self) -> Floats:
-        """Prefill and all decode steps."""
+        """Until the last token."""
         return self.prefill_us + self.decode_us
 
     def columns(self, names: Sequence[str]) -> NDArray[np.intp]:
@@ -113,11 +135,16 @@ class SubblockCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Costs in one scenario on one target; ``outside_*`` arrays are (points,)."""
+    """Costs in one scenario on one target.
+
+    ``outside_*``, ``activation_bytes`` and ``in_flight``, the requests that are served or wait, are
+    (points,).
+    """
 
     scenario: Scenario
     target: Target
     points: tuple[OperatingPoint, ...]
+    in_flight: Floats
     attention: SubblockCosts
     ffn: SubblockCosts
     outside_prefill_us: Floats
@@ -132,8 +159,34 @@ class CostTable:
 
     @property
     def outside_us(self) -> Floats:
-        """Time outside the blocks, prefill and all decode steps."""
+        """Time outside the blocks until the last token."""
         return self.outside_prefill_us + self.outside_decode_us
+
+    def joined(self, other: CostTable) -> CostTable:
+        """With the points of another table of the same variants after its own."""
+
+        def both(name: str) -> Floats:
+            return np.concatenate([getattr(self, name), getattr(other, name)])
+
+        def subblock(own: SubblockCosts, more: SubblockCosts) -> SubblockCosts:
+            assert own.variants == more.variants
+            arrays = [
+                np.concatenate([getattr(part, name) for part in (own, more)])
+                for name in ("prefill_us", "decode_us", "memory_bytes")
+            ]
+            return _subblock_costs(own.variants, arrays)
+
+        return replace(
+            self,
+            points=self.points + other.points,
+            in_flight=both("in_flight"),
+            attention=subblock(self.attention, other.attention),
+            ffn=subblock(self.ffn, other.ffn),
+            outside_prefill_us=both("outside_prefill_us"),
+            outside_decode_us=both("outside_decode_us"),
+            outside_weight_bytes=both("outside_weight_bytes"),
+            activation_bytes=both("activation_bytes"),
+        )
 
     def cost(self, spec: ArchitectureSpec, index: int) -> ScenarioCost:
         """Cost of an architecture at one operating point."""
@@ -150,11 +203,12 @@ class CostTable:
             attention @ self.attention.memory_bytes[index] + ffn @ self.ffn.memory_bytes[index]
         )
         point = self.points[index]
-        tokens = point.batch * self.scenario.output_len / point.tp
+        tokens = self.in_flight[index] * self.scenario.output_len / point.tp
         return ScenarioCost(
             scenario=self.scenario,
             gpu=self.target.gpu,
             point=point,
+            in_flight=float(self.in_flight[index]),
             tokens_per_second_per_gpu=float(tokens * 1e6 / (prefill_us + decode_us)),
             ttft_ms=float(prefill_us / 1e3),
             tpot_ms=float(decode_us / max(1, self.scenario.decode_steps) / 1e3),
@@ -179,7 +233,7 @@ def build_cost_table(
     attention: Sequence[str],
     ffn: Sequence[str],
 ) -> CostTable:
-    """Price every variant at every operating point.
+    """Price every variant at every operating point, as the target serves.
 
     Raises:
         InputError: a profile does not cover a point or a variant.
@@ -190,22 +244,30 @@ def build_cost_table(
     for tp in sorted({point.tp for point in points}):
         group = [point for point in points if point.tp == tp]
         order += group
-        batches = np.array([point.batch for point in group], dtype=np.float64)
+        pricing = _Pricing(
+            config=config,
+            target=target,
+            scenario=scenario,
+            batches=np.array([point.batch for point in group], dtype=np.float64),
+            tp=tp,
+        )
         parts.append(
             (
-                _subblock_part("attention", attention, config, target, scenario, batches, tp),
-                _subblock_part("ffn", ffn, config, target, scenario, batches, tp),
-                _outside_part(config, target, scenario, batches, tp, widest),
+                pricing.subblock("attention", attention),
+                pricing.subblock("ffn", ffn),
+                pricing.outside(widest),
             )
         )
     attention_arrays, ffn_arrays, outside = (
         [np.concatenate(arrays) for arrays in zip(*(part[i] for part in parts), strict=True)]
         for i in range(3)
     )
+    batches = np.array([point.batch for point in order], dtype=np.float64)
     return CostTable(
         scenario=scenario,
         target=target,
         points=tuple(order),
+        in_flight=requests_in_flight(target.serving, batches),
         attention=_subblock_costs(attention, attention_arrays),
         ffn=_subblock_costs(ffn, ffn_arrays),
         outside_prefill_us=outside[0],
@@ -234,22 +296,15 @@ def covered_points(
     profile = target.measured
     if profile is None:
         return list(points)
-    contexts = _decode_contexts(scenario)
     names: list[tuple[Subblock, str]] = [("attention", name) for name in attention]
     names += [("ffn", name) for name in ffn]
     covered: set[OperatingPoint] = set()
     for tp in {point.tp for point in points}:
         group = [point for point in points if point.tp == tp]
-        batch = np.array([point.batch for point in group], dtype=np.float64)
-        prefill: dict[str, Any] = {"batch": batch, "tokens": scenario.input_len, "tp": tp}
-        decode: dict[str, Any] = {"batch": batch[:, None], "tokens": 1, "tp": tp}
-        inside = profile.covers_outside("prefill", **prefill)
-        inside &= profile.covers_outside("decode", **decode).all(axis=1)
-        for subblock, name in names:
-            inside &= profile.covers(
-                subblock, name, "prefill", context=scenario.input_len, **prefill
-            )
-            inside &= profile.covers(subblock, name, "decode", context=contexts, **decode).all(1)
+        inside = np.ones(len(group), dtype=bool)
+        for share in schedule(target.serving, scenario, [point.batch for point in group], tp):
+            taken = share.before + share.after > 0
+            inside &= (profile.covers(names, share.step) | ~taken).all(axis=1)
         covered |= {point for point, is_inside in zip(group, inside, strict=True) if is_inside}
     return [point for point in points if point in covered] or list(points)
 
@@ -264,83 +319,58 @@ def _subblock_costs(names: Sequence[str], arrays: list[Floats]) -> SubblockCosts
     )
 
 
-def _decode_contexts(scenario: Scenario) -> Floats:
-    """Midpoints of equal parts of the contexts that decode steps see."""
-    nodes = max(1, min(_CONTEXT_NODES, scenario.decode_steps))
-    middle = (np.arange(nodes) + 0.5) / nodes
-    return scenario.input_len + 0.5 + middle * scenario.decode_steps
+@dataclass(frozen=True, kw_only=True)
+class _Pricing:
+    """Prices variants at some batch sizes of one TP degree."""
 
+    config: ParentConfig
+    target: Target
+    scenario: Scenario
+    batches: Floats
+    tp: int
 
-def _subblock_part(
-    subblock: Subblock,
-    names: Sequence[str],
-    config: ParentConfig,
-    target: Target,
-    scenario: Scenario,
-    batches: Floats,
-    tp: int,
-) -> list[Floats]:
-    """Prefill time, decode time and memory of all variants, (batches, variants) each."""
-    contexts = _decode_contexts(scenario)
-    prefill, decode, memory = [], [], []
-    for name in names:
-        variant = parse_variant(subblock, name)
-        prefill.append(
-            target.latency.subblock_us(
-                subblock,
-                name,
-                "prefill",
-                batch=batches,
-                tokens=scenario.input_len,
-                context=scenario.input_len,
-                tp=tp,
+    @cached_property
+    def _shares(self) -> list[Share]:
+        return schedule(self.target.serving, self.scenario, self.batches, self.tp)
+
+    def _summed(self, step_us: Callable[[Step], Floats]) -> tuple[Floats, Floats]:
+        """Time until the first token and from there to the last, (batches,) each."""
+        before, after = np.zeros(len(self.batches)), np.zeros(len(self.batches))
+        for share in self._shares:
+            us = step_us(share.step)
+            before += (us * share.before).sum(axis=1)
+            after += (us * share.after).sum(axis=1)
+        return before, after
+
+    def subblock(self, subblock: Subblock, names: Sequence[str]) -> list[Floats]:
+        """Time to the first token, from there to the last, and memory, (batches, variants) each."""
+        columns = []
+        for name in names:
+            before, after = self._summed(partial(self.target.latency.subblock_us, subblock, name))
+            columns.append((before, after, self._memory(parse_variant(subblock, name))))
+        return [np.stack(column, axis=1) for column in zip(*columns, strict=True)]
+
+    def _memory(self, variant: Variant) -> Floats:
+        tokens = self.batches * (self.scenario.input_len + self.scenario.output_len)
+        dtype = self.target.dtype
+        kv_bytes = tokens * kv_bytes_per_token(variant, self.config, dtype, self.tp)
+        return weight_bytes(variant, self.config, dtype, self.tp) + kv_bytes
+
+    def outside(self, widest_ffn: int) -> list[Floats]:
+        """The same two times, weights and activations outside the blocks, (batches,) each."""
+        before, after = self._summed(self.target.latency.outside_us)
+        dtype = self.target.dtype
+        activations = [
+            activation_bytes(
+                self.config,
+                dtype,
+                batch=int(batch),
+                input_len=self.scenario.input_len,
+                tp=self.tp,
+                widest_ffn=widest_ffn,
+                max_tokens=self.target.serving.max_tokens,
             )
-        )
-        step_us = target.latency.subblock_us(
-            subblock, name, "decode", batch=batches[:, None], tokens=1, context=contexts, tp=tp
-        )
-        decode.append(step_us.mean(axis=1) * scenario.decode_steps)
-        memory.append(_memory(variant, config, target, scenario, batches, tp))
-    return [np.stack(columns, axis=1) for columns in (prefill, decode, memory)]
-
-
-def _memory(
-    variant: Variant,
-    config: ParentConfig,
-    target: Target,
-    scenario: Scenario,
-    batches: Floats,
-    tp: int,
-) -> Floats:
-    tokens = batches * (scenario.input_len + scenario.output_len)
-    weights = weight_bytes(variant, config, target.dtype, tp)
-    return weights + tokens * kv_bytes_per_token(variant, config, target.dtype, tp)
-
-
-def _outside_part(
-    config: ParentConfig,
-    target: Target,
-    scenario: Scenario,
-    batches: Floats,
-    tp: int,
-    widest_ffn: int,
-) -> list[Floats]:
-    prefill = target.latency.outside_us("prefill", batch=batches, tokens=scenario.input_len, tp=tp)
-    decode = target.latency.outside_us("decode", batch=batches, tokens=1, tp=tp)
-    activations = [
-        activation_bytes(
-            config,
-            target.dtype,
-            batch=int(batch),
-            input_len=scenario.input_len,
-            tp=tp,
-            widest_ffn=widest_ffn,
-        )
-        for batch in batches
-    ]
-    return [
-        prefill,
-        decode * scenario.decode_steps,
-        np.full(len(batches), float(outside_bytes(config, target.dtype, tp))),
-        np.array(activations, dtype=np.float64),
-    ]
+            for batch in self.batches
+        ]
+        weights = np.full(len(self.batches), float(outside_bytes(self.config, dtype, self.tp)))
+        return [before, after, weights, np.array(activations, dtype=np.float64)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from puzzle_search.cost.latency import LatencyModel
 from puzzle_search.cost.measured.profile import Profile
 from puzzle_search.cost.memory import Dtype
+from puzzle_search.cost.serving import Serving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class Target:
         memory_limit_bytes: what weights, KV cache and activations may take on one device.
         dtype: serving precision.
         batches: batch sizes to choose from.
-        tp_degrees: tensor-parallel degrees that the predictor knows.
+        tp_degrees: tensor-parallel degrees that the predictor knows and the parent can have.
+        serving: how requests are served, within the engine's limits.
         measured: the profile whose points bound what can be priced; None for a cost model, which
             prices everything.
     """
@@ -32,4 +34,5 @@ class Target:
     dtype: Dtype
     batches: tuple[int, ...]
     tp_degrees: tuple[int, ...]
+    serving: Serving
     measured: Profile | None = None

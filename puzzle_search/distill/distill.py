@@ -66,7 +66,8 @@ def distill(
 
     Raises:
         InputError: child and parent do not belong together, a loss is not finite, memory ran out,
-            ``out`` is no child, or ``<out>.run`` holds a run that was made from something else.
+            ``out`` is no child, or ``<out>.run`` holds a run that was made from something else or
+            is in use.
         MissingDependencyError: the tracker is not installed.
     """
     target = Path(out)
@@ -81,8 +82,8 @@ def distill(
         "data_sha256": stream.sha256,
         "held_out_sha256": value_hash(held_out.ids.tolist()),
     }
-    with join_world(device) as world:
-        run = RunFolder(target.with_name(f"{target.name}.run"))
+    run = RunFolder(target.with_name(f"{target.name}.run"))
+    with join_world(device) as world, run.held() if world.first else contextlib.nullcontext():
         if world.first:
             run.resume(made_from)
         world.wait()

@@ -42,6 +42,14 @@ class RunFolder:
         self._metrics = Journal(folder / "metrics.jsonl")
         self._checkpoints = folder / "checkpoints"
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Keep others from training here, until the block or the process ends.
+
+        Raises:
+            InputError: someone else is training here.
+        """
+        return self._journal.held()
+
     def resume(self, made_from: dict[str, Any]) -> None:
         """Make the folder as it was when its newest checkpoint was written, or begin it.
 

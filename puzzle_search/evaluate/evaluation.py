@@ -129,7 +129,9 @@ class Evaluation:
         table = [f"| {' | '.join(cells)} |" for cells in lines]
         notes = [f"- parent: {self.parent}"]
         notes += [f"- child{n}: {path}" for n, path in zip(numbers, self.children, strict=True)]
-        notes.append(f"- {self.quality[0].tokens} held-out tokens; ± is one standard error")
+        known = self.quality[0].kl_stderr is not None
+        errors = "± is one standard error" if known else "one block of them tells no standard error"
+        notes.append(f"- {self.quality[0].tokens} held-out tokens; {errors}")
         if self.task_limit is not None:
             notes.append(f"- only the first {self.task_limit} documents of each task")
         return "\n".join([*table, "", *notes]) + "\n"

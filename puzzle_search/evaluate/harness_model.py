@@ -52,6 +52,10 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # has no type information
         return int(token)
 
     @property
+    def _stop_tokens(self) -> frozenset[int]:
+        return frozenset({self.eot_token_id, *self._decoder.config.stop_tokens})
+
+    @property
     def prefix_token_id(self) -> int:
         """What stands before a text without context."""
         token = self.tokenizer.bos_token_id
@@ -174,12 +178,12 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]  # has no type information
             torch.tensor(prompts, device=self._torch_device),
             max_new_tokens=generation.max_new_tokens,
             sampling=Sampling(temperature=generation.temperature, top_p=generation.top_p),
-            stop_token=self.eot_token_id,
+            stop_tokens=self._stop_tokens,
         ):
             for row, token in enumerate(next_B.tolist()):
                 tokens[row].append(token)
             texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
-            ended = [self.eot_token_id in row for row in tokens]
+            ended = [not self._stop_tokens.isdisjoint(row) for row in tokens]
             if all(
                 end or any(stop in text for stop in generation.until)
                 for end, text in zip(ended, texts, strict=True)

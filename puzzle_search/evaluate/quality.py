@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ _TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ModelQuality:
-    """Means over held-out tokens; standard errors are over blocks of tokens.
+    """Means over held-out tokens; standard errors are over blocks of tokens, None of one block.
 
     Attributes:
         loss: next-token loss, nats.
@@ -29,18 +30,18 @@ class ModelQuality:
     """
 
     loss: float
-    loss_stderr: float
+    loss_stderr: float | None
     accuracy: float
-    accuracy_stderr: float
+    accuracy_stderr: float | None
     top5_accuracy: float
-    top5_accuracy_stderr: float
+    top5_accuracy_stderr: float | None
 
     @property
     def perplexity(self) -> float:
         """Of the next token."""
         return math.exp(self.loss)
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """All figures, by name."""
         return asdict(self) | {"perplexity": self.perplexity}
 
@@ -60,9 +61,9 @@ class Quality:
     parent: ModelQuality
     child: ModelQuality
     kl: float
-    kl_stderr: float
+    kl_stderr: float | None
     agreement: float
-    agreement_stderr: float
+    agreement_stderr: float | None
     tokens: int
 
     @property
@@ -146,13 +147,13 @@ def _compare(
     return {n: v if n in of_each_token else v[:, :-1] for n, v in whole.items()}
 
 
-def _mean(blocks: torch.Tensor) -> tuple[float, float]:
-    """Mean over blocks, and its standard error."""
-    stderr = float(blocks.std() / math.sqrt(len(blocks))) if len(blocks) > 1 else 0.0
+def _mean(blocks: torch.Tensor) -> tuple[float, float | None]:
+    """Mean over blocks, and its standard error, which one block does not tell."""
+    stderr = float(blocks.std() / math.sqrt(len(blocks))) if len(blocks) > 1 else None
     return float(blocks.mean()), stderr
 
 
-def _check_finite(means: dict[str, tuple[float, float]]) -> None:
+def _check_finite(means: Mapping[str, tuple[float, float | None]]) -> None:
     for who in ("parent", "child"):
         loss, _ = means[f"{who}_loss"]
         if not math.isfinite(loss):
@@ -162,7 +163,7 @@ def _check_finite(means: dict[str, tuple[float, float]]) -> None:
             )
 
 
-def _model_quality(means: dict[str, tuple[float, float]], who: str) -> ModelQuality:
+def _model_quality(means: Mapping[str, tuple[float, float | None]], who: str) -> ModelQuality:
     loss, accuracy, top5 = (
         means[f"{who}_{name}"] for name in ("loss", "accuracy", "top5_accuracy")
     )

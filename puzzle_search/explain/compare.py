@@ -14,10 +14,10 @@ from puzzle_search.arch import (
     parse_variant,
     subblock_parameters,
 )
+from puzzle_search.arch.change import SubblockChange
 from puzzle_search.cost import Scenario, ScenarioCost
 from puzzle_search.errors import InputError
-from puzzle_search.explain.layers import SubblockChange
-from puzzle_search.explain.setting import Setting
+from puzzle_search.solve.question.setting import Setting
 
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 _Costs = tuple[ScenarioCost | None, ScenarioCost | None]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from puzzle_search.arch import ArchitectureSpec, parse_variant
+from puzzle_search.arch.change import SubblockChange, size_of
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InputError
-from puzzle_search.explain.layers import BlockExplanation, SubblockChange, size_of
+from puzzle_search.explain.layers import BlockExplanation
 from puzzle_search.solve.problem.score_table import ScoreTable
 
 

@@ -79,7 +79,7 @@ def import_nvlabs(folder: str | Path) -> ImportedTables:
             parent=source.resolve().name,
             data="not told by the source",
             made_by=f"puzzle-search import nvlabs, {_LIBRARY} {file_hash(files[0])}",
-            notes="stderr and tokens are 0: the source has none",
+            notes="the source has no stderr and no tokens, which are 0",
         ),
         rows=costs,
         outside=OutsideCost(),

@@ -7,7 +7,7 @@ subblock at each operating point, and one ``solution_<n>.json`` a replacement it
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from puzzle_search.arch import Subblock
 from puzzle_search.cost.block_costs import BlockCost, OutsideCost
 from puzzle_search.errors import InputError
-from puzzle_search.files import file_hash, read_json, read_text, value_hash
+from puzzle_search.files import file_hash, parse_json, read_json, read_text, value_hash
 from puzzle_search.imports.tables import (
     ImportedTables,
     build_tables,
@@ -89,13 +89,13 @@ def import_puzzletron(folder: str | Path, measurement: Measurement | None = None
     blocks = _library(_read_list(files[0]), files[0])
     scores, hashes = _scores(source / _SCORES, blocks)
     parents = _parents(blocks, scores, files[0])
+    block_costs = [_block_cost(layer, pair, costs, files[1]) for layer, pair in blocks]
+    _check_parents(parents, block_costs, files[0])
     rows = [row for replacement in scores.values() for row in replacement]
     rows += _parent_rows(source / _SCORES / "teacher.json", parents, rows)
-    block_costs = [_block_cost(layer, pair, costs, files[1]) for layer, pair in blocks]
     timed = all(cost.runtime_us is not None for cost in block_costs)
     where, place = f"{files[1]}, args", f"{files[1]}, non_block"
     outside = mapping(stats.get("non_block"), place)
-    same = set(parents.values())
     layers = {layer for layer, _ in blocks}
     return build_tables(
         files[0],
@@ -104,7 +104,7 @@ def import_puzzletron(folder: str | Path, measurement: Measurement | None = None
             parent=source.resolve().name,
             data="see args of the solution files",
             made_by=f"puzzle-search import puzzletron, scores {value_hash(hashes)}",
-            notes="stderr and tokens are 0: not taken from the source",
+            notes="stderr is not taken from the source, nor tokens, which are 0",
         ),
         rows=block_costs,
         outside=OutsideCost(
@@ -121,7 +121,7 @@ def import_puzzletron(folder: str | Path, measurement: Measurement | None = None
         sequence_length=whole(args, "prefill_seq_len", where)
         + whole(args, "generation_seq_len", where),
         num_layers=len(layers),
-        parent=same.pop() if len(same) == 1 and len(parents) == len(layers) else None,
+        parent=next(iter(parents.values())) if len(parents) == len(layers) else None,
         notes=_NOTES + ("" if timed else _NO_RUNTIME),
     )
 
@@ -129,8 +129,8 @@ def import_puzzletron(folder: str | Path, measurement: Measurement | None = None
 def _read_list(file: Path) -> list[Any]:
     text = read_text(file, remedy=_REMEDY)
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}", remedy=_REMEDY) from error
     if not isinstance(data, list) or not data:
         raise InputError(
@@ -340,6 +340,21 @@ def _parents(
     return {layer: pairs[0] for layer, pairs in unscored.items()}
 
 
+def _check_parents(parents: Mapping[int, _Pair], costs: list[BlockCost], file: Path) -> None:
+    """Where the library lacks the parent's block, what has no score is a replacement, not it."""
+    largest = {row.first_layer: row for row in sorted(costs, key=lambda row: row.parameters)}
+    sizes = {(row.first_layer, (row.attention, row.ffn)): row.parameters for row in costs}
+    usual = Counter(parents.values()).most_common(1)
+    for layer, pair in parents.items():
+        if sizes[layer, pair] < largest[layer].parameters or pair != usual[0][0]:
+            raise InputError(
+                f"{file}: layer {layer} has no score for {' and '.join(pair)}, which is not the "
+                "parent's own block: another is larger, or the other layers have another",
+                remedy="let Puzzletron's scoring run to its end, with the parent's block of every "
+                "layer in the library",
+            )
+
+
 def _parent_rows(file: Path, parents: dict[int, _Pair], scored: list[ScoreRow]) -> list[ScoreRow]:
     """Rows of the parent's own blocks: its own loss, and no distance to itself."""
     metrics = _averages(read_json(file, remedy=_REMEDY), str(file))
@@ -356,7 +371,7 @@ def _parent_rows(file: Path, parents: dict[int, _Pair], scored: list[ScoreRow]) 
                 ffn=pair[1],
                 metric=metric,
                 value=0.0,
-                stderr=0.0,
+                stderr=None,
                 tokens=0,
             )
             for metric in every

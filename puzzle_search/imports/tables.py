@@ -73,7 +73,8 @@ def build_tables(
     """
     try:
         _check_same_metrics(scores)
-        costs = BlockCosts(rows=tuple(sorted(rows, key=lambda row: row.first_layer)), **described)
+        by_layer = tuple(sorted(rows, key=lambda row: row.first_layer))
+        costs = BlockCosts(rows=by_layer, model=str(sidecar["parent"]), **described)
         table = ScoreTable(sorted(scores, key=lambda row: row.first_layer), sidecar)
     except InputError as error:
         raise InputError(f"{where}: {error.message}", remedy=error.remedy) from error
@@ -117,7 +118,7 @@ def score_rows(
                 ffn=pair[1],
                 metric=metric,
                 value=number,
-                stderr=0.0,
+                stderr=None,
                 tokens=0,
             )
         )

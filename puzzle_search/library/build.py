@@ -86,7 +86,7 @@ def build_library(
     Raises:
         InputError: the parent is damaged, or gives activations that are not finite; ``out``
             holds a library that was made from something else; the memory or the disk is too
-            small; or ``start_from`` lacks a single.
+            small; ``start_from`` lacks a single; or another process is building the library.
     """
     check_initialisers(initialisers)
     number_type = torch_dtype(dtype)
@@ -119,7 +119,7 @@ def build_library(
         "singles_sha256": None if singles is None else singles.sha256,
     }
     where = Parent(config=config, reader=reader, dtype=number_type, device=torch.device(device))
-    with full_disk_reported(library.folder, _WITH_LESS_ON_DISK):
+    with full_disk_reported(library.folder, _WITH_LESS_ON_DISK), library.held():
         library.resume(made_from)
         todo = [key for key in replacements if key not in library.entries]
         progress = progress or Progress("library")

@@ -12,9 +12,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from puzzle_search.arch import ParentConfig
 from puzzle_search.errors import InputError
 
-# Types whose frequencies do not depend on the running length.
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
 
 class RotarySlice(NamedTuple):
     """Cosines and signed sines of consecutive positions, both (L, E)."""
@@ -23,13 +20,21 @@ class RotarySlice(NamedTuple):
     sin_LE: torch.Tensor
 
 
+class RopeFrequencies(NamedTuple):
+    """Base, by what each plain frequency is divided (E / 2), and the factor on cos and sin."""
+
+    theta: float
+    divisors: torch.Tensor
+    attention_scale: float
+
+
 class Rotary(nn.Module):
     """Table of cosines and sines, grown when longer contexts are asked for.
 
     The angles of the supported rope types (default, linear, llama3, yarn) are transformers' own.
 
     Raises:
-        InputError: the config asks for another rope type, or its rope settings are incomplete.
+        InputError: transformers does not take the config.
     """
 
     def __init__(self, config: ParentConfig) -> None:
@@ -41,16 +46,19 @@ class Rotary(nn.Module):
                 f"{config.name}: transformers cannot read the config: {error}",
                 remedy="correct the config.json, its rope settings above all",
             ) from error
-        rope_type = hf_config.rope_parameters["rope_type"]
-        if rope_type not in _ROPE_TYPES:
-            raise InputError(
-                f"{config.name}: rope type {rope_type!r} is not supported",
-                remedy=f"use a model of rope type {', '.join(_ROPE_TYPES)}",
-            )
         with torch.device("cpu"):
             self._embedding = LlamaRotaryEmbedding(hf_config)
         self._head_dim = config.head_dim
+        self._theta = float(hf_config.rope_parameters["rope_theta"])
         self._table: RotarySlice | None = None
+
+    @property
+    def frequencies(self) -> RopeFrequencies:
+        """What the angles of a position are made of."""
+        own = self._embedding.inv_freq.double()
+        exponents = torch.arange(0, self._head_dim, 2, dtype=torch.float64) / self._head_dim
+        plain = self._theta**-exponents
+        return RopeFrequencies(self._theta, plain / own, float(self._embedding.attention_scaling))
 
     def slice(self, start: int, length: int, like: torch.Tensor) -> RotarySlice:
         """Angles of ``length`` positions from ``start``, in the dtype and device of ``like``."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from puzzle_search.arch import ArchitectureSpec, SearchSpace
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
 from puzzle_search.build import build_child
-from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
+from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer, stop_tokens
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import (
     CostTable,
@@ -22,6 +22,7 @@ from puzzle_search.cost import (
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import DistillSettings, distill
+from puzzle_search.errors import InputError
 from puzzle_search.evaluate import Throughput, measure_checkpoints, measure_quality
 from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
 from puzzle_search.library import BldSettings, build_library
@@ -71,10 +72,13 @@ def run_recipe(recipe: Recipe, run_dir: str | Path) -> RunResult:
     """Run every stage that is not done yet.
 
     Raises:
-        InputError: a file that the recipe names is missing or damaged.
+        InputError: a file that the recipe names is missing or damaged, or a run is at work in that
+            directory.
         InfeasibleError: the speed-up asked for cannot be reached.
     """
-    return Run(recipe, RunDirectory(Path(run_dir))).all_stages()
+    directory = RunDirectory(Path(run_dir))
+    with directory.held():
+        return Run(recipe, directory).all_stages()
 
 
 class Run:
@@ -88,8 +92,8 @@ class Run:
         self.directory = directory
         self.scenario = recipe.workload()
         self.device: Device = open_device(recipe.device)
-        self.parent = self._decoder(recipe.parent)
-        self.config = self.parent.config
+        self.config = ParentConfig.from_file(recipe.parent)
+        CheckpointReader(recipe.parent).check(self.config)
         self.space = SearchSpace.from_file(recipe.space, self.config)
         self.parent_key = [
             [file.name, file_hash(file)]
@@ -186,7 +190,11 @@ class Run:
     def _baseline(self, folder: Path) -> None:
         """Measure the parent, at the batch where its prediction is fastest."""
         predicted = self._cost_table(1.0).best_cost(ArchitectureSpec.identity(self.config))
-        assert predicted is not None, "the parent is loaded, so it fits"
+        if predicted is None:
+            raise InputError(
+                f"{self.config.name} does not fit on {self.device.name} at any batch size profiled",
+                remedy="profile smaller batches, or use a device with more memory",
+            )
         [measured] = self._measure([(self.recipe.parent, predicted.point.batch)], "baseline")
         baseline = {
             "predicted_tokens_per_second": predicted.tokens_per_second_per_gpu,
@@ -313,8 +321,9 @@ class Run:
     def _evaluate(self, folder: Path) -> None:
         """Measure the child, and where it was distilled, what it was before."""
         ids = self.tokens("test", self.recipe.evaluate.tokens)
+        parent = self._decoder(self.recipe.parent)
         found = {
-            name: measure_quality(self.parent, self._decoder(child), ids).as_dict()
+            name: measure_quality(parent, self._decoder(child), ids).as_dict()
             for name, child in {"built": self.built, "child": self.child}.items()
             if name == "child" or child != self.child
         }
@@ -342,7 +351,7 @@ class Run:
                 child,
                 ids.to(self.device.torch_device),
                 max_new_tokens=self.recipe.generate.max_new_tokens,
-                stop_token=tokenizer.eos_token_id,
+                stop_tokens=stop_tokens(self.child, tokenizer),
             )
             text = tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
             samples.append({"prompt": prompt, "completion": str(text)})

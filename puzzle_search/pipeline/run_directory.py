@@ -6,12 +6,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from puzzle_search import __version__
-from puzzle_search.errors import InputError
-from puzzle_search.files import Journal, read_json, value_hash, write_text
+from puzzle_search.files import Journal, check_own_folder, read_json, value_hash, write_text
 
 
 class RunDirectory:
@@ -23,15 +23,19 @@ class RunDirectory:
     """
 
     def __init__(self, folder: Path) -> None:
-        if folder.exists() and any(folder.iterdir()) and not (folder / "journal.jsonl").exists():
-            raise InputError(
-                f"{folder} exists and is not a run directory",
-                remedy="name an empty or new folder with --run-dir",
-            )
+        check_own_folder(folder, "journal.jsonl", "a run directory")
         self.folder = folder
         self.skipped: list[str] = []
         self._journal = Journal(folder / "journal.jsonl")
         self._keys: dict[str, str] = {}
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other runs out of this directory, until the block or the process ends.
+
+        Raises:
+            InputError: a run is at work here.
+        """
+        return self._journal.held()
 
     def stage(
         self, name: str, settings: Any, needs: list[str], work: Callable[[Path], None]

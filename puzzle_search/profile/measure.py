@@ -5,6 +5,7 @@ See docs/profiling.md for what is measured and how.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -69,7 +70,8 @@ def measure_profile(
     Raises:
         InputError: the device does not compute in the dtype, the model does not reach that far, a
             subblock gives numbers that are not finite, bytes are not those of the formula, a job
-            ran on a device of another kind, or the journal is of something else.
+            ran on a device of another kind, or the journal is of something else
+            or in use.
     """
     grid.check(config)
     executor = executor or InProcess()
@@ -81,38 +83,40 @@ def measure_profile(
         "package_version": __version__,
         "chunk_tokens": grid.chunk_tokens,
     }
-    readings = Readings(journal, made_from)
-    plan = Plan(config, space, Rig(config, device, precision), dtype, grid)
-    crews = plan.crews(jobs)
-    expected = [sum(one.search.expected for one in crew) for crew in crews]
-    if max_minutes is None:
-        max_minutes = DEFAULT_MINUTES[device.torch_device.type]
-    seconds = max(0.0, 60 * max_minutes - readings.seconds)
-    work = [
-        CrewJob(
-            config=config,
-            space=space,
-            dtype=dtype,
-            grid=grid,
-            device=device,
-            identity=device.identity,
-            parts=jobs,
-            number=number,
-            seconds=seconds * (of_crew / sum(expected) if isinstance(executor, InProcess) else 1),
-            known=readings.of_subjects({one.subject.key for one in crews[number]}),
-            groups=len(readings.groups),
-        )
-        for number, of_crew in enumerate(expected)
-    ]
-    gathered = _Gathered(readings, {one.subject.key: one.subject.name for one in plan.series})
-    with (progress or Progress("profile")).over(sum(expected)) as advance:
-        told = _Told(advance, sum(expected))
-        for measured in readings.all:
-            told.advance(gathered.name(measured))
-        for number, found in executor.run(measure_crew, work):
-            for measured in gathered.take(number, found):
+    with journal.held() if journal else contextlib.nullcontext():
+        readings = Readings(journal, made_from)
+        plan = Plan(config, space, Rig(config, device, precision), dtype, grid)
+        crews = plan.crews(jobs)
+        expected = [sum(one.search.expected for one in crew) for crew in crews]
+        if max_minutes is None:
+            max_minutes = DEFAULT_MINUTES[device.torch_device.type]
+        seconds = max(0.0, 60 * max_minutes - readings.seconds)
+        work = [
+            CrewJob(
+                config=config,
+                space=space,
+                dtype=dtype,
+                grid=grid,
+                device=device,
+                identity=device.identity,
+                parts=jobs,
+                number=number,
+                seconds=seconds
+                * (of_crew / sum(expected) if isinstance(executor, InProcess) else 1),
+                known=readings.of_subjects({one.subject.key for one in crews[number]}),
+                groups=len(readings.groups),
+            )
+            for number, of_crew in enumerate(expected)
+        ]
+        gathered = _Gathered(readings, {one.subject.key: one.subject.name for one in plan.series})
+        with (progress or Progress("profile")).over(sum(expected)) as advance:
+            told = _Told(advance, sum(expected))
+            for measured in readings.all:
                 told.advance(gathered.name(measured))
-        told.complete()
+            for number, found in executor.run(measure_crew, work):
+                for measured in gathered.take(number, found):
+                    told.advance(gathered.name(measured))
+            told.complete()
     results = gathered.results
     order = {(one.subblock, one.variant, one.tp): n for n, one in enumerate(plan.targets)}
 

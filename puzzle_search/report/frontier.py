@@ -12,7 +12,8 @@ from typing import Any
 
 from puzzle_search.choices import Axis
 from puzzle_search.files import write_text
-from puzzle_search.report.plots import open_pyplot, save_figure
+from puzzle_search.report.frontier_file import FORMAT, FRONTIER_FILE
+from puzzle_search.report.plots import Picture, draw_trade_off
 from puzzle_search.solve.answers.frontier import FrontierPoint
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.ask import Asked
@@ -55,7 +56,7 @@ class FrontierReport:
         return self.asked.answer(point.solution)
 
     def as_dict(self) -> dict[str, Any]:
-        """The frontier as ``frontier --json`` prints it, with how often each variant is used."""
+        """The frontier as ``frontier --json`` prints it and `read_frontier` reads it."""
         shown = []
         for point, row in zip(self.points, self.rows(), strict=True):
             blocks = point.solution.spec.blocks
@@ -64,13 +65,16 @@ class FrontierReport:
                 | {
                     "attention": dict(Counter(block.attention for block in blocks)),
                     "ffn": dict(Counter(block.ffn for block in blocks)),
+                    "scenarios": [cost.as_dict() for cost in point.solution.costs],
+                    "blocks": [block.as_dict() for block in blocks],
                 }
             )
-        evidence = self._answer(self.points[0]).evidence if self.points else {}
         return {
+            "format": FORMAT,
+            "parent": self.asked.inputs.config.name,
             "axis": self.axis,
             "asked": self.asked.question.as_dict(),
-            "evidence": evidence,
+            "evidence": self._answer(self.points[0]).evidence,
             "points": shown,
         }
 
@@ -111,7 +115,7 @@ class FrontierReport:
         writer.writeheader()
         writer.writerows(rows)
         write_text(folder / "frontier.csv", out.getvalue())
-        write_text(folder / "frontier.json", json.dumps(self.as_dict(), indent=1))
+        write_text(folder / FRONTIER_FILE, json.dumps(self.as_dict(), indent=1))
         self.plot(folder / "frontier.png")
 
     def plot(self, file: Path) -> None:
@@ -120,29 +124,18 @@ class FrontierReport:
         Raises:
             MissingDependencyError: matplotlib is absent.
         """
-        pyplot = open_pyplot()
         scale, unit = _UNITS[self.axis]
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        limits = [point.limit * scale for point in self.points]
-        scores = [point.solution.score for point in self.points]
-        axes.plot(limits, scores, color="#1f77b4", linewidth=1.5)
-        open_ones = [
-            (limit, score)
-            for limit, score, point in zip(limits, scores, self.points, strict=True)
-            if point.solution.status != "optimal"
+        points = [
+            (point.limit * scale, point.solution.score, point.solution.status == "optimal")
+            for point in self.points
         ]
-        if open_ones:
-            axes.plot(*zip(*open_ones, strict=True), "o", color="#d62728", label="not proven")
-            axes.legend(frameon=False)
         cost, answer = self.points[0].solution.cost, self._answer(self.points[0])
         evidence = answer.evidence
-        axes.set_xlabel(f"{self.axis}, {unit}")
-        axes.set_ylabel(f"summed damage ({self.asked.question.metric})")
-        axes.set_title(
+        title = (
             f"{answer.config.name} on {cost.gpu}, {cost.scenario}, {self.asked.question.dtype}; "
-            f"scores {evidence['scores']}, cost {evidence['cost']}",
-            fontsize=10,
+            f"scores {evidence['scores']}, cost {evidence['cost']}"
         )
-        axes.grid(alpha=0.3)
-        axes.margins(x=0.02)
-        save_figure(pyplot, figure, file)
+        with Picture(file, title=title) as panel:
+            draw_trade_off(panel, [points])
+            panel.set_xlabel(f"{self.axis}, {unit}")
+            panel.set_ylabel(f"summed damage ({self.asked.question.metric})")

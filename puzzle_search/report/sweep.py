@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puzzle_search.files import write_text
-from puzzle_search.report.plots import open_pyplot, save_figure
+from puzzle_search.report.plots import Picture, draw_rates
 from puzzle_search.report.serving import serving_table
 
 _CSV_FIELDS = (
@@ -19,7 +19,6 @@ _CSV_FIELDS = (
     "ttft_ms", "ttft_p99_ms", "tpot_ms", "tpot_p99_ms", "latency_ms", "latency_p99_ms",
     "memory_bytes", "peak_bytes", "iterations", "in_turn",
 )  # fmt: skip
-_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,24 +93,13 @@ class SweepReport:
         Raises:
             MissingDependencyError: matplotlib is absent.
         """
-        pyplot = open_pyplot()
-        figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-        for number, (name, points) in enumerate(self.curves.items()):
-            drawn = [point for point in points if point["tokens_per_second_per_user"] is not None]
-            users = [point["tokens_per_second_per_user"] for point in drawn]
-            rates = [point["tokens_per_second"] for point in drawn]
-            colour = _COLOURS[number % len(_COLOURS)]
-            axes.plot(users, rates, "o-", color=colour, linewidth=1.5, markersize=4, label=name)
-            for point, user, rate in zip(drawn, users, rates, strict=True):
-                axes.annotate(
-                    str(point["batch"]), (user, rate), xytext=(5, 4), textcoords="offset points",
-                    fontsize=7, color=colour,
-                )  # fmt: skip
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("tok/s/user (1 / TPOT)")
-        axes.set_ylabel("tok/s/GPU")
-        axes.set_title(f"{self.title}; measured; numbers are batch sizes", fontsize=9)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
-        save_figure(pyplot, figure, file)
+        curves = {
+            name: [
+                (point["tokens_per_second_per_user"], point["tokens_per_second"], point["batch"])
+                for point in points
+                if point["tokens_per_second_per_user"] is not None
+            ]
+            for name, points in self.curves.items()
+        }
+        with Picture(file, title=f"{self.title}; measured") as panel:
+            draw_rates(panel, {name: points for name, points in curves.items() if points})

@@ -56,6 +56,7 @@ class Engine:
         self.chunk_tokens = chunk_tokens
         self.cache = decoder.new_cache(slots=slots, max_length=max_length)
         self.lengths = [0] * slots
+        self._in_use = [False] * slots
         config, device = decoder.config, decoder.device
         keep_freed_memory(device)
         kv_heads = {
@@ -83,6 +84,7 @@ class Engine:
             self._slots_B = torch.arange(slots, device=device)
             self._ids_B = torch.zeros(slots, dtype=torch.long, device=device)
             self._positions_B = torch.zeros(slots, dtype=torch.long, device=device)
+            self._growth_B = torch.zeros(slots, dtype=torch.long, device=device)  # 1 where in use
             is_captured = device.type == "cuda" and all(
                 attention.is_capturable for attention in self._attention.values()
             )
@@ -117,8 +119,10 @@ class Engine:
                 next_B[rows] = self._next_tokens(*states)
         self._ids_B[slots_B] = next_B
         self._positions_B[slots_B] = length
+        self._growth_B[slots_B] = 1
         for slot in slots:
             self.lengths[slot] = length
+            self._in_use[slot] = True
         return next_B
 
     @torch.inference_mode()
@@ -126,9 +130,12 @@ class Engine:
         """One step for every slot, used or not; return the tokens that it adds, (slots,).
 
         What is returned stays on the device and is overwritten by the next step. A slot that is
-        full writes its last position again.
+        full writes its last position again, one that is not in use its first.
         """
-        self.lengths = [min(length + 1, self.max_length) for length in self.lengths]
+        self.lengths = [
+            min(length + 1, self.max_length) if in_use else 1
+            for length, in_use in zip(self.lengths, self._in_use, strict=True)
+        ]
         for attention in self._attention.values():
             attention.prepare(self.lengths)
         if self._graph is None:
@@ -150,14 +157,19 @@ class Engine:
                 remedy="make the slots longer",
             )
         self._positions_B.fill_(length)
+        self._growth_B.fill_(1)
         self.lengths = [length] * self.slots
+        self._in_use = [True] * self.slots
 
     @torch.inference_mode()
     def release(self, slots: Sequence[int]) -> None:
         """Empty slots, so that the steps until they are filled again attend to little in them."""
-        self._positions_B[torch.tensor(slots, device=self.decoder.device)] = 0
+        slots_B = torch.tensor(slots, dtype=torch.long, device=self.decoder.device)
+        self._positions_B[slots_B] = 0
+        self._growth_B[slots_B] = 0
         for slot in slots:
             self.lengths[slot] = 0
+            self._in_use[slot] = False
 
     @torch.inference_mode()
     def calibrate(self, ids_BL: torch.Tensor) -> None:
@@ -203,7 +215,7 @@ class Engine:
         )
         residual_BD, delta_BD = self.decoder.hidden_states(self._ids_B, step, self.cache)
         self._ids_B.copy_(self._next_tokens(residual_BD, delta_BD))
-        self._positions_B.add_(1).clamp_(max=self.max_length - 1)
+        self._positions_B.add_(self._growth_B).clamp_(max=self.max_length - 1)
 
     def _rotary(self, positions_N: torch.Tensor) -> RotarySlice:
         return RotarySlice(self._cos_S1E[positions_N], self._sin_S1E[positions_N])

@@ -46,11 +46,11 @@ class Estimate:
     """A mean over tokens and its standard error over blocks of tokens."""
 
     value: float
-    stderr: float
+    stderr: float | None
 
     @classmethod
     def of(cls, blocks: torch.Tensor) -> Estimate:
-        """From the means of equal blocks of tokens, (blocks,); one block gives no error, 0."""
+        """From the means of equal blocks of tokens, (blocks,); of one block no error is known."""
         count = len(blocks)
-        stderr = float(blocks.std()) / math.sqrt(count) if count > 1 else 0.0
+        stderr = float(blocks.std()) / math.sqrt(count) if count > 1 else None
         return cls(float(blocks.mean()), stderr)

@@ -83,8 +83,8 @@ def score_replacements(
 
     Raises:
         InputError: the library lacks a variant or is damaged, a replacement does not fit the base,
-            the journal is of something else, memory or disk are too small, or the parent's hidden
-            states or a score are not finite.
+            the journal is of something else or in use, memory or disk are too small, or the
+            parent's hidden states or a score are not finite.
     """
     config = ParentConfig.from_file(parent)
     check_context(config, ids.shape[1], "use shorter blocks of tokens")
@@ -104,38 +104,39 @@ def score_replacements(
         "kl_top_k": kl_top_k,
         "base": None if base is None else [list(block) for block in blocks],
     }
-    scores = ScoreJournal(journal, made_from)
-    everything = asked if base is None else [*asked, BASE]
-    missing = [replacement for replacement in everything if replacement not in scores.found]
-    top_file = journal.path.with_suffix(".parent-top.safetensors")
-    top_from = {key: made_from[key] for key in ("tokens_sha256", "dtype")}
-    top_from |= {"parent_sha256": library.parent_sha256, "k": wanted.parent_top}
-    job = _Job(
-        sources=Sources(
-            parent=Path(parent),
-            library=library.folder,
-            entries=library.entries,
-            config=config,
-            device=device,
-            dtype=dtype,
-        ),
-        blocks=blocks,
-        replacements=(),
-        ids_BL=ids.cpu(),
-        wanted=wanted,
-        max_memory_bytes=max_memory_bytes,
-        known=read_top_tokens(top_file, top_from) if kl_top_k is not None else None,
-    )
-    work = [replace(job, replacements=part) for part in _divided(missing, blocks, jobs)]
-    done = len(everything) - len(missing)
-    with (progress or Progress("score")).over(len(everything), done=done) as advance:
-        for result in (executor or InProcess()).run(_score, work):
-            if isinstance(result, TopTokens):
-                write_top_tokens(result, top_file, top_from)
-                continue
-            scores.add(*result)
-            first, _, attention, ffn = result[0]
-            advance(f"layer {first} {attention} {ffn}" if result[0] != BASE else "the child")
+    with journal.held():
+        scores = ScoreJournal(journal, made_from)
+        everything = asked if base is None else [*asked, BASE]
+        missing = [replacement for replacement in everything if replacement not in scores.found]
+        top_file = journal.path.with_suffix(".parent-top.safetensors")
+        top_from = {key: made_from[key] for key in ("tokens_sha256", "dtype")}
+        top_from |= {"parent_sha256": library.parent_sha256, "k": wanted.parent_top}
+        job = _Job(
+            sources=Sources(
+                parent=Path(parent),
+                library=library.folder,
+                entries=library.entries,
+                config=config,
+                device=device,
+                dtype=dtype,
+            ),
+            blocks=blocks,
+            replacements=(),
+            ids_BL=ids.cpu(),
+            wanted=wanted,
+            max_memory_bytes=max_memory_bytes,
+            known=read_top_tokens(top_file, top_from) if kl_top_k is not None else None,
+        )
+        work = [replace(job, replacements=part) for part in _divided(missing, blocks, jobs)]
+        done = len(everything) - len(missing)
+        with (progress or Progress("score")).over(len(everything), done=done) as advance:
+            for result in (executor or InProcess()).run(_score, work):
+                if isinstance(result, TopTokens):
+                    write_top_tokens(result, top_file, top_from)
+                    continue
+                scores.add(*result)
+                first, _, attention, ffn = result[0]
+                advance(f"layer {first} {attention} {ffn}" if result[0] != BASE else "the child")
     own = scores.rows([] if base is None else [BASE], tokens=ids.numel())
     last_layer = config.num_layers - 1
     return Scores(
@@ -143,6 +144,7 @@ def score_replacements(
         base=[replace(row, first_layer=0, last_layer=last_layer) for row in own],
         tokens=ids.numel(),
         made_from=made_from,
+        parent_config=value_hash(dict(config.raw)),
     )
 
 

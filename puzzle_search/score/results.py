@@ -24,12 +24,14 @@ class Scores:
             base is the parent.
         tokens: that were scored on.
         made_from: settings and content hashes that the scores depend on.
+        parent_config: hash of the parent's config.
     """
 
     rows: list[ScoreRow]
     base: list[ScoreRow]
     tokens: int
     made_from: dict[str, Any]
+    parent_config: str
 
     def table(self, parent: str, *, data: str) -> ScoreTable:
         """The score table of the replacements.
@@ -45,6 +47,7 @@ class Scores:
             "evidence": "measured",
             "data": f"{data}, {self.tokens} tokens, sha256 {self.made_from['tokens_sha256']}",
             "made_by": "puzzle-search score",
+            "parent_config": self.parent_config,
         }
         notes = []
         if self.made_from["base"] is not None:

@@ -185,3 +185,57 @@ def test_wrong_values_are_input_errors_or_usable(
         return
     assert config.num_heads % config.num_kv_heads == 0
     assert min(config.hidden_size, config.head_dim, config.num_layers, config.vocab_size) > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_theta": "1e4"}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0]}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor"),
+        ({"rope_scaling": [1]}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": -1.0}}, "rope_theta"),
+        ({"head_dim": 15}, "head_dim"),
+        ({"use_cache": "x"}, "use_cache"),
+        ({"eos_token_id": [1, "x"]}, "eos_token_id"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers"),
+    ],
+)
+def test_what_the_decoder_could_not_compute_is_refused_when_read(
+    pico_raw: dict[str, Any], changed: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        ParentConfig.from_dict(pico_raw | changed, name="p")
+
+
+def test_stop_tokens(pico_raw: dict[str, Any]) -> None:
+    given: dict[Any, tuple[int, ...]] = {None: (), 7: (7,)}
+    for value, expected in given.items():
+        raw = pico_raw | {"eos_token_id": value}
+        assert ParentConfig.from_dict(raw, name="p").stop_tokens == expected
+    raw = pico_raw | {"eos_token_id": [128001, 128008, 128009]}  # Llama-3.1-8B-Instruct
+    assert ParentConfig.from_dict(raw, name="p").stop_tokens == (128001, 128008, 128009)
+
+
+def test_a_model_in_the_cache_of_hugging_face_has_its_own_name(
+    tmp_path: Path, pico_raw: dict[str, Any]
+) -> None:
+    names = []
+    for repository, revision in (("a--one", "1f2e"), ("b--two-7B", "9c0d")):
+        cached = tmp_path / f"models--{repository}"
+        snapshot = cached / "snapshots" / revision
+        snapshot.mkdir(parents=True)
+        (cached / "blobs").mkdir()
+        (cached / "blobs" / "0a1b").write_text(json.dumps(pico_raw))
+        (snapshot / "config.json").symlink_to("../../blobs/0a1b")
+        names += [
+            ParentConfig.from_file(place).name for place in (snapshot, snapshot / "config.json")
+        ]
+    assert names == ["one", "one", "two-7B", "two-7B"]
+    (tmp_path / "link").symlink_to(tmp_path / "models--a--one")
+    assert ParentConfig.from_file(tmp_path / "link" / "snapshots" / "1f2e").name == "one"

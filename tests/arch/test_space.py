@@ -17,7 +17,7 @@ FORMAT = "puzzle-search.search-space/1"
 GOOD: dict[str, Any] = {
     "format": FORMAT,
     "attention": ["gqa_1", "no_op"],
-    "ffn": ["mlp_64", "mlp_128"],
+    "ffn": ["mlp_256", "mlp_512"],
     "exceptions": [
         {"layers": "1-2", "attention": ["linear"]},
         {"layers": 2, "ffn": ["no_op"]},
@@ -31,6 +31,11 @@ def write(folder: Path, data: object) -> Path:
     return file
 
 
+@pytest.fixture
+def pico_config(pico_raw: dict[str, Any]) -> ParentConfig:
+    return ParentConfig.from_dict(pico_raw | {"intermediate_size": 512}, name="pico")
+
+
 def test_defaults_exceptions_and_the_parents_own(tmp_path: Path, pico_config: ParentConfig) -> None:
     space = SearchSpace.from_file(write(tmp_path, GOOD), pico_config)
     assert space.num_layers == 3
@@ -39,17 +44,17 @@ def test_defaults_exceptions_and_the_parents_own(tmp_path: Path, pico_config: Pa
         ("gqa_2", "linear"),
         ("gqa_2", "linear"),
     )
-    assert space.ffn == (("mlp_64", "mlp_128"), ("mlp_64", "mlp_128"), ("mlp_128", "no_op"))
+    assert space.ffn == (("mlp_256", "mlp_512"), ("mlp_256", "mlp_512"), ("mlp_512", "no_op"))
     assert space.variants("ffn") == space.ffn
     assert space.all_variants("attention") == ["gqa_2", "gqa_1", "no_op", "linear"]
 
 
 def test_runs_are_every_window_of_their_lengths(tmp_path: Path, pico_config: ParentConfig) -> None:
-    run = {"lengths": [2, 3], "attention": ["gqa_2"], "ffn": ["mlp_64", "mlp_128"]}
+    run = {"lengths": [2, 3], "attention": ["gqa_2"], "ffn": ["mlp_256", "mlp_512"]}
     data = {key: value for key, value in GOOD.items() if key != "exceptions"} | {"runs": [run]}
     space = SearchSpace.from_file(write(tmp_path, data), pico_config)
     windows = [(0, 1), (1, 2), (0, 2)]
-    assert space.runs == tuple((*w, "gqa_2", f) for w in windows for f in ("mlp_64", "mlp_128"))
+    assert space.runs == tuple((*w, "gqa_2", f) for w in windows for f in ("mlp_256", "mlp_512"))
     singles = list(space.replacements(pico_config, composed=False))
     pairs = list(space.replacements(pico_config))
     assert len(singles) == 3 * (2 + 1) + 6
@@ -64,7 +69,7 @@ def test_runs_are_every_window_of_their_lengths(tmp_path: Path, pico_config: Par
         ({"lengths": [1]}, "at least 2"),
         ({"lengths": 2}, "at least 2"),
         ({"attention": ["gqa_4"]}, "layer 0 may take"),
-        ({"ffn": "mlp_64"}, "layer 0 may take"),
+        ({"ffn": "mlp_256"}, "layer 0 may take"),
         ({"layers": "0-9"}, "not a range within 0-2"),
         ({"width": 3}, "'width' is not known"),
     ],
@@ -72,7 +77,7 @@ def test_runs_are_every_window_of_their_lengths(tmp_path: Path, pico_config: Par
 def test_runs_that_are_refused(
     tmp_path: Path, pico_config: ParentConfig, change: dict[str, Any], message: str
 ) -> None:
-    run = {"lengths": [2], "attention": ["gqa_2"], "ffn": ["mlp_64"]} | change
+    run = {"lengths": [2], "attention": ["gqa_2"], "ffn": ["mlp_256"]} | change
     with pytest.raises(InputError, match=message):
         SearchSpace.from_file(write(tmp_path, GOOD | {"runs": [run]}), pico_config)
 
@@ -87,8 +92,8 @@ def test_uniform_equals_a_file_without_exceptions(
 
 
 def test_uniform_refuses_what_does_not_fit(pico_config: ParentConfig) -> None:
-    with pytest.raises(InputError, match="mlp_256"):
-        SearchSpace.uniform(pico_config, attention=[], ffn=["mlp_256"])
+    with pytest.raises(InputError, match="mlp_1024"):
+        SearchSpace.uniform(pico_config, attention=[], ffn=["mlp_1024"])
 
 
 @pytest.mark.parametrize(
@@ -98,13 +103,13 @@ def test_uniform_refuses_what_does_not_fit(pico_config: ParentConfig) -> None:
         ({"format": None}, "format"),
         ({"extra": 1}, "'extra'"),
         ({"attention": ["gqa_3"]}, "attention: gqa_3"),
-        ({"attention": ["mlp_64"]}, "'mlp_64'"),
+        ({"attention": ["mlp_256"]}, "'mlp_256'"),
         ({"attention": "gqa_1"}, "attention"),
         ({"attention": [1]}, "attention"),
         ({"attention": {"gqa_1": None}}, "attention"),
         ({"ffn": None}, "ffn"),
-        ({"ffn": ["mlp_64", "mlp_64"]}, "twice"),
-        ({"ffn": ["mlp_129"]}, "mlp_129"),
+        ({"ffn": ["mlp_256", "mlp_256"]}, "twice"),
+        ({"ffn": ["mlp_513"]}, "mlp_513"),
         ({"exceptions": 3}, "exceptions"),
         ({"exceptions": {"layers": 1}}, "exceptions"),
         ({"exceptions": False}, "exceptions"),
@@ -146,7 +151,7 @@ VALUES = st.recursive(
     | st.integers()
     | st.dates()
     | st.binary(max_size=3)
-    | st.sampled_from(["gqa_1", "mlp_64", "no_op", "0-1", "1"]),
+    | st.sampled_from(["gqa_1", "mlp_256", "no_op", "0-1", "1"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["layers", "attention", "ffn", "x"]), inner)
@@ -168,4 +173,29 @@ def test_wrong_values_are_input_errors_or_usable(
         return
     assert len(space.attention) == len(space.ffn) == 3
     assert all("gqa_2" in layer for layer in space.attention)
-    assert all("mlp_128" in layer for layer in space.ffn)
+    assert all("mlp_512" in layer for layer in space.ffn)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("mlp_500", "mlp_256 or mlp_512"), ("mlp_100", "use mlp_256")]
+)
+def test_widths_that_no_engine_loads_are_refused(
+    tmp_path: Path, pico_raw: dict[str, Any], name: str, remedy: str
+) -> None:
+    # The parent's own is not asked of anyone: that of Qwen2.5-72B, 29,568, is 115.5 times 256.
+    config = ParentConfig.from_dict(pico_raw | {"intermediate_size": 600}, name="pico")
+    space = SearchSpace.from_file(write(tmp_path, GOOD | {"ffn": ["mlp_256"]}), config)
+    assert space.ffn[0] == ("mlp_600", "mlp_256")
+    with pytest.raises(InputError, match=f"{name}: engines load widths") as caught:
+        SearchSpace.from_file(write(tmp_path, GOOD | {"ffn": [name]}), config)
+    assert remedy in caught.value.remedy
+
+
+def test_kv_heads_that_do_not_divide_the_parents_are_refused(
+    tmp_path: Path, pico_raw: dict[str, Any]
+) -> None:
+    raw = pico_raw | {"num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 16}
+    config = ParentConfig.from_dict(raw | {"intermediate_size": 512}, name="pico")
+    with pytest.raises(InputError, match="gqa_5 does not fit the 8 KV heads") as caught:
+        SearchSpace.from_file(write(tmp_path, GOOD | {"attention": ["gqa_5"]}), config)
+    assert "gqa_1, gqa_2, gqa_4, gqa_8" in caught.value.remedy

@@ -88,12 +88,21 @@ def test_multiplier_gives_the_width(hidden: int, width: int) -> None:
     assert json.loads(json.dumps(multiplier)) == multiplier
 
 
-@pytest.mark.parametrize("width", [1, 100, 255, 257, 700])
-def test_other_widths_are_refused(width: int) -> None:
-    spec = spec_of(("gqa_4", "mlp_1024"), ("gqa_4", f"mlp_{width}"), ("gqa_4", "mlp_1024"))
-    with pytest.raises(InputError, match=f"mlp_{width}: .*multiples of 256") as caught:
-        child_config(parent_config(), spec, dtype="float32")
-    assert "256" in caught.value.remedy
+@pytest.mark.parametrize("width", [1, 100, 255, 257, 700, 29568])
+def test_other_widths_are_written_as_they_are_for_this_package_alone(
+    width: int, tmp_path: Path
+) -> None:
+    config = parent_config(intermediate_size=width)
+    spec = spec_of(("gqa_4", f"mlp_{width}"), ("gqa_4", f"mlp_{width}"), ("gqa_2", "no_op"))
+    written = child_config(config, spec, dtype="float32")
+    assert written["model_type"] == "puzzle-search"
+    assert "auto_map" not in written
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert read_model_config(tmp_path)[1] == spec
+    written["block_configs"][0]["ffn"]["ffn_mult"] = 2.5
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match="ffn_mult and intermediate_size are given"):
+        read_model_config(tmp_path)
 
 
 @pytest.mark.parametrize(

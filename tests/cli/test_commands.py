@@ -10,16 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import Profile
 from puzzle_search.solve import ScoreTable
-from tests.pico import Pico, environment, run_command, run_here
+from tests.pico import ROOT, Pico, environment, run_command, run_here
 
 COMMANDS = [
-    "solve", "frontier", "explain", "compare", "run", "profile", "library", "score", "build",
-    "evaluate", "bench", "generate", "import", "version",
+    "solve", "frontier", "explain", "compare", "report", "plot", "run", "profile", "library",
+    "score", "build", "evaluate", "bench", "generate", "import", "version",
 ]  # fmt: skip
 _HELP = """\
 import sys
@@ -224,10 +225,44 @@ def test_the_frontier_is_a_table_a_plot_and_files(
     words = ("--points", "3", "--from", "3000", "--to", "6000", "--workers", "1")
     run_here("frontier", *words, "--out", str(tmp_path), "--json")
     shown = json.loads(capsys.readouterr().out)
-    assert [point["limit"] for point in shown["points"]] == [3000, 4500, 6000]
+    limits = [point["limit"] for point in shown["points"]]
+    scores = [point["score"] for point in shown["points"]]
+    assert [limits[0], limits[-1]] == [3000, 6000]
+    # Half-way in damage, as near as a child comes to it.
+    assert scores[1] == pytest.approx((scores[0] + scores[2]) / 2, rel=0.01)
     assert all(p["tokens_per_second_per_gpu"] >= p["limit"] for p in shown["points"])
     assert json.loads((tmp_path / "frontier.json").read_text()) == shown
     assert len((tmp_path / "frontier.csv").read_text().splitlines()) == 4
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     run_here("frontier", *words)
     assert "3 proven optimal" in capsys.readouterr().out
+
+
+def test_a_frontier_lies_where_people_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    run_here("frontier", "--points", "5", "--workers", "1", "--json")
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert points[0]["score"] == 0
+    assert points[0]["params"] == 70_553_706_496
+    assert 0.98 < points[-1]["score"] <= 1
+    assert all(point["status"] == "optimal" for point in points)
+    steps = np.diff([point["score"] for point in points])
+    assert steps == pytest.approx(np.full(4, 0.25), abs=0.02)
+
+
+def test_ends_of_a_frontier_in_other_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--points", "2", "--workers", "1", "--json")
+    run_here("frontier", *words, "--from", "speedup=2", "--to", "parameters=45")
+    first, last = json.loads(capsys.readouterr().out)["points"]
+    run_here("solve", "--max-params", "45", "--json")
+    smaller = json.loads(capsys.readouterr().out)
+    run_here("explain", ROOT / "examples/llama-3.1-70b/children/tps-6000.yaml", "--json")
+    [scenario] = json.loads(capsys.readouterr().out)["scenarios"]
+    parent = scenario["parent"]["tokens_per_second_per_gpu"]
+    assert first["limit"] == pytest.approx(2 * parent, rel=1e-6)
+    assert last["score"] == pytest.approx(smaller["score"], rel=1e-3)
+    run_here("frontier", *words, "--axis", "memory", "--target-speedup", "3", "--to", "70GB")
+    found = json.loads(capsys.readouterr().out)
+    assert found["points"][0]["limit"] == 70e9
+    assert all(p["tokens_per_second_per_gpu"] >= 3 * parent * (1 - 1e-6) for p in found["points"])
+    [asked] = found["asked"]["scenarios"]
+    assert asked["limits"]["tokens_per_second_per_gpu"] == pytest.approx(3 * parent, rel=1e-6)

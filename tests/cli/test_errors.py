@@ -333,6 +333,11 @@ def test_questions_that_cannot_be_asked(
         ("--axis", "memory", "--from", "100", "--to", "200"),
         ("--target-tps", "1e9"),
         ("--to", "inf"),
+        ("--to", "colour=3"),
+        ("--to", "score=x"),
+        ("--target-speedup", "2"),
+        ("--axis", "memory", "--target-speedup", "2", "--target-tps", "2000"),
+        ("--gpu", "rtx4090", "--from", "speedup=2"),
     ],
 )
 def test_frontiers_that_cannot_be_asked(words: tuple[str, ...]) -> None:

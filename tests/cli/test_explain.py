@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.arch.change import SubblockChange
 from puzzle_search.cli.layer_map import glyph, layer_map
 from puzzle_search.errors import InputError
-from puzzle_search.explain.layers import SubblockChange
 from tests.pico import run_here
 
 HEAVY = [("gqa_8", "mlp_28672")] * 77

@@ -106,21 +106,11 @@ def test_the_order_of_the_variants(
         assert row["datasheet_tau_least"] < row["tau_least"]
 
 
-def test_nvidia_table(bench: ModuleType, models: dict[str, CostModel]) -> None:
-    found = bench.blog(DATA, models["h100"])
-    assert found["rows"] == 11
-    assert found["mape_in_sample"] <= 0.05
-    assert found["mape_leave_one_out"] <= 0.08
-    # Step constants of another release, which never saw this table, and one scalar.
-    assert found["mape_other_release_one_scalar"] <= 0.08
-    assert found["child_to_parent_median"] <= 0.07
-    assert found["child_to_parent_worst"] <= 0.2
-    assert found["parent_tp1_worst"] <= 0.3
-
-
-def test_releases(bench: ModuleType, models: dict[str, CostModel]) -> None:
-    found = bench.releases(DATA, list(models.values()))
-    for version in ("0.17", "0.14.0"):
-        assert found[version]["rows"] == 54
-        assert found[version]["mape_leave_one_out"] <= 0.10
-        assert found[version]["h100_to_h200_mape"] <= 0.08
+def test_published_throughput(bench: ModuleType, models: dict[str, CostModel]) -> None:
+    found = bench.throughput(DATA, models)
+    every = found["all"]
+    assert every["rows"] == 143
+    assert every["mape"] <= 0.06
+    assert set(every["mean_error_by_tp"]) == {1, 2, 4, 8}
+    assert max(map(abs, every["mean_error_by_tp"].values())) <= 0.04
+    assert abs(every["parent_on_one_h100"]) <= 0.1

@@ -20,6 +20,7 @@ from puzzle_search.cost.modelled.hardware import CostModel, load_cost_model
 from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.errors import InputError
 from tests.arch.configs import CONFIGS
+from tests.cost.steps import step
 from tests.cost.synthetic_profile import GROUPS, memory_rows, row, sidecar, whole_profile
 
 LLAMA = ParentConfig.from_dict(CONFIGS["Llama-3.1-70B"], name="llama-3.1-70b")
@@ -34,10 +35,10 @@ def rows_of(latency: AnalyticLatency, variants: Sequence[tuple[str, str]]) -> li
         if not name.startswith("gqa") and phase == "decode" and context > 128:
             continue
         at: dict[str, Any] = {"batch": batch, "tokens": tokens, "context": context}
-        us = float(latency.subblock_us(subblock, name, phase, tp=1, **at))  # type: ignore[arg-type]
+        us = float(latency.subblock_us(subblock, name, step(phase, tp=1, **at)))  # type: ignore[arg-type]
         rows.append(row(subblock, name, phase, *at.values(), us))
     for batch in (1, 4, 16, 64, 256):
-        us = float(latency.outside_us("decode", batch=batch, tokens=1, tp=1))
+        us = float(latency.outside_us(step("decode", batch=batch, tokens=1, tp=1)))
         parts = {"embedding": 1.0, "head": us - 3.0, "step": 2.0}
         rows += [row("outside", part, "decode", batch, 1, 1, of) for part, of in parts.items()]
     return rows
@@ -88,10 +89,10 @@ def test_constants_of_a_gpu_are_found_from_its_own_sheet(tmp_path: Path) -> None
     again = CostModel.from_file(tmp_path / "h200.yaml")
     at = {"batch": np.array([1, 64]), "tokens": 1, "context": 700, "tp": 1}
     us = AnalyticLatency(LLAMA, again, "torch", "fp8").subblock_us(
-        "attention", "gqa_8", "decode", **at
+        "attention", "gqa_8", step("decode", **at)
     )
     true_us = AnalyticLatency(LLAMA, model, "torch", "fp8").subblock_us(
-        "attention", "gqa_8", "decode", **at
+        "attention", "gqa_8", step("decode", **at)
     )
     np.testing.assert_allclose(us, true_us, rtol=0.05)
 

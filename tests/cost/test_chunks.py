@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from puzzle_search.arch import ParentConfig
-from puzzle_search.cost.chunks import PrefillChunk, prefill_chunks, sum_over_chunks
+from puzzle_search.cost.chunks import PrefillChunk, prefill_chunks
 from puzzle_search.cost.memory import PREFILL_CHUNK_TOKENS, activation_bytes, parse_dtype
 from tests.arch.configs import CONFIGS
 
@@ -48,30 +47,6 @@ def test_every_token_runs_once_in_order(batch: int, tokens: int, chunk_tokens: i
             assert done[sequence] == chunk.context
             assert chunk.last == (done[sequence] == tokens)
     assert done == [tokens] * batch
-
-
-@given(
-    batches=st.lists(st.integers(1, 50), min_size=1, max_size=4),
-    tokens=st.integers(1, 300),
-    chunk_tokens=st.integers(1, 400),
-)
-def test_a_sum_over_chunks_is_that_over_the_plan(
-    batches: list[int], tokens: int, chunk_tokens: int
-) -> None:
-    def us(sequences: float, new: int, context: int, last: bool) -> float:
-        return 3 + 0.7 * sequences**1.5 * new + 0.01 * context + 11 * last
-
-    expected = [
-        sum(
-            us(c.sequences, c.tokens, c.context, c.last)
-            for c in prefill_chunks(batch, tokens, chunk_tokens)
-        )
-        for batch in batches
-    ]
-    found = sum_over_chunks(
-        np.array(batches), tokens, chunk_tokens, lambda *chunk: np.asarray(us(*chunk))
-    )
-    np.testing.assert_allclose(found, expected)
 
 
 @given(batch=st.integers(1, 600), tokens=st.integers(1, 20000))

@@ -97,7 +97,7 @@ def test_constants_are_carried_by_the_ratios_of_the_sheets() -> None:
 
 
 def test_memory_limit_and_name(tmp_path: Path) -> None:
-    assert load_cost_model("H100").memory_limit_bytes == 80_000_000_000
+    assert load_cost_model("H100").memory_limit_bytes == 81_480_000_000
     assert find_cost_model("H100") == find_cost_model("h100")
     with pytest.raises(InputError, match=r"no cost model for GPU 'abacus'(?s:.)*h100"):
         find_cost_model("abacus")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from puzzle_search.cost import Profile
 from puzzle_search.errors import InputError
 from puzzle_search.files import file_hash
+from tests.cost.steps import prefill_us, step
 from tests.cost.synthetic_profile import (
     GROUPS,
     attention_rows,
@@ -26,17 +27,17 @@ from tests.cost.synthetic_profile import (
     whole_profile,
 )
 
+OUTSIDE = ("embedding", "head", "step")
+
 
 def decode(profile: Profile, batch: Any, context: Any, variant: str = "gqa_2") -> np.ndarray:
     return profile.subblock_us(
-        "attention", variant, "decode", batch=batch, tokens=1, context=context, tp=1
+        "attention", variant, step("decode", batch=batch, tokens=1, context=context, tp=1)
     )
 
 
 def prefill(profile: Profile, subblock: Any, variant: str, batch: Any, tokens: Any) -> np.ndarray:
-    return profile.subblock_us(
-        subblock, variant, "prefill", batch=batch, tokens=tokens, context=tokens, tp=1
-    )
+    return prefill_us(profile, subblock, variant, batch=batch, tokens=tokens)
 
 
 # --- inside the measured ------------------------------------------------------------------------
@@ -53,8 +54,8 @@ def test_decode_attention_lies_between_its_points() -> None:
 def test_ffns_depend_on_the_tokens_of_a_step_alone() -> None:
     measured = whole_profile()
     at = {"tokens": 1, "context": np.array([1, 9999]), "tp": 1}
-    step = measured.subblock_us("ffn", "mlp_64", "decode", batch=40, **at)
-    np.testing.assert_allclose(step, [20, 20])  # 10 + 40 / 4
+    us = measured.subblock_us("ffn", "mlp_64", step("decode", batch=40, **at))
+    np.testing.assert_allclose(us, [20, 20])  # 10 + 40 / 4
     assert prefill(measured, "ffn", "mlp_64", 4, 10) == pytest.approx(20)
     assert prefill(measured, "attention", "linear", 1, 40) == pytest.approx(20)
 
@@ -65,7 +66,9 @@ def test_rows_of_both_phases_make_one_curve() -> None:
     rows += [row("ffn", "mlp_64", "prefill", 2, 10, 10, 21.0)]
     measured = Profile(rows, [], GROUPS, sidecar())
     at = {"tokens": 1, "context": 1, "tp": 1}
-    us = measured.subblock_us("ffn", "mlp_64", "decode", batch=np.array([1, 10, 15, 20]), **at)
+    us = measured.subblock_us(
+        "ffn", "mlp_64", step("decode", batch=np.array([1, 10, 15, 20]), **at)
+    )
     np.testing.assert_allclose(us, [1, 11, 16, 21])  # the mean of 10 and 12 at ten tokens
 
 
@@ -103,11 +106,11 @@ def test_a_long_prompt_attends_to_its_history() -> None:
 
 def test_outside_the_blocks_the_head_runs_where_prompts_end() -> None:
     measured = whole_profile()
-    decoded = measured.outside_us("decode", batch=np.array([1, 16]), tokens=1, tp=1)
+    decoded = measured.outside_us(step("decode", batch=np.array([1, 16]), tokens=1, tp=1))
     np.testing.assert_allclose(decoded, [2 + 1 / 50 + 7.5 + 41, 2 + 16 / 50 + 7 + 8 + 56])
-    whole = measured.outside_us("prefill", batch=2, tokens=50, tp=1)
+    whole = prefill(measured, "outside", "", 2, 50)
     assert whole == pytest.approx((2 + 100 / 50) + (7 + 1) + (40 + 2))
-    cut = measured.outside_us("prefill", batch=1, tokens=240, tp=1)
+    cut = prefill(measured, "outside", "", 1, 240)
     assert cut == pytest.approx(2 * (2 + 2) + (2 + 40 / 50) + 7.5 + 3 * 41)
 
 
@@ -116,10 +119,10 @@ def test_steps_of_a_phase_are_its_own_where_it_has_some() -> None:
     rows += [row("outside", "head", "decode", 1, 1, 1, 1.0)]
     rows += [row("outside", "step", "decode", 1, 1, 1, 50.0)]
     both = [*rows, row("outside", "step", "prefill", 1, 10, 10, 90.0)]
-    for given_rows, prefill_us in ((rows, 52), (both, 92)):
+    for given_rows, expected_us in ((rows, 52), (both, 92)):
         measured = Profile(given_rows, [], GROUPS, sidecar())
-        assert measured.outside_us("decode", batch=1, tokens=1, tp=1) == 52
-        assert measured.outside_us("prefill", batch=1, tokens=20, tp=1) == prefill_us
+        assert measured.outside_us(step("decode", batch=1, tokens=1, tp=1)) == 52
+        assert measured.outside_us(step("prefill", batch=1, tokens=20, tp=1)) == expected_us
 
 
 def test_a_no_op_takes_no_time() -> None:
@@ -138,7 +141,7 @@ def test_a_no_op_takes_no_time() -> None:
         lambda p: decode(p, 1, 9),
         lambda p: prefill(p, "attention", "gqa_2", 1, 9),  # shorter than any prompt
         lambda p: prefill(p, "attention", "gqa_2", 1, 105),  # a rest of 5
-        lambda p: p.outside_us("decode", batch=17, tokens=1, tp=1),
+        lambda p: p.outside_us(step("decode", batch=17, tokens=1, tp=1)),
     ],
 )  # fmt: skip
 def test_outside_the_measured_nothing_is_guessed(ask: Callable[[Profile], object]) -> None:
@@ -164,8 +167,10 @@ def test_lattices_of_variants_may_differ_and_have_gaps() -> None:
     assert decode(measured, 16, 10, "gqa_1") == 160
     assert decode(measured, 8, 20, "gqa_1") == pytest.approx(160)  # the far corner by a power law
     assert decode(measured, 4, 40) == pytest.approx(2 * 160)
-    at = {"tokens": 1, "context": 20, "tp": 1}
-    covered = measured.covers("attention", "gqa_2", "decode", batch=np.array([1, 4, 16]), **at)
+    rows += [row("outside", part, "decode", b, 1, 1, 1.0) for part in OUTSIDE for b in (1, 16)]
+    measured = Profile(rows, [], GROUPS, sidecar())
+    asked = step("decode", batch=np.array([1, 4, 16]), context=20, tp=1)
+    covered = measured.covers([("attention", "gqa_2")], asked)
     assert covered.tolist() == [True, True, False]
 
 
@@ -177,10 +182,10 @@ def test_what_was_not_measured_is_refused() -> None:
     with pytest.raises(InputError, match="ffn mlp_32, tp 1"):
         prefill(measured, "ffn", "mlp_32", 1, 10)
     with pytest.raises(InputError, match="tp 2"):
-        measured.outside_us("decode", batch=1, tokens=1, tp=2)
+        measured.outside_us(step("decode", batch=1, tokens=1, tp=2))
     no_head = [known for known in measured.rows if known.variant != "step"]
     with pytest.raises(InputError, match="outside step"):
-        Profile(no_head, [], GROUPS, sidecar()).outside_us("decode", batch=1, tokens=1, tp=1)
+        Profile(no_head, [], GROUPS, sidecar()).outside_us(step("decode", batch=1, tokens=1, tp=1))
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.cost import CostTable, OperatingPoint
 from puzzle_search.cost.scaled import ScaledLatency
+from tests.cost.steps import step
 from tests.solve.helpers import SeededLatency, table_of, tiny_config
 
 CONFIG = tiny_config(3)
@@ -31,18 +32,21 @@ def test_time_is_a_sum_over_layers_and_steps(scenario: str, index: int) -> None:
     point, latency = costs.points[index], SeededLatency(5)
     on = {"batch": point.batch, "tp": point.tp}
 
-    def step(phase: str, tokens: int, context: int) -> float:
-        total = float(latency.outside_us(phase, tokens=tokens, **on))
+    def step_us(phase: str, tokens: int, context: int) -> float:
+        asked = step(phase, tokens=tokens, context=context, **on)
+        total = float(latency.outside_us(asked))
         for pair in PAIRS:
             for subblock, name in zip(("attention", "ffn"), pair, strict=True):
                 total += float(
-                    latency.subblock_us(subblock, name, phase, tokens=tokens, context=context, **on)
+                    latency.subblock_us(
+                        subblock, name, step(phase, tokens=tokens, context=context, **on)
+                    )
                 )
         return total
 
-    prefill = step("prefill", input_len, input_len)
+    prefill = step_us("prefill", input_len, input_len)
     # The first output token comes from prefill; step s of the others sees input_len + s tokens.
-    decode = sum(step("decode", 1, input_len + s) for s in range(1, output_len))
+    decode = sum(step_us("decode", 1, input_len + s) for s in range(1, output_len))
     cost = costs.cost(SPEC, index)
     assert cost.point == point
     assert cost.ttft_ms == pytest.approx(prefill / 1e3)
@@ -106,11 +110,11 @@ def test_a_scaled_latency_scales_every_time() -> None:
     on = {"batch": np.array([1, 2]), "tokens": 1, "tp": 1}
     assert scaled.evidence == base.evidence
     np.testing.assert_allclose(
-        scaled.subblock_us("attention", "gqa_4", "decode", context=9, **on),
-        1.5 * base.subblock_us("attention", "gqa_4", "decode", context=9, **on),
+        scaled.subblock_us("attention", "gqa_4", step("decode", context=9, **on)),
+        1.5 * base.subblock_us("attention", "gqa_4", step("decode", context=9, **on)),
     )
     np.testing.assert_allclose(
-        scaled.outside_us("decode", **on), 1.5 * base.outside_us("decode", **on)
+        scaled.outside_us(step("decode", **on)), 1.5 * base.outside_us(step("decode", **on))
     )
 
 

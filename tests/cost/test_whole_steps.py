@@ -12,6 +12,7 @@ from puzzle_search.cost import Profile
 from puzzle_search.cost.fitting.calibrate_profile import ENGINE, compare_profile
 from puzzle_search.cost.modelled.hardware import load_cost_model
 from puzzle_search.cost.modelled.roofline import roofline_engine
+from tests.cost.steps import prefill_us, step
 from tests.cost.synthetic_profile import GROUPS, curve_rows, sidecar, whole_profile
 
 
@@ -31,10 +32,10 @@ def test_a_step_is_all_that_stands_outside() -> None:
     profile = foreign_profile()
     assert profile.whole_steps
     assert not whole_profile().whole_steps
-    decode = profile.outside_us("decode", batch=[1, 4, 10], tokens=1, tp=1)
+    decode = profile.outside_us(step("decode", batch=[1, 4, 10], tokens=1, tp=1))
     assert decode == pytest.approx([step_us(1), step_us(4), step_us(10)])
     # Chunks of 100 tokens: 10 prompts of 25 are two of 4 and one of 2.
-    prefill = profile.outside_us("prefill", batch=10, tokens=25, tp=1)
+    prefill = prefill_us(profile, "outside", "", batch=10, tokens=25)
     assert float(prefill) == pytest.approx(2 * step_us(4) + step_us(2))
 
 

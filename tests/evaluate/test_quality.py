@@ -12,6 +12,7 @@ import torch
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
 from puzzle_search.evaluate import measure_quality
+from puzzle_search.evaluate.evaluation import Evaluation
 from puzzle_search.model import HeterogeneousDecoder
 from tests.model.pico import random_ids, write_parent
 
@@ -121,7 +122,11 @@ def test_kl_is_parent_to_child(parent: Model, other: Model, ids: torch.Tensor) -
 def test_one_row_has_no_standard_error(parent: Model, other: Model, ids: torch.Tensor) -> None:
     quality = measure_quality(parent.decoder, other.decoder, ids[:1])
     assert quality.kl > 0
-    assert quality.kl_stderr == 0
+    assert quality.kl_stderr is None
+    assert quality.child.accuracy_stderr is None
+    shown = Evaluation(parent="p", children=("c",), quality=(quality,)).markdown()
+    assert "±" not in shown
+    assert "one block of them tells no standard error" in shown
 
 
 def test_share_of_the_parents_accuracy(parent: Model, other: Model, ids: torch.Tensor) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice
 from puzzle_search.cost import OperatingPoint, Scenario, Target, parse_dtype
+from puzzle_search.cost.serving import Serving
+from puzzle_search.cost.step import Step
 from puzzle_search.errors import InputError
 from puzzle_search.explain.compare import compare
 from puzzle_search.explain.layers import explain
-from puzzle_search.explain.setting import Setting, find_setting
 from puzzle_search.solve import ScoreTable
+from puzzle_search.solve.question.setting import AskedSetting, Setting, find_setting
 from tests.solve.helpers import SIDECAR, rows_of, tiny_config
 
 MICROSECONDS = {
@@ -31,15 +32,11 @@ class FlatLatency:
 
     evidence = "measured"
 
-    def subblock_us(
-        self, subblock: str, variant: str, phase: str, *, batch: ArrayLike, tokens: ArrayLike,
-        context: ArrayLike, tp: int,
-    ) -> np.ndarray:  # fmt: skip
-        batch, _ = np.broadcast_arrays(batch, context)
-        return MICROSECONDS[variant] * batch.astype(float)
+    def subblock_us(self, subblock: str, variant: str, step: Step) -> np.ndarray:
+        return MICROSECONDS[variant] * (step.decoding + step.prompts)
 
-    def outside_us(self, phase: str, *, batch: ArrayLike, tokens: ArrayLike, tp: int) -> np.ndarray:
-        return np.full(np.shape(batch), OUTSIDE_US)
+    def outside_us(self, step: Step) -> np.ndarray:
+        return np.full(step.shape, OUTSIDE_US)
 
 
 def setting(memory_limit_bytes: int = 10**9, **changes: Any) -> Setting:
@@ -59,6 +56,7 @@ def setting(memory_limit_bytes: int = 10**9, **changes: Any) -> Setting:
             dtype=parse_dtype("bf16"),
             batches=(1, 2),
             tp_degrees=(1,),
+            serving=Serving(mode="static"),
         ),
         "scenarios": (Scenario.parse("16/9"),),
         "tp_degrees": (1,),
@@ -192,7 +190,7 @@ def test_what_is_not_asked_is_what_the_spec_was_solved_for() -> None:
     assert held.recorded == {scenario: OperatingPoint(batch=3, tp=2)}
     assert explain(spec, held).child[0].point == OperatingPoint(batch=3, tp=2)
 
-    otherwise = find_setting([spec], dtype="fp8", tp="any")
+    otherwise = find_setting([spec], AskedSetting(dtype="fp8", tp="any"))
     assert otherwise.scenarios == (scenario,)
     assert otherwise.tp_degrees == (1, 2, 4, 8)
     assert otherwise.recorded == {}
@@ -232,7 +230,7 @@ def published(shared_data: Path, name: str) -> tuple[dict[str, Any], Architectur
 def test_published_children_side_by_side(shared_data: Path) -> None:
     facts_51b, child_51b = published(shared_data, "Llama-3_1-Nemotron-51B-Instruct")
     facts_49b, child_49b = published(shared_data, "Llama-3_3-Nemotron-Super-49B-v1")
-    held = find_setting([child_51b], model="llama-3.1-70b")
+    held = find_setting([child_51b], AskedSetting(model="llama-3.1-70b"))
     explained = explain(child_51b, held)
     assert explained.parameters[1] == facts_51b["total_params"]
     assert explained.kv_bytes_per_token[1] == facts_51b["kv_bytes_per_token_fp8"]

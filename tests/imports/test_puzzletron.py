@@ -12,7 +12,15 @@ from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InputError
 from puzzle_search.imports import Measurement, import_puzzletron
 from puzzle_search.solve import ScoreTable
-from tests.imports.puzzletron import SCORES, stats, write_puzzle
+from puzzle_search.solve.question.tables import TableLimits, table_problem
+from tests.imports.puzzletron import (
+    REPLACEMENTS,
+    SCORES,
+    library,
+    replacement,
+    stats,
+    write_puzzle,
+)
 from tests.pico import run_here
 
 
@@ -149,3 +157,24 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     (source / "replacement_library.json").write_text('{"version": 2, "entries": []}')
     with pytest.raises(InputError, match=r"replacement_library\.json is not a JSON list"):
         import_puzzletron(source)
+
+
+@pytest.mark.parametrize("layers", [[1], [0, 1]])
+def test_a_missing_score_is_not_taken_for_the_parents(tmp_path: Path, layers: list[int]) -> None:
+    source = write_puzzle(tmp_path / "run", [stats(4)])
+    # The library lacks the parent's block of these layers, and one replacement has no score.
+    kept = [entry for entry in library() if entry not in [replacement(n, 4, 256) for n in layers]]
+    (source / "replacement_library.json").write_text(json.dumps(kept))
+    for number, (layer, heads, _, _) in enumerate(REPLACEMENTS):
+        if layer in layers and heads is None:
+            (source / SCORES / f"solution_{number}.json").unlink()
+    with pytest.raises(InputError, match="has no score for no_op and mlp_256, which is not"):
+        import_puzzletron(source)
+
+
+def test_tables_of_two_parents_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        import_puzzletron(write_puzzle(tmp_path / name, [stats(4)])).write(tmp_path / f"of-{name}")
+    (tmp_path / "of-two" / "scores.yaml").replace(tmp_path / "of-one" / "scores.yaml")
+    with pytest.raises(InputError, match=r"scores\.csv is of two, .* of one"):
+        table_problem(tmp_path / "of-one", TableLimits())

@@ -100,7 +100,7 @@ def test_stop_token_ends_a_sequence(decoder: HeterogeneousDecoder) -> None:
     free = text(decoder, ids)[0]
     stop = free[5]
     end = free.index(stop) + 1
-    assert text(decoder, ids, stop_token=stop)[0] == free[:end]
+    assert text(decoder, ids, stop_tokens=[stop])[0] == free[:end]
 
 
 def test_ended_sequences_repeat_the_stop_token(decoder: HeterogeneousDecoder) -> None:
@@ -109,7 +109,7 @@ def test_ended_sequences_repeat_the_stop_token(decoder: HeterogeneousDecoder) ->
     stop = free[0][2]
     ends = [row.index(stop) if stop in row else len(row) for row in free]
     assert len(set(ends)) > 1
-    made = text(decoder, ids, stop_token=stop)
+    made = text(decoder, ids, stop_tokens=[stop])
     steps = min(20, max(ends) + 1)
     for row, ended, end in zip(free, made, ends, strict=True):
         assert ended == (row[:end] + [stop] * 20)[:steps]
@@ -141,3 +141,30 @@ def test_sliding_window_limits_the_context(tmp_path: Path) -> None:
 def test_settings_that_name_no_distribution_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_logits_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    write_parent(tmp_path)
+    broken = load_decoder(tmp_path)
+    with torch.no_grad():
+        broken.norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match="logits are not finite"):
+        text(broken, random_ids(1, 6))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"seed": 2**64}, {"seed": -1}, {"temperature": -0.1}, {"temperature": float("nan")}],
+)
+def test_sampling_that_cannot_be(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(InputError, match=name):
+        Sampling(**settings)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-300])
+def test_the_lowest_temperatures_are_greedy(
+    decoder: HeterogeneousDecoder, temperature: float
+) -> None:
+    ids = random_ids(2, 6)
+    assert text(decoder, ids, sampling=Sampling(temperature=temperature)) == text(decoder, ids)

@@ -92,7 +92,10 @@ def test_the_child_loads_and_is_smaller(pico: Pico, finished: Path) -> None:
     assert sizes[0] < sizes[1]
 
 
-def test_a_second_run_does_nothing_again_and_says_the_same(pico: Pico, finished: Path) -> None:
+def test_a_second_run_does_nothing_again_and_says_the_same(
+    pico: Pico, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puzzle_search.pipeline.run.load_decoder", None)  # no model is loaded
     run = finished / "run"
     before, report = done(run), (run / "report.json").read_text()
     result = run_recipe(recipe(pico, finished), run)
@@ -160,6 +163,14 @@ def test_a_folder_that_is_no_run_is_left_alone(pico: Pico, tmp_path: Path) -> No
     with pytest.raises(InputError, match="not a run directory"):
         run_recipe(recipe(pico, tmp_path / "recipe"), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "x"
+
+
+def test_a_second_run_in_one_directory_is_refused(pico: Pico, tmp_path: Path) -> None:
+    with (
+        RunDirectory(tmp_path / "run").held(),
+        pytest.raises(InputError, match=f"{tmp_path / 'run'}: another process is at work"),
+    ):
+        run_recipe(recipe(pico, tmp_path / "recipe"), tmp_path / "run")
 
 
 def test_a_stage_begun_with_another_key_is_begun_anew(tmp_path: Path) -> None:

@@ -19,14 +19,17 @@ from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.executor import InProcess
 from puzzle_search.files import Journal
-from puzzle_search.profile import ProfileGrid, measure_profile, open_device, session, subjects
+from puzzle_search.profile import ProfileGrid, measure_profile, open_device
+from puzzle_search.profile.points import subjects
 from puzzle_search.profile.points.plan import Plan
 from puzzle_search.profile.points.point import Point
 from puzzle_search.profile.points.rig import Heads, Rig
+from puzzle_search.profile.sampling import session
 from puzzle_search.profile.sampling.readings import Reading, Readings
 from puzzle_search.runtime import ServingDecoder, make_serving_subblock, precision_on
 from puzzle_search.runtime.cache import LayerSlots
 from puzzle_search.runtime.linear import ServingLinear
+from tests.cost.steps import prefill_us, step
 from tests.pico import Pico
 
 GRID = ProfileGrid(batches=(1, 2), contexts=(9, 16), prompts=(8,), adaptive=False)
@@ -186,9 +189,8 @@ def test_a_written_profile_reads_back(profile: Profile, tmp_path: Path) -> None:
     assert read.sidecar == profile.sidecar
     first = profile.rows[0]
     predicted = read.subblock_us(
-        "attention", first.variant, first.phase, batch=first.batch, tokens=first.tokens,
-        context=first.context, tp=1,
-    )  # fmt: skip
+        "attention", first.variant, step(first.phase, batch=first.batch, tokens=first.tokens,
+        context=first.context, tp=1,))  # fmt: skip
     assert float(predicted) == first.latency_us
 
 
@@ -218,11 +220,9 @@ def test_a_prompt_that_is_cut_costs_the_sum_of_its_chunks(pico: Pico) -> None:
         for row in profile.rows
         if (row.variant, row.phase, row.batch) == ("gqa_2", "prefill", 1)
     }
-    predicted = profile.subblock_us(
-        "attention", "gqa_2", "prefill", batch=2, tokens=40, context=40, tp=1
-    )
+    predicted = prefill_us(profile, "attention", "gqa_2", batch=2, tokens=40, chunk_tokens=16)
     assert float(predicted) == pytest.approx(2 * (us[16, 16] + us[16, 32] + us[8, 40]))
-    outside = profile.outside_us("prefill", batch=2, tokens=40, tp=1)
+    outside = prefill_us(profile, "outside", "", batch=2, tokens=40, chunk_tokens=16)
     assert np.isfinite(outside)
 
 
@@ -233,10 +233,12 @@ def test_an_adaptive_grid_covers_what_lies_between_even_without_time(pico: Pico)
         for subblock, variant in VARIANTS:
             for phase, tokens, context in (("prefill", 16, 16), ("decode", 1, 25)):
                 us = profile.subblock_us(
-                    subblock, variant, phase, batch=batch, tokens=tokens, context=context, tp=1
-                )  # type: ignore[call-overload]
+                    subblock,
+                    variant,
+                    step(phase, batch=batch, tokens=tokens, context=context, tp=1),
+                )
                 assert us > 0
-        assert profile.outside_us("prefill", batch=batch, tokens=16, tp=1) > 0
+        assert profile.outside_us(step("prefill", batch=batch, tokens=16, tp=1)) > 0
     assert profile.sidecar["interpolation"] == {
         "points": 0, "median": None, "p90": None, "worst": None
     }  # fmt: skip

@@ -73,6 +73,14 @@ def test_percentiles_are_those_of_numpy_where_visits_are_equally_long(
     assert of == pytest.approx(np.percentile(np.concatenate(visits), [10, 50, 90]))
 
 
+@given(st.lists(st.lists(st.integers(0, 100), min_size=1, max_size=9), min_size=1, max_size=5))
+def test_percentiles_look_alike_from_below_and_from_above(visits: list[list[int]]) -> None:
+    samples = Samples(visits=tuple(map(tuple, visits)))
+    mirrored = Samples(visits=tuple(tuple(100 - us for us in visit) for visit in visits))
+    assert samples.p10_us == pytest.approx(100 - mirrored.p90_us, abs=1e-6)
+    assert samples.median_us == pytest.approx(100 - mirrored.median_us, abs=1e-6)
+
+
 def test_every_visit_counts_alike_however_long_it_was() -> None:
     long = tuple(20.0 + n / 1000 for n in range(100))
     samples = Samples(visits=(long, (10.0,) * 7, (11.0,) * 7))

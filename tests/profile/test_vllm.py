@@ -18,6 +18,7 @@ from puzzle_search.cost import LatencyRow, Profile, parse_dtype
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.files import Journal
 from puzzle_search.profile.engines.vllm import VllmGrid, measure_vllm_profile
+from tests.cost.steps import step
 from tests.profile.test_vllm_worker import LLAMA, parent
 from tests.profile.vllm_stub import ENGINE_US, attention_us, ffn_us
 
@@ -151,7 +152,7 @@ def test_the_sidecar_names_engine_and_device(measure: Measure, tmp_path: Path) -
     read = Profile.from_folder(tmp_path / "profile")
     assert read.rows == profile.rows
     assert read.sidecar == profile.sidecar
-    whole = read.outside_us("decode", batch=4, tokens=1, tp=1)
+    whole = read.outside_us(step("decode", batch=4, tokens=1, tp=1))
     assert float(whole) == pytest.approx(ENGINE_US, rel=0.02)
 
 

@@ -82,9 +82,22 @@ def test_a_full_or_idle_slot_does_no_harm(tmp_path: Path) -> None:
     engine.prefill([1], random_ids(1, 10))
     for _ in range(20):
         engine.decode()
-    assert engine.lengths == [12, 12]
+    assert engine.lengths == [1, 12]  # idle from the beginning, and full
     ids = random_ids(2, 6, seed=5)
     assert torch.equal(serve(engine, [0, 1], ids, 6), transformers_greedy(model, ids, 6))
+
+
+def test_a_released_slot_attends_to_one_token_however_long_it_idles(tmp_path: Path) -> None:
+    write_parent(tmp_path)
+    decoder = ServingDecoder.from_checkpoint(tmp_path, precision_on("fp32", CPU), CPU)
+    engine = Engine(decoder, slots=2, max_length=20)
+    engine.prefill([0, 1], random_ids(2, 10))
+    engine.release([0])
+    for _ in range(5):
+        engine.decode()
+    assert engine.lengths == [1, 15]
+    attended = (engine._positions_B + 1).tolist()
+    assert attended == [1, 16]  # of the next step, on the device
 
 
 CHILD = [("gqa_2", "mlp_256"), ("linear", "no_op"), ("no_op", "linear"), ("gqa_1", "mlp_512")]

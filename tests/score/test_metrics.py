@@ -14,6 +14,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.files import Journal
 from puzzle_search.score import METRICS, Scores, parse_metrics, score_replacements, weights
 from puzzle_search.score.vocabulary import top_k_kl
+from puzzle_search.solve import ScoreTable
 from tests.pico import Pico
 from tests.score.helpers import add_random, by_key, obvious, spec_with
 
@@ -193,3 +194,16 @@ def test_metrics_by_name() -> None:
     for text in ("", "kl,loss"):
         with pytest.raises(InputError, match="not known"):
             parse_metrics(text)
+
+
+def test_one_block_of_tokens_tells_no_standard_error(
+    pico: Pico, library: Path, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    scores = score(pico, library, KINDS[:1], ids[:1], tmp_path)
+    table = scores.table("pico", data="test")
+    table.write(tmp_path / "scores.csv")
+    read = ScoreTable.from_file(tmp_path / "scores.csv").rows
+    assert [row.stderr for row in read] == [None] * len(METRICS)
+    assert [row.value for row in read] == [row.value for row in scores.rows]
+    # A second pass takes them from the journal.
+    assert score(pico, library, KINDS[:1], ids[:1], tmp_path).rows == scores.rows

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.choices import ServingMode
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
 from puzzle_search.cost.memory import parse_dtype
+from puzzle_search.cost.serving import Serving
+from puzzle_search.cost.step import Step
 from puzzle_search.solve import ChildLimits, Limits, ScoreRow, ScoreTable
 
 SIDECAR = {
@@ -52,29 +54,29 @@ class SeededLatency:
         entropy = [self.seed, *"|".join(map(str, key)).encode()]
         return np.random.default_rng(entropy).uniform(0.5, 2.0, 3)
 
-    def subblock_us(
-        self,
-        subblock: str,
-        variant: str,
-        phase: str,
-        *,
-        batch: ArrayLike,
-        tokens: ArrayLike,
-        context: ArrayLike,
-        tp: int,
-    ) -> np.ndarray:
-        batch, tokens, context = np.broadcast_arrays(batch, tokens, context)
+    def subblock_us(self, subblock: str, variant: str, step: Step) -> np.ndarray:
         if variant == "no_op":
-            return np.zeros(batch.shape)
-        a, b, c = self._coefficients(subblock, variant, phase)
+            return np.zeros(step.shape)
         size = 1.0 if variant == "linear" else float(variant.split("_")[1]) ** 0.5
-        grows = 0.01 * c * context if subblock == "attention" else 0.0
-        return size * (20 * a + batch * (b * tokens + grows)) / tp + 5.0 * (tp > 1)
+        total = np.zeros(step.shape)
+        for phase, batch, tokens, context in (
+            ("prefill", step.prompts, step.prompt_tokens, step.prompt_context),
+            ("decode", step.decoding, 1, step.decode_context),
+        ):
+            a, b, c = self._coefficients(subblock, variant, phase)
+            grows = 0.01 * c * context if subblock == "attention" else 0.0
+            us = size * (20 * a + batch * (b * tokens + grows)) / step.tp + 5.0 * (step.tp > 1)
+            total += np.where(batch > 0, us, 0.0)
+        return total
 
-    def outside_us(self, phase: str, *, batch: ArrayLike, tokens: ArrayLike, tp: int) -> np.ndarray:
-        batch, tokens = np.broadcast_arrays(batch, tokens)
-        a, b, _ = self._coefficients("outside", phase)
-        return 10 * a + 0.1 * b * batch * tokens / tp
+    def outside_us(self, step: Step) -> np.ndarray:
+        total = np.zeros(step.shape)
+        for phase, batch, tokens in (
+            ("prefill", step.prompts, step.prompt_tokens), ("decode", step.decoding, 1),
+        ):  # fmt: skip
+            a, b, _ = self._coefficients("outside", phase)
+            total += np.where(batch > 0, 10 * a + 0.1 * b * batch * tokens / step.tp, 0.0)
+        return total
 
 
 def rows_of(values: dict[tuple[int, str, str], float], metric: str = "kl") -> list[ScoreRow]:
@@ -138,6 +140,7 @@ def table_of(
     seed: int = 0,
     scenario: str = "16/9",
     memory_limit_bytes: int = 10**12,
+    mode: ServingMode = "static",
 ) -> CostTable:
     """Costs by ``SeededLatency``."""
     target = Target(
@@ -148,6 +151,7 @@ def table_of(
         dtype=parse_dtype("bf16"),
         batches=tuple(sorted({point.batch for point in points})),
         tp_degrees=tuple(sorted({point.tp for point in points})),
+        serving=Serving(mode=mode),
     )
     return build_cost_table(
         config,
@@ -251,7 +255,7 @@ def price_all(
     prefill = total[0] + cost.outside_prefill_us[:, None]
     decode = total[1] + cost.outside_decode_us[:, None]
     memory = total[2] + (cost.outside_weight_bytes + cost.activation_bytes)[:, None]
-    tokens = np.array([p.batch * 9 / p.tp for p in cost.points])[:, None]
+    tokens = (cost.in_flight * 9 / [p.tp for p in cost.points])[:, None]
     return Priced(
         damage=sums[0],
         parameters=sums[1] + 2 * 50 * 32 + 32,

@@ -37,6 +37,9 @@ def parsed(text: str) -> list[tuple[list[float], float]]:
         ("sum(ffn_width) / 2 - 1 <= 2 * sum(kv_heads)", [([16, 32, -2, 0], 1)]),
         ("-sum(parameters) <= -150 + 10", [([-100, -60, -10, -20], -140)]),
         ("sum(kv_heads == 0 and not layer < 5) <= 1", [([0, 0, 0, 1], 1)]),
+        # The same either way round, even where no item counts.
+        ('sum(attention == "gqa_2") * 2 <= 4', [([0, 0, 0, 0], 4)]),
+        ('2 * sum(attention == "gqa_2") <= 4', [([0, 0, 0, 0], 4)]),
         ('sum(attention == "gqa_8" or 2 * kv_heads - 1 == 1) <= 1', [([1, 0, 1, 0], 1)]),
     ],
 )
@@ -58,6 +61,16 @@ def test_meaning(text: str, expected: list[tuple[list[float], float]]) -> None:
         "sum(kv_heads) / 0 <= 3",
         "1 / sum(kv_heads) <= 3",
         "sum(1 / kv_heads) <= 3",
+        "sum(attention in 'gqa_16') <= 3",  # Python would look for a part of the text
+        "sum(attention in ('gqa_16')) <= 3",
+        "sum(attention == 3) <= 3",
+        "sum(attention < 'gqa_8') <= 3",
+        "sum(layer in (1, 'gqa_8')) <= 3",
+        "sum((layer, 1) == (1, layer)) <= 3",
+        "sum(layer is 3) <= 3",
+        "sum(attention == 'noop') <= 3",
+        "sum(attention in ('no_op', 'mlp_64')) <= 3",
+        "sum(kv_heads) / sum(attention == 'gqa_2') <= 3",
         "max(kv_heads) <= 3",
         "sum(kv_heads, 1) <= 3",
         "__import__('os').system('true') <= 3",

@@ -14,8 +14,8 @@ from puzzle_search.solve import ChildLimits, Limits, Workload, formulate, solve
 from puzzle_search.solve.problem.portability import allows
 from tests.solve.helpers import random_scores, table_of, tiny_config
 
-CONFIG = tiny_config(4)
-ATTENTION, FFN = ["gqa_4", "gqa_1", "linear", "no_op"], ["mlp_64", "mlp_16", "linear", "no_op"]
+CONFIG = tiny_config(4, intermediate_size=512)
+ATTENTION, FFN = ["gqa_4", "gqa_1", "linear", "no_op"], ["mlp_512", "mlp_256", "linear", "no_op"]
 # By engine: (attention, ffn, layer) that it does not load, from its table row.
 REFUSED = {
     "trtllm": lambda a, f, n: False,
@@ -39,7 +39,7 @@ def test_answers_are_portable(engine: str) -> None:
     space = SearchSpace.uniform(CONFIG, attention=ATTENTION, ffn=FFN)
     table = table_of(CONFIG, space, [OperatingPoint(batch=4, tp=1)])
     scores = random_scores(CONFIG, space, np.random.default_rng(0))
-    limits = Limits(memory_bytes=float(table.outside_memory_bytes[0]) + 1.5e4)
+    limits = Limits(memory_bytes=float(table.outside_memory_bytes[0]) + 1e5)
     try:
         answer = solve(
             formulate(
@@ -56,4 +56,11 @@ def test_answers_are_portable(engine: str) -> None:
 
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(InputError, match="steam"):
-        allows("steam", "gqa_4", "mlp_64", 0, CONFIG)
+        allows("steam", "gqa_4", "mlp_512", 0, CONFIG)
+
+
+@pytest.mark.parametrize("engine", REFUSED)
+def test_widths_that_the_stock_format_cannot_say_load_nowhere(engine: str) -> None:
+    config = tiny_config(4, intermediate_size=600)
+    assert not allows(engine, "gqa_4", "mlp_600", 1, config)
+    assert allows(engine, "gqa_4", "mlp_512", 1, config)

@@ -9,7 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from puzzle_search.arch import ParentConfig
 from puzzle_search.errors import InputError
+from puzzle_search.files import value_hash
 from puzzle_search.solve import ScoreRow, ScoreTable
 from puzzle_search.solve.problem.score_table import parse_metric
 from tests.solve.helpers import SIDECAR, rows_of, tiny_config
@@ -233,3 +235,23 @@ def test_what_is_written_is_read(
     # And again: what was read can be written.
     once.write(file)
     assert ScoreTable.from_file(file).rows == rows
+
+
+def test_a_table_made_by_hand_needs_only_what_its_maker_knows(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text(f"{HEADER}\n0,0,no_op,,kl,0.5,,0\n")
+    (tmp_path / "scores.yaml").write_text(
+        "format: puzzle-search.scores/1\nparent: mine\nevidence: measured\ndata: my own\n"
+    )
+    (row,) = ScoreTable.from_file(tmp_path / "scores.csv").rows
+    assert (row.value, row.stderr) == (0.5, None)
+
+
+def test_scores_of_another_parent_are_refused() -> None:
+    table = ScoreTable([], dict(SIDECAR))
+    table.check_parent(tiny_config(), "scores.csv")
+    other = ParentConfig.from_dict(dict(tiny_config(5).raw), name="other")
+    with pytest.raises(InputError, match=r"scores\.csv holds scores of tiny, not of other"):
+        table.check_parent(other, "scores.csv")
+    # A copy of the folder under another name: the config tells that it is the same model.
+    known = ScoreTable([], SIDECAR | {"parent_config": value_hash(dict(other.raw))})
+    known.check_parent(other, "scores.csv")

@@ -24,9 +24,9 @@ from puzzle_search.solve import (
     formulate,
     solve,
 )
-from puzzle_search.solve import search as search_module
 from puzzle_search.solve.problem.point import PointProblem
 from puzzle_search.solve.problem.problem import Region
+from puzzle_search.solve.search import search as search_module
 from puzzle_search.solve.search.exact.core import CoreResult, solve_core
 from puzzle_search.solve.search.relaxation import relax
 from tests.solve.helpers import (

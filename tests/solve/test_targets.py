@@ -14,6 +14,7 @@ from puzzle_search.cost import Profile, Scenario
 from puzzle_search.cost.modelled.hardware import load_cost_model
 from puzzle_search.errors import InputError
 from puzzle_search.solve.question.targets import cost_table, find_target, profile_target
+from tests.cost.steps import prefill_us, step
 from tests.cost.synthetic_profile import GROUPS, RAW, whole_profile
 
 CONFIG = ParentConfig.from_dict(RAW, name="pico")
@@ -62,7 +63,7 @@ def test_a_gap_of_one_variant_ends_the_table() -> None:
 
 
 def test_a_scenario_that_no_batch_covers_says_what_is_missing() -> None:
-    with pytest.raises(InputError, match=r"gqa_2, decode.*outside the measured"):
+    with pytest.raises(InputError, match=r"gqa_2, tp 1: batch.*outside the measured"):
         cost_table(CONFIG, SPACE, profile_target(whole_profile()), Scenario.parse("100/900"))
 
 
@@ -86,16 +87,15 @@ def test_shards_are_joined_by_the_all_reduce_of_the_devices_cost_model() -> None
 
     at = {"tokens": 1, "context": 50}
     for tp in (2, 4):
-        us = joined.latency.subblock_us("attention", "gqa_2", "decode", batch=4, tp=tp, **at)
+        us = joined.latency.subblock_us("attention", "gqa_2", step("decode", batch=4, tp=tp, **at))
         assert us == pytest.approx(20 + 2 * 4 * 50 / 100 + message_us(4, tp))
-        outside = joined.latency.outside_us("decode", batch=4, tokens=1, tp=tp)
+        outside = joined.latency.outside_us(step("decode", batch=4, tokens=1, tp=tp))
         assert outside == pytest.approx(2 + 4 / 50 + 9 + 44 + message_us(4, tp))
-        assert joined.latency.subblock_us("ffn", "no_op", "decode", batch=4, tp=tp, **at) == 0
+        assert joined.latency.subblock_us("ffn", "no_op", step("decode", batch=4, tp=tp, **at)) == 0
     # Two chunks of one prompt, 100 and 40 tokens.
-    us = joined.latency.subblock_us("ffn", "mlp_64", "prefill", batch=1, tokens=140, context=140,
-                                    tp=2)  # fmt: skip
+    us = prefill_us(joined.latency, "ffn", "mlp_64", batch=1, tokens=140, tp=2)
     assert us == pytest.approx((10 + 25) + (10 + 10) + message_us(100, 2) + message_us(40, 2))
-    alone = joined.latency.subblock_us("ffn", "mlp_64", "decode", batch=4, tp=1, **at)
+    alone = joined.latency.subblock_us("ffn", "mlp_64", step("decode", batch=4, tp=1, **at))
     assert alone == pytest.approx(11)
     table = cost_table(CONFIG, SPACE, joined, Scenario.parse("20/20"), (1, 2))
     assert {point.tp for point in table.points} == {1, 2}
@@ -115,6 +115,6 @@ def test_a_profile_folder_is_a_target_for_its_own_shapes(tmp_path: Path) -> None
     whole_profile().write(tmp_path)
     target = find_target(str(tmp_path), replace(CONFIG, name="other", num_layers=80))
     assert (target.gpu, target.engine, target.dtype.name) == ("abacus", "test", "bf16")
-    assert np.isfinite(target.latency.outside_us("decode", batch=1, tokens=1, tp=1))
+    assert np.isfinite(target.latency.outside_us(step("decode", batch=1, tokens=1, tp=1)))
     with pytest.raises(InputError, match="profile of pico, whose shape differs from wide"):
         find_target(str(tmp_path), replace(CONFIG, name="wide", hidden_size=128))

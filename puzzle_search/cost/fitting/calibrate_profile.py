@@ -25,6 +25,7 @@ from puzzle_search.cost.modelled.analytic import AnalyticLatency
 from puzzle_search.cost.modelled.constants import EngineConstants, Provenance, Tile
 from puzzle_search.cost.modelled.hardware import CostModel
 from puzzle_search.cost.modelled.roofline import roofline_engine
+from puzzle_search.cost.step import Step
 from puzzle_search.errors import InputError
 
 _Array = NDArray[np.float64]
@@ -209,24 +210,30 @@ def _measured(profile: Profile) -> dict[Phase, list[LatencyRow]]:
         if row.tp != 1 or (row.subblock == "outside" and row.variant != whole):
             continue
         if row.subblock == "outside":
-            at = {"batch": row.batch, "tokens": 1, "tp": 1}
-            if row.phase == "prefill" or not profile.covers_outside("decode", **at):
+            step = _step_of(row)
+            if row.phase == "prefill" or not profile.covers([], step):
                 continue
-            row = replace(row, latency_us=float(profile.outside_us("decode", **at)))
+            row = replace(row, latency_us=float(profile.outside_us(step)))
         parts.setdefault(row.phase, []).append(row)
     return parts
 
 
+def _step_of(row: LatencyRow) -> Step:
+    """The step that a row was measured in; prompts end in it."""
+    if row.phase == "decode":
+        return Step.of(tp=row.tp, decoding=row.batch, decode_context=row.context)
+    return Step.of(
+        tp=row.tp, prompts=row.batch, prompt_tokens=row.tokens, prompt_context=row.context
+    )
+
+
 def _predict(latency: AnalyticLatency, rows: list[LatencyRow]) -> list[_Array]:
     """Microseconds of each row, in order."""
-    found = []
-    for row in rows:
-        at: dict[str, Any] = {"batch": row.batch, "tokens": row.tokens, "tp": row.tp}
-        if row.subblock == "outside":
-            us = latency.outside_us(row.phase, **at)
-        else:
-            us = latency.subblock_us(
-                row.subblock, row.variant, row.phase, context=row.context, **at
-            )
-        found.append(np.atleast_1d(us))
-    return found
+    return [
+        np.atleast_1d(
+            latency.outside_us(_step_of(row))
+            if row.subblock == "outside"
+            else latency.subblock_us(row.subblock, row.variant, _step_of(row))
+        )
+        for row in rows
+    ]

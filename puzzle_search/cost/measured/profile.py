@@ -8,16 +8,15 @@ prefill and in decode; attention on batch and length as well.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from puzzle_search.arch import ParentConfig, Subblock
-from puzzle_search.cost.chunks import sum_over_chunks
 from puzzle_search.cost.latency import Evidence, Microseconds, Phase
 from puzzle_search.cost.measured.hardware_limit import check_latency
 from puzzle_search.cost.measured.interpolation import Curve, Lattice
@@ -32,6 +31,7 @@ from puzzle_search.cost.measured.profile_rows import (
     MemoryRow,
 )
 from puzzle_search.cost.memory import Dtype, parse_dtype
+from puzzle_search.cost.step import Step
 from puzzle_search.errors import InputError
 
 _Array = NDArray[np.float64]
@@ -42,8 +42,8 @@ class Profile:
     """Measured points with their device; predicts by interpolation inside the measured.
 
     Implements ``LatencyModel``. Between points latencies are linear (see
-    `interpolation`); outside nothing is guessed. A prefill is the sum of its
-    chunks, and attention over the history of a chunk costs in proportion to the new tokens.
+    `interpolation`); outside nothing is guessed. Attention over the history of a
+    piece of a prompt costs in proportion to its new tokens.
     Rows of TP degrees above 1 are local shapes: what they predict lacks the all-reduce.
 
     Args:
@@ -124,122 +124,86 @@ class Profile:
             Path(folder), self.rows, self.memory, self.groups, self.sidecar
         )
 
-    def subblock_us(
-        self,
-        subblock: Subblock,
-        variant: str,
-        phase: Phase,
-        *,
-        batch: ArrayLike,
-        tokens: ArrayLike,
-        context: ArrayLike,
-        tp: int,
-    ) -> Microseconds:
-        """Microseconds of one subblock: a decode step over ``context``, or a whole prefill.
+    def subblock_us(self, subblock: Subblock, variant: str, step: Step) -> Microseconds:
+        """Microseconds of one subblock in a step.
 
         Raises:
-            InputError: the variant was not measured, or the point is outside the measured.
+            InputError: the variant was not measured, or a step is outside the measured.
         """
-        b, new, length = np.broadcast_arrays(batch, tokens, context)
-        us = self._subblock(subblock, variant, phase, b, new, length, tp)
-        self._refuse_unmeasured(us, f"{subblock} {variant}, {phase}, tp {tp}", b, new, length)
+        us = self._subblock(subblock, variant, step)
+        _refuse_unmeasured(us, f"{subblock} {variant}", step)
         return us
 
-    def covers(
-        self,
-        subblock: Subblock,
-        variant: str,
-        phase: Phase,
-        *,
-        batch: ArrayLike,
-        tokens: ArrayLike,
-        context: ArrayLike,
-        tp: int,
-    ) -> NDArray[np.bool_]:
-        """Which points of `subblock_us` lie inside the measured.
+    def outside_us(self, step: Step) -> Microseconds:
+        """Microseconds of embedding, head and engine in a step; the head runs where prompts end.
 
         Raises:
-            InputError: the variant was not measured at all.
+            InputError: a part was not measured, or a step is outside the measured.
         """
-        b, new, length = np.broadcast_arrays(batch, tokens, context)
-        return ~np.isnan(self._subblock(subblock, variant, phase, b, new, length, tp))
-
-    def outside_us(
-        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
-    ) -> Microseconds:
-        """Microseconds of embedding, head and engine steps: of a decode step or a whole prefill.
-
-        The head runs where prompts end.
-
-        Raises:
-            InputError: a part was not measured, or the point is outside the measured.
-        """
-        batches, lengths = np.broadcast_arrays(batch, tokens)
-        us = self._outside(phase, batches, lengths, tp)
-        self._refuse_unmeasured(us, f"outside, {phase}, tp {tp}", batches, lengths, lengths)
+        us = self._outside(step)
+        _refuse_unmeasured(us, "outside", step)
         return us
 
-    def covers_outside(
-        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
-    ) -> NDArray[np.bool_]:
-        """Which points of `outside_us` lie inside the measured.
+    def covers(self, variants: Iterable[tuple[Subblock, str]], step: Step) -> NDArray[np.bool_]:
+        """Which steps lie inside the measured for all these variants and what is outside them.
 
         Raises:
-            InputError: a part was not measured at all.
+            InputError: a variant, or a part outside, was not measured at all.
         """
-        b, new = np.broadcast_arrays(batch, tokens)
-        return ~np.isnan(self._outside(phase, b, new, tp))
+        unknown = np.isnan(self._outside(step))
+        for subblock, variant in variants:
+            unknown |= np.isnan(self._subblock(subblock, variant, step))
+        return ~unknown
 
-    def _outside(self, phase: Phase, batch: Any, tokens: Any, tp: int) -> Microseconds:
+    def _outside(self, step: Step) -> Microseconds:
         """As `outside_us`, with NaN outside the measured."""
-        step = self._step(phase, tp)
+        decodes = step.prompts == 0
+        sequences = step.decoding + step.prompts
+        us = np.where(
+            decodes,
+            self._step("decode", step.tp).at(sequences),
+            self._step("prefill", step.tp).at(sequences),
+        )
         if self.whole_steps:
-            parts = None
-        else:
-            parts = self._curve("outside", EMBEDDING, tp), self._curve("outside", HEAD, tp)
+            return us
+        head = self._curve("outside", HEAD, step.tp).at(np.maximum(step.sampled, 1))
+        embedding = self._curve("outside", EMBEDDING, step.tp).at(step.rows)
+        return np.asarray(us + embedding + np.where(step.sampled > 0, head, 0.0))
 
-        def chunk_us(sequences: _Array, new: int, _: int, last: bool) -> Microseconds:
-            us = step.at(sequences)
-            if parts is None:
-                return us
-            embedding, head = parts
-            us = us + embedding.at(sequences * new)
-            return us + head.at(sequences) if last else us
-
-        if phase == "decode":
-            return chunk_us(np.asarray(batch, np.float64), 1, 1, True)
-        return sum_over_chunks(batch, tokens, self.chunk_tokens, chunk_us)
-
-    def _subblock(
-        self, subblock: str, variant: str, phase: Phase, batch: Any, tokens: Any, context: Any,
-        tp: int,
-    ) -> Microseconds:  # fmt: skip
+    def _subblock(self, subblock: str, variant: str, step: Step) -> Microseconds:
         """As `subblock_us`, with NaN outside the measured."""
         if variant == "no_op":
-            return np.zeros(batch.shape)
+            return np.zeros(step.shape)
         if not _attends(variant):
-            curve = self._curve(subblock, variant, tp)
-            if phase == "decode":
-                return curve.at(batch)
-            return sum_over_chunks(
-                batch, tokens, self.chunk_tokens, lambda b, new, *_: curve.at(b * new)
-            )
-        if phase == "decode":
-            return self._lattice(variant, phase, tp).at(batch, context)
-        return sum_over_chunks(batch, tokens, self.chunk_tokens, self._chunk_of(variant, tp))
+            return self._curve(subblock, variant, step.tp).at(step.rows)
+        prefills = step.prompts > 0
+        us = np.empty(step.shape)
+        if not prefills.all():
+            lattice = self._lattice(variant, "decode", step.tp)
+            us[~prefills] = lattice.at(step.decoding[~prefills], step.decode_context[~prefills])
+        if prefills.any():
+            us[prefills] = self._prompt_step(variant, step)[prefills]
+        return us
 
-    def _chunk_of(self, variant: str, tp: int) -> Callable[[_Array, int, int, bool], Microseconds]:
-        """Microseconds of attention over a chunk, with what its history adds."""
-        plain = self._lattice(variant, "prefill", tp)
-        history = self._histories.get(("attention", variant, tp))
+    def _prompt_step(self, variant: str, step: Step) -> Microseconds:
+        """Microseconds of attention in steps with prompts.
 
-        def chunk_us(sequences: _Array, new: int, context: int, _: bool) -> Microseconds:
-            us = plain.at(sequences, new)
-            if context == new:
-                return us
-            return us + (history.at(new, context - new) if history else np.nan)
-
-        return chunk_us
+        Decode tokens beside them are more rows of the same products, and attend to what they have
+        cached: that much is the decode step's time over its context less that over the shortest.
+        """
+        plain = self._lattice(variant, "prefill", step.tp)
+        new, past = step.prompt_tokens, step.prompt_context - step.prompt_tokens
+        us = plain.at(step.prompts + step.decoding / new, new)
+        if (past > 0).any():
+            history = self._histories.get(("attention", variant, step.tp))
+            added = history.at(new, past) if history else np.full(step.shape, np.nan)
+            us = us + np.where(past > 0, added, 0.0)
+        if (step.decoding > 0).any():
+            decode = self._lattice(variant, "decode", step.tp)
+            sequences = np.maximum(step.decoding, decode.x[0])
+            cached = decode.at(sequences, step.decode_context) - decode.at(sequences, decode.y[0])
+            us = us + np.where(step.decoding > 0, cached, 0.0)
+        return us
 
     @cached_property
     def _curves(self) -> dict[_Key, Curve]:
@@ -302,17 +266,21 @@ class Profile:
             by_batch[row.batch].append(row.latency_us)
         return Curve({batch: float(np.mean(values)) for batch, values in by_batch.items()})
 
-    def _refuse_unmeasured(
-        self, us: Microseconds, what: str, batch: Any, tokens: Any, context: Any
-    ) -> None:
-        missing = np.isnan(us)
-        if missing.any():
-            b, new, length = (float(axis[missing].flat[0]) for axis in (batch, tokens, context))
-            raise InputError(
-                f"{what}: batch {b:g} with {new:g} new tokens over a context of {length:g} lies "
-                "outside the measured",
-                remedy="profile a wider grid, or ask for a scenario and batch inside it",
-            )
+
+def _refuse_unmeasured(us: Microseconds, what: str, step: Step) -> None:
+    missing = np.isnan(us)
+    if missing.any():
+        sizes = (step.decoding, step.decode_context, step.prompts, step.prompt_tokens)
+        decoding, context, prompts, new = (float(axis[missing].flat[0]) for axis in sizes)
+        parts = []
+        if decoding:
+            parts.append(f"batch {decoding:g} over a context of {context:g}")
+        if prompts:
+            parts.append(f"{prompts:g} prompts of {new:g} new tokens")
+        raise InputError(
+            f"{what}, tp {step.tp}: {' beside '.join(parts)} lies outside the measured",
+            remedy="profile a wider grid, or ask for a scenario and batch inside it",
+        )
 
 
 def _attends(variant: str) -> bool:

@@ -5,11 +5,13 @@ Used where no profile exists: adds up the operators of `puzzle_search.cost.model
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from puzzle_search.arch import Gqa, Mlp, NoOp, ParentConfig, Subblock, parse_variant
-from puzzle_search.cost.latency import Evidence, Microseconds, Phase
+from puzzle_search.cost.latency import Evidence, Microseconds
 from puzzle_search.cost.memory import parse_dtype
 from puzzle_search.cost.modelled.hardware import CostModel
 from puzzle_search.cost.modelled.operators import (
@@ -21,6 +23,7 @@ from puzzle_search.cost.modelled.operators import (
     gemm_us,
     prefill_attention_us,
 )
+from puzzle_search.cost.step import Step
 from puzzle_search.errors import InputError
 
 _Array = NDArray[np.float64]
@@ -67,28 +70,16 @@ class AnalyticLatency:
         # Everything predicted went through the end-to-end calibration of the step constants.
         self.evidence: Evidence = self.constants.step.provenance.evidence
 
-    def subblock_us(
-        self,
-        subblock: Subblock,
-        variant: str,
-        phase: Phase,
-        *,
-        batch: ArrayLike,
-        tokens: ArrayLike,
-        context: ArrayLike,
-        tp: int,
-    ) -> Microseconds:
+    def subblock_us(self, subblock: Subblock, variant: str, step: Step) -> Microseconds:
         """Microseconds of one subblock with its norm, residual and all-reduce; see `LatencyModel`.
 
         Raises:
             InputError: the variant or the TP degree is not known.
         """
         parsed = parse_variant(subblock, variant)
-        b, new, length = (np.asarray(x, np.float64) for x in (batch, tokens, context))
-        shape = np.broadcast_shapes(b.shape, new.shape, length.shape)
         if isinstance(parsed, NoOp):
-            return np.zeros(shape)
-        config, rows = self.config, b * new
+            return np.zeros(step.shape)
+        config, rows, tp = self.config, step.rows, step.tp
         hidden, head_dim = config.hidden_size, config.head_dim
         latency_us: Microseconds = self._norm(rows) + self._all_reduce(rows, tp)
         if isinstance(parsed, Gqa):
@@ -96,7 +87,7 @@ class AnalyticLatency:
             kv_heads = -(-parsed.kv_heads // tp)
             latency_us = latency_us + self._gemm(rows, (heads + 2 * kv_heads) * head_dim, hidden)
             latency_us = latency_us + self._gemm(rows, hidden, heads * head_dim)
-            latency_us = latency_us + self._attention(phase, b, new, length, heads, kv_heads)
+            latency_us = latency_us + self._attention(step, heads, kv_heads)
         elif isinstance(parsed, Mlp):
             width = -(-parsed.intermediate_size // tp)
             latency_us = latency_us + self._gemm(rows, 2 * width, hidden)
@@ -104,31 +95,31 @@ class AnalyticLatency:
             latency_us = latency_us + self._gemm(rows, hidden, width)
         else:
             latency_us = latency_us + self._gemm(rows, hidden, -(-hidden // tp))
-        return np.broadcast_to(latency_us * self.constants.step.engine_scalar, shape)
+        return latency_us * self.constants.step.engine_scalar
 
-    def outside_us(
-        self, phase: Phase, *, batch: ArrayLike, tokens: ArrayLike, tp: int
-    ) -> Microseconds:
-        """Microseconds of embedding, final norm, output head, sampling and engine step.
+    def outside_us(self, step: Step) -> Microseconds:
+        """Microseconds of embedding, final norm, output head, sampling and the engine's own work.
 
-        The head runs for one token per sequence, in prefill the last.
+        The head runs for one token of each sequence, of a prompt the last.
 
         Raises:
             InputError: the TP degree is not known.
         """
-        b, new = np.broadcast_arrays(np.asarray(batch, np.float64), np.asarray(tokens, np.float64))
-        config, step = self.config, self.constants.step
+        config, rows, sampled, tp = self.config, step.rows, step.sampled, step.tp
         vocabulary = -(-config.vocab_size // tp)
         value_bytes = STREAM_BYTES[self.dtype]
-        embedding = self._elementwise(2 * value_bytes * b * new * config.hidden_size)
         head_dtype = "bf16" if self.dtype == "fp8" else self.dtype
-        head = self._gemm(b, vocabulary, config.hidden_size, dtype=head_dtype)
         # Logits are read twice: for the largest, then for the sum of exponentials.
-        sampling = self._elementwise(2 * value_bytes * b * config.vocab_size)
-        kernels = embedding + self._norm(b) + head + sampling + self._all_reduce(b * new, tp)
-        overhead = step.step_us + step.step_us_per_sequence * b
-        overhead = overhead + step.step_us_per_tp_doubling * np.log2(tp)
-        return np.asarray(kernels * step.engine_scalar + overhead)
+        head = (
+            self._norm(sampled)
+            + self._gemm(np.maximum(sampled, 1), vocabulary, config.hidden_size, dtype=head_dtype)
+            + self._elementwise(2 * value_bytes * sampled * config.vocab_size)
+        )
+        embedding = self._elementwise(2 * value_bytes * rows * config.hidden_size)
+        kernels = embedding + self._all_reduce(rows, tp) + np.where(sampled > 0, head, 0.0)
+        constants = self.constants.step
+        own_us = constants.engine_us(step.decoding + step.prompts, tp)
+        return np.asarray(kernels * constants.engine_scalar + own_us)
 
     def _gemm(
         self, rows: _Array, columns: int, inner: int, *, dtype: str | None = None
@@ -141,41 +132,36 @@ class AnalyticLatency:
             dtype=chosen,
             sheet=self.sheet,
             constants=self.constants.gemm[chosen],
-            max_rows=self.constants.step.max_tokens,
             quantise=self.dynamic_quantisation,
         )
 
-    def _attention(
-        self,
-        phase: Phase,
-        batch: _Array,
-        tokens: _Array,
-        context: _Array,
-        heads: int,
-        kv_heads: int,
-    ) -> Microseconds:
-        if phase == "prefill":
-            return prefill_attention_us(
-                batch,
-                tokens,
-                context,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=self.config.head_dim,
-                dtype=self.dtype,
-                sheet=self.sheet,
-                constants=self.constants.prefill_attention[self.dtype],
+    def _attention(self, step: Step, heads: int, kv_heads: int) -> Microseconds:
+        """Of the decode tokens, and of the prompts beside them, where there are any."""
+        shape: dict[str, Any] = {
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": self.config.head_dim,
+            "dtype": self.dtype,
+            "sheet": self.sheet,
+        }
+        decodes, prefills = step.decoding > 0, step.prompts > 0
+        latency_us = np.zeros(step.shape)
+        if decodes.any():
+            latency_us[decodes] += decode_attention_us(
+                step.decoding[decodes],
+                step.decode_context[decodes],
+                constants=self.constants.decode_attention[self.dtype],
+                **shape,
             )
-        return decode_attention_us(
-            batch,
-            context,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=self.config.head_dim,
-            dtype=self.dtype,
-            sheet=self.sheet,
-            constants=self.constants.decode_attention[self.dtype],
-        )
+        if prefills.any():
+            latency_us[prefills] += prefill_attention_us(
+                step.prompts[prefills],
+                step.prompt_tokens[prefills],
+                step.prompt_context[prefills],
+                constants=self.constants.prefill_attention[self.dtype],
+                **shape,
+            )
+        return latency_us
 
     def _elementwise(self, moved_bytes: _Array) -> Microseconds:
         return elementwise_us(moved_bytes, sheet=self.sheet, constants=self.constants.elementwise)

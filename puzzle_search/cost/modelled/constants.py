@@ -178,22 +178,30 @@ class AllReduceLines:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConstants:
-    """What an engine adds to its kernels: a scalar on all of them, and a cost per step.
+    """What an engine adds to its kernels: a scalar on all of them, and its own work in every step.
 
-    The cost of a step is ``step_us`` + ``step_us_per_sequence`` x batch +
-    ``step_us_per_tp_doubling`` x log2(TP). All are residuals of published totals, which do not
-    tell their cause.
-    ``max_batch`` is the largest batch, ``max_tokens`` the most tokens that the engine takes in one
-    step: it cuts longer prefills into chunks.
+    That work is ``step_us`` + ``step_us_per_sequence`` x sequences + ``step_us_per_root_sequence``
+    x sqrt(sequences) on any number of devices (scheduling, launching, sampling, passing tokens on),
+    and ``rank_us_per_root_sequence`` x sqrt(sequences) more on several, which must agree on what
+    runs next. Fitted to published maximum throughput it grows with the number of sequences less
+    than in proportion, and is next to nothing for one; what TP costs besides is the all-reduce.
+    ``max_batch`` is the most sequences, ``max_tokens`` the most new tokens that the engine takes in
+    one step.
     """
 
     provenance: Provenance
     engine_scalar: float
     step_us: float
     step_us_per_sequence: float
-    step_us_per_tp_doubling: float
+    step_us_per_root_sequence: float
+    rank_us_per_root_sequence: float
     max_batch: int
     max_tokens: int
+
+    def engine_us(self, sequences: NDArray[np.float64], tp: int) -> NDArray[np.float64]:
+        """Microseconds of the engine's own work in steps of so many sequences."""
+        of_root = self.step_us_per_root_sequence + (tp > 1) * self.rank_us_per_root_sequence
+        return self.step_us + self.step_us_per_sequence * sequences + of_root * np.sqrt(sequences)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,6 @@ def gemm_us(
     dtype: str,
     sheet: Sheet,
     constants: GemmConstants,
-    max_rows: float = np.inf,
     quantise: bool = False,
 ) -> Microseconds:
     """Microseconds of an (m x k) by (k x n) product, written in the dtype of the residual stream.
@@ -66,13 +65,9 @@ def gemm_us(
         dtype: of activations and weights.
         sheet: the GPU.
         constants: of this dtype.
-        max_rows: more rows are done in chunks of this size.
         quantise: charge the dynamic quantisation of the activations.
     """
-    all_rows, n, k = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (rows, columns, inner))
-    )
-    m = np.minimum(all_rows, max_rows)
+    m, n, k = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (rows, columns, inner)))
     flops = 2 * m * n * k
     moved_bytes = BYTES_PER_VALUE[dtype] * (m * k + n * k) + STREAM_BYTES[dtype] * m * n
     peak = sheet.flops_per_second[dtype] / _US
@@ -95,7 +90,7 @@ def gemm_us(
     if quantise:
         latency_us = latency_us + constants.quantisation_us
         latency_us += constants.quantisation_us_per_value * m * k
-    return np.asarray(latency_us * (all_rows / m))
+    return np.asarray(latency_us)
 
 
 def _tiled_us(

@@ -117,9 +117,14 @@ class Samples:
 
     def _percentile(self, q: int) -> float:
         weights = np.concatenate([np.full(len(visit), 1 / len(visit)) for visit in self.visits])
+        # Equal samples share their weights, or their order would count.
+        _, alike, count = np.unique(self.us, return_inverse=True, return_counts=True)
+        weights = (np.bincount(alike, weights) / count)[alike]
         order = np.argsort(self.us)
-        below = np.cumsum(weights[order]) - weights[order]
-        return float(np.interp(q / 100 * below[-1], below, np.array(self.us)[order]))
+        # The middle of each sample's share: alike from below and from above.
+        places = np.cumsum(weights[order]) - weights[order] / 2
+        place = places[0] + q / 100 * (places[-1] - places[0])
+        return float(np.interp(place, places, np.array(self.us)[order]))
 
 
 def wall_clock(work: Callable[[], object]) -> float:

@@ -19,10 +19,15 @@ _LARGEST_FACTOR = 64.0
 _FACTOR_PRECISION = 1e-2
 
 # How limits are shown: what people ask for, from the measure that is bounded, and its unit.
-RATES = {"tokens_per_second_per_gpu": 1e6, "tokens_per_second_per_user": 1e3}
+RATES = {
+    "tokens_per_second_per_gpu": 1e6,
+    "tokens_per_second_per_user": 1e3,
+    "requests_per_second": 1e6,
+}
 UNITS = {
     "tokens_per_second_per_gpu": (1.0, "tok/s/GPU"),
     "tokens_per_second_per_user": (1.0, "tok/s/user"),
+    "requests_per_second": (1.0, "requests/s"),
     "memory_bytes": (1e-9, "GB"),
     "runtime_us": (1e-3, "ms"),
     "ttft_ms": (1.0, "ms TTFT"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.choices import LoadingEngine
-from puzzle_search.cost import ScenarioCost
+from puzzle_search.cost import CostTable, ScenarioCost
 from puzzle_search.errors import InputError
 
 
@@ -17,10 +18,12 @@ class Limits:
     Attributes:
         tokens_per_second_per_gpu: output tokens, at least.
         tokens_per_second_per_user: output tokens of one sequence while it decodes, at least.
-        ttft_ms: prefill of a whole batch, at most.
-        tpot_ms: mean decode step, at most.
-        latency_ms: prefill and all decode steps of a batch, at most.
+        ttft_ms: until a request's first token, of a static batch until that of all, at most.
+        tpot_ms: mean time from a token to the next, at most.
+        latency_ms: until the last token, at most.
         memory_bytes: on each device, at most.
+        requests_per_second: that arrive at one replica, which must keep up with them.
+        speedup: tokens/s/GPU as a multiple of the parent's, at its best within the other limits.
     """
 
     tokens_per_second_per_gpu: float | None = None
@@ -29,6 +32,8 @@ class Limits:
     tpot_ms: float | None = None
     latency_ms: float | None = None
     memory_bytes: float | None = None
+    requests_per_second: float | None = None
+    speedup: float | None = None
 
     def __post_init__(self) -> None:
         check_positive(vars(self))
@@ -54,7 +59,37 @@ class Limits:
             tpot_ms=times(self.tpot_ms, factor),
             latency_ms=times(self.latency_ms, factor),
             memory_bytes=times(self.memory_bytes, factor),
+            requests_per_second=times(self.requests_per_second, 1 / factor),
         )
+
+    def against(self, parent: CostTable, spec: ArchitectureSpec) -> Limits:
+        """With a speed-up as the throughput that it means.
+
+        Args:
+            parent: prices of the parent's variants, among others.
+            spec: the parent.
+
+        Raises:
+            InputError: the parent keeps the other limits nowhere, or a throughput is asked too.
+        """
+        if self.speedup is None:
+            return self
+        if self.tokens_per_second_per_gpu is not None:
+            raise InputError(
+                f"scenario {parent.scenario} asks for a throughput and a speed-up",
+                remedy="ask for one of them",
+            )
+        others = replace(self, speedup=None)
+        on_device = others.on_device(parent.target.memory_limit_bytes)
+        costs = (parent.cost(spec, index) for index in range(len(parent.points)))
+        kept = [cost.tokens_per_second_per_gpu for cost in costs if on_device.kept_by(cost)]
+        if not kept:
+            raise InputError(
+                f"the parent keeps the limits of {parent.scenario} on {parent.target.gpu} nowhere: "
+                "there is no speed that a speed-up could refer to",
+                remedy="ask for --target-tps, or for more devices with --tp",
+            )
+        return replace(others, tokens_per_second_per_gpu=self.speedup * max(kept))
 
     def kept_by(self, cost: ScenarioCost) -> bool:
         """Whether a predicted cost, as reported, keeps every limit."""
@@ -65,6 +100,7 @@ class Limits:
             and cost.ttft_ms <= (self.ttft_ms or math.inf)
             and cost.tpot_ms <= (self.tpot_ms or math.inf)
             and cost.latency_ms <= (self.latency_ms or math.inf)
+            and cost.requests_per_second >= (self.requests_per_second or 0.0)
         )
 
 

@@ -14,6 +14,7 @@ interpreted here; nothing in it is executed.
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from puzzle_search.arch import Subblock, parse_variant
 from puzzle_search.errors import InputError
 from puzzle_search.solve.problem.items import Floats
 
@@ -44,6 +46,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
     ast.In: lambda left, right: left in right,  # type: ignore[operator]
     ast.NotIn: lambda left, right: left not in right,  # type: ignore[operator]
 }
+_SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 
 
 _LONGEST_TEXT = 2000
@@ -114,7 +117,7 @@ def _wrong(text: str, why: str) -> InputError:
 
 def _at_most(text: str, left: _Linear, right: _Linear, *, turned: bool) -> LinearLimit:
     amounts, at_most = left.amounts - right.amounts, right.constant - left.constant
-    if not amounts.any() and not (left.summed or right.summed):
+    if not (left.summed or right.summed):
         raise _Refused("it speaks of no sum(...) or mean(...)")
     if not (np.isfinite(amounts).all() and math.isfinite(at_most)):
         raise _Refused("its numbers are not finite")
@@ -144,13 +147,13 @@ class _Reader:
                 return _Linear(constant, left.amounts + right.amounts, summed)
             case ast.BinOp(op=ast.Mult()):
                 left, right = self.linear(node.left), self.linear(node.right)
-                if left.amounts.any() and right.amounts.any():
+                if left.summed and right.summed:
                     raise _Refused("sums may not be multiplied with each other")
-                number, other = (right, left) if left.amounts.any() else (left, right)
+                number, other = (right, left) if left.summed else (left, right)
                 return self._scaled(other, number.constant)
             case ast.BinOp(op=ast.Div()):
                 left, right = self.linear(node.left), self.linear(node.right)
-                if right.amounts.any() or right.constant == 0:
+                if right.summed or right.constant == 0:
                     raise _Refused("only a number other than zero may divide")
                 return self._scaled(left, 1 / right.constant)
             case ast.Call(func=ast.Name(id="sum" | "mean" as name), args=[inner], keywords=[]):
@@ -193,12 +196,46 @@ class _Reader:
                     raise _Refused("it divides by zero") from error
             case ast.Compare():
                 sides = [self._scalar(side, facts) for side in (node.left, *node.comparators)]
-                try:
-                    return all(
-                        _COMPARE[type(sign)](left, right)
-                        for left, sign, right in zip(sides, node.ops, sides[1:], strict=False)
-                    )
-                except (TypeError, KeyError) as error:
-                    what = f"{ast.unparse(node)!r} compares what differs in kind"
-                    raise _Refused(what) from error
+                steps = list(zip(sides, node.ops, sides[1:], strict=False))
+                for step in steps:
+                    _check_comparable(node, *step)
+                return all(_COMPARE[type(sign)](one, other) for one, sign, other in steps)
         raise _Refused(f"{ast.unparse(node)!r} is not known here")
+
+
+def _check_comparable(node: ast.Compare, left: Scalar, sign: ast.cmpop, right: Scalar) -> None:
+    """Refuse what Python would compare without meaning anything: kinds that differ, parts of text.
+
+    Raises:
+        _Refused: it is such a comparison, or it names no variant.
+    """
+    if isinstance(sign, ast.In | ast.NotIn):
+        if not isinstance(right, tuple):
+            raise _Refused(f"{ast.unparse(node)!r}: write == for one, in (..., ...) for several")
+        others = right
+    else:
+        others = (right,)
+    ordered = isinstance(sign, ast.Lt | ast.LtE | ast.Gt | ast.GtE)
+    for other in others:
+        text = isinstance(left, str)
+        if (
+            type(sign) not in _COMPARE
+            or isinstance(left, tuple)
+            or isinstance(other, tuple)
+            or isinstance(other, str) is not text
+            or (text and ordered)
+        ):
+            raise _Refused(f"{ast.unparse(node)!r} compares what differs in kind")
+    named = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    for subblock in _SUBBLOCKS:
+        if subblock in named:
+            for name in (left, *others):
+                _check_variant_name(subblock, str(name))
+
+
+@functools.cache
+def _check_variant_name(subblock: Subblock, name: str) -> None:
+    try:
+        parse_variant(subblock, name)
+    except InputError as error:
+        raise _Refused(error.message) from error

@@ -69,13 +69,19 @@ class Bound:
 
 def scenario_measures(table: CostTable, scenario: int) -> dict[str, Measure]:
     """Memory and times in one scenario, by name."""
-    tokens = np.array([point.batch / point.tp for point in table.points])
+    tokens = table.in_flight / np.array([point.tp for point in table.points])
     tokens = tokens * table.scenario.output_len
     steps = max(1, table.scenario.decode_steps)
     attention, ffn = table.attention, table.ffn
     parts: dict[str, tuple[Floats, Floats, Floats, float | Floats]] = {
         "memory_bytes": (attention.memory_bytes, ffn.memory_bytes, table.outside_memory_bytes, 1.0),
         "us_per_token": (attention.total_us, ffn.total_us, table.outside_us, tokens),
+        "us_per_request": (
+            attention.total_us,
+            ffn.total_us,
+            table.outside_us,
+            table.in_flight,
+        ),
         "latency_ms": (attention.total_us, ffn.total_us, table.outside_us, 1e3),
         "ttft_ms": (attention.prefill_us, ffn.prefill_us, table.outside_prefill_us, 1e3),
         "tpot_ms": (attention.decode_us, ffn.decode_us, table.outside_decode_us, 1e3 * steps),

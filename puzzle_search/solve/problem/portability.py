@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from puzzle_search.arch import Gqa, Linear, NoOp, ParentConfig, parse_variant
+from puzzle_search.arch import Gqa, Linear, Mlp, NoOp, ParentConfig, parse_variant
+from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 from puzzle_search.choices import LoadingEngine
 from puzzle_search.errors import InputError
 
@@ -27,6 +28,9 @@ def allows(
         raise InputError(
             f"engine {engine!r} is not known", remedy=f"use one of {', '.join(_RULES)}"
         )
+    variant = parse_variant("ffn", ffn)
+    if isinstance(variant, Mlp) and variant.intermediate_size % STOCK_WIDTH_MULTIPLE:
+        return False
     return _RULES[engine](attention, ffn, layer, config)
 
 

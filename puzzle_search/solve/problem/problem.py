@@ -54,6 +54,9 @@ class Workload:
         if limits.tokens_per_second_per_user is not None:
             slowest = 1e3 / limits.tokens_per_second_per_user
             found.append(("tokens_per_second_per_user", "tpot_ms", slowest))
+        if limits.requests_per_second is not None:
+            longest = 1e6 / limits.requests_per_second
+            found.append(("requests_per_second", "us_per_request", longest))
         for name in ("memory_bytes", "ttft_ms", "tpot_ms", "latency_ms"):
             if (at_most := getattr(limits, name)) is not None:
                 found.append((name, name, at_most))
@@ -233,7 +236,8 @@ class Problem:
         """The point of each scenario at which to run a selection; None if it keeps no limits.
 
         All have one TP degree. Among those that keep the limits, the goal decides where it depends
-        on the point, else throughput (its geometric mean over the scenarios).
+        on the point, else throughput (its geometric mean over the scenarios); where requests arrive
+        at a given rate, which is throughput enough, latency in its place.
         """
         if not self._child_holds(selection):
             return None
@@ -242,24 +246,24 @@ class Problem:
         for region in self.regions():
             points: list[int] = []
             reached, total = 0.0, 0.0
-            for scenario, (us_per_token, keeps) in enumerate(kept):
+            for scenario, (preferred, keeps) in enumerate(kept):
                 possible = [i for i in region.points[scenario] if keeps[i]]
                 if not possible:
                     break
                 if scenario == self.goal.scenario:
                     goal = self.goal.of(self.items, selection)
-                    point = min(possible, key=lambda i: (goal[i], us_per_token[i]))
+                    point = min(possible, key=lambda i: (goal[i], preferred[i]))
                     reached = float(goal[point])
                 else:
-                    point = min(possible, key=lambda i: float(us_per_token[i]))
+                    point = min(possible, key=lambda i: float(preferred[i]))
                 points.append(point)
-                total += float(np.log(us_per_token[point]))
+                total += float(np.log(preferred[point]))
             else:
                 found.append((reached, total, tuple(points)))
         return min(found)[2] if found else None
 
     def _kept_points(self, scenario: int, selection: Selection) -> tuple[Floats, NDArray[np.bool_]]:
-        """Time per token at the points of a scenario, and which of them keep its limits."""
+        """What is best small at the points of a scenario, and which of them keep its limits."""
         workload = self.workloads[scenario]
         keeps = np.ones(len(workload.table.points), dtype=bool)
         for bound in self.all_bounds:
@@ -269,8 +273,10 @@ class Problem:
         spec = self.spec(selection)
         for index in np.flatnonzero(keeps):
             keeps[index] = workload.limits.kept_by(workload.table.cost(spec, int(index)))
-        per_token = scenario_measures(workload.table, scenario)["us_per_token"]
-        return per_token.of(self.items, selection), keeps
+        is_rated = workload.limits.requests_per_second is not None
+        measures = scenario_measures(workload.table, scenario)
+        preferred = measures["latency_ms" if is_rated else "us_per_token"]
+        return preferred.of(self.items, selection), keeps
 
     def with_damage(self, damage: Floats) -> Problem:
         """The problem with other damages (items,); its goal is the score."""

@@ -15,15 +15,20 @@ import yaml
 
 from puzzle_search.arch import ParentConfig, Subblock, parse_variant
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, read_csv_rows, read_yaml, write_text
+from puzzle_search.files import check_keys, read_csv_rows, read_yaml, value_hash, write_text
 
 FORMAT = "puzzle-search.scores/1"
-_SIDECAR_KEYS = {"format", "package_version", "parent", "evidence", "data", "made_by"}
+# What whoever made a table knows; what only this package knows of its own tables comes besides.
+_SIDECAR_KEYS = {"format", "parent", "evidence", "data"}
+_OWN_KEYS = {"package_version", "made_by", "notes", "parent_config"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow:
-    """Damage of one replacement; an empty ``attention`` or ``ffn`` means the parent's own."""
+    """Damage of one replacement; an empty ``attention`` or ``ffn`` means the parent's own.
+
+    A ``stderr`` of None is not known: nobody told, or there was one block of tokens alone.
+    """
 
     first_layer: int
     last_layer: int
@@ -31,7 +36,7 @@ class ScoreRow:
     ffn: str
     metric: str
     value: float
-    stderr: float
+    stderr: float | None
     tokens: int
 
 
@@ -79,12 +84,25 @@ class ScoreTable:
             file, _COLUMNS, remedy="name a score table (CSV) written by 'puzzle-search score'"
         )
         sidecar = read_yaml(sidecar_file, format=FORMAT)
-        check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional={"notes"})
+        check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional=_OWN_KEYS)
         rows = [_row(row, f"{file}, row {n}") for n, row in enumerate(read, start=2)]
         try:
             return cls(rows, sidecar)
         except InputError as error:
             raise InputError(f"{file}: {error.message}", remedy=error.remedy) from error
+
+    def check_parent(self, config: ParentConfig, where: str | Path) -> None:
+        """Check that the scores are of this parent: by its name, or by what its config says.
+
+        Raises:
+            InputError: they are of another, as far as the sidecar tells.
+        """
+        same_config = self.sidecar.get("parent_config") == value_hash(dict(config.raw))
+        if self.sidecar["parent"] != config.name and not same_config:
+            raise InputError(
+                f"{where} holds scores of {self.sidecar['parent']}, not of {config.name}",
+                remedy="name the scores of this model; if these are, correct parent in the .yaml",
+            )
 
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar."""
@@ -222,6 +240,8 @@ def _row(row: dict[str, str], where: str) -> ScoreRow:
         raise InputError(f"{where}: wrong number of columns", remedy="correct the row")
     numbers: dict[str, float] = {}
     for key in ("first_layer", "last_layer", "tokens", "value", "stderr"):
+        if key == "stderr" and not row[key]:
+            continue
         try:
             numbers[key] = float(row[key])
         except ValueError:
@@ -252,6 +272,6 @@ def _row(row: dict[str, str], where: str) -> ScoreRow:
         ffn=row["ffn"],
         metric=row["metric"],
         value=numbers["value"],
-        stderr=numbers["stderr"],
+        stderr=numbers.get("stderr"),
         tokens=int(numbers["tokens"]),
     )

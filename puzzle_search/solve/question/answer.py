@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from puzzle_search.arch import (
@@ -13,6 +14,8 @@ from puzzle_search.arch import (
     kv_values_per_token,
 )
 from puzzle_search.cost import ScenarioCost, Target
+from puzzle_search.cost.simulation import Simulated
+from puzzle_search.solve.answers.certainty import Certainty
 from puzzle_search.solve.answers.prices import prices
 from puzzle_search.solve.search.solution import Solution
 
@@ -25,11 +28,16 @@ class Answer:
         solution: the architecture with its proof.
         config: the parent.
         origins: what was asked, and hashes of what it was answered from.
+        simulated: what clients see in each scenario, None where neither their number nor their rate
+            was asked.
+        certainty: what of it holds within the scores' standard errors, where that was asked.
     """
 
     solution: Solution
     config: ParentConfig
     origins: Mapping[str, Any] = field(default_factory=dict)
+    simulated: tuple[Simulated | None, ...] = ()
+    certainty: Certainty | None = None
 
     @property
     def parent_costs(self) -> list[ScenarioCost | None]:
@@ -62,7 +70,7 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """The answer as ``solve --json`` prints it."""
         spec = self.solution.spec
-        return {
+        shown = {
             **self.solution.proof(),
             "architecture": {
                 "parent": spec.parent,
@@ -70,10 +78,14 @@ class Answer:
             },
             "params": self.parameters,
             "kv_bytes_per_token": self.kv_bytes_per_token,
-            "scenarios": [cost.as_dict() for cost in self.solution.costs],
+            "scenarios": [
+                cost.as_dict() | ({"simulated": seen.as_dict()} if seen else {})
+                for cost, seen in zip_longest(self.solution.costs, self.simulated)
+            ],
             "prices": [price.as_dict() for price in prices(self.solution)],
             "evidence": self.evidence,
         }
+        return shown | ({"certainty": self.certainty.as_dict()} if self.certainty else {})
 
     @property
     def spec(self) -> ArchitectureSpec:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.choices import Backend, Goal
-from puzzle_search.cost import Scenario
+from puzzle_search.cost import Scenario, ScenarioCost
+from puzzle_search.cost.serving import ServingOptions
+from puzzle_search.cost.simulation import Load, Simulated, simulate
 from puzzle_search.errors import InputError
+from puzzle_search.solve.answers.certainty import certainty
 from puzzle_search.solve.answers.pool import diverse
 from puzzle_search.solve.answers.solver import solve
 from puzzle_search.solve.problem.builder import formulate
 from puzzle_search.solve.problem.limits import ChildLimits, Limits
 from puzzle_search.solve.problem.problem import Problem, Workload
+from puzzle_search.solve.problem.score_table import ScoreTable
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.targets import cost_table, find_target, parse_tp
@@ -33,10 +39,13 @@ class Question:
         engine: serving engine whose constants to use; by default the cost model's first.
         dtype: serving precision; by default the smallest that the engine has on that GPU.
         tp: ``1``, ``1,2,4`` or ``any``; all scenarios are served at one degree.
+        serving: how requests are served, where not as the engine does by default.
         scores: another score table than the model's own.
         metric: metric of the score table, or a weighted sum of them.
         goal: what the answer has the least of; of throughput the most.
         margin: by which predictions keep away from limits; 0.05 is 5%.
+        certainty: how often to draw the scores within their standard errors and solve again, to
+            say what of the answer holds; 0 is not at all.
     """
 
     model: str = "llama-3.1-70b"
@@ -46,10 +55,12 @@ class Question:
     engine: str | None = None
     dtype: str | None = None
     tp: str = "1"
+    serving: ServingOptions = field(default_factory=ServingOptions)
     scores: str | None = None
     metric: str = "kl"
     goal: Goal = "score"
     margin: float = 0.0
+    certainty: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The question as results keep it."""
@@ -58,7 +69,7 @@ class Question:
         shown["scenarios"] = [
             {"scenario": scenario, "limits": limits.asked()} for scenario, limits in self.scenarios
         ]
-        return shown | {"child": self.child.asked()}
+        return shown | {"serving": self.serving.asked(), "child": self.child.asked()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +80,91 @@ class Asked:
     inputs: SearchInputs
     problem: Problem
 
+    def at_exact_batch(
+        self, solution: Solution, *, max_seconds: float, backend: Backend
+    ) -> Solution:
+        """The solution at the best of all batch sizes around its own.
+
+        Where the goal depends on the batch size, the problem is solved again with these.
+        """
+        workloads = []
+        for workload, index in zip(solution.problem.workloads, solution.points, strict=True):
+            table = workload.table
+            point = table.points[index]
+            known = {one.batch for one in table.points if one.tp == point.tp}
+            batches = [b for b in table.target.serving.between(point.batch) if b not in known]
+            if batches and table.target.measured is None:
+                more = cost_table(
+                    self.inputs.config, self.inputs.space, table.target, table.scenario,
+                    (point.tp,), batches,
+                )  # fmt: skip
+                workload = replace(workload, table=table.joined(more))
+            workloads.append(workload)
+        if all(new is old for new, old in zip(workloads, solution.problem.workloads, strict=True)):
+            return solution
+        problem = replace(solution.problem, workloads=tuple(workloads))
+        if problem.goal.scenario is not None:
+            return solve(
+                _formulate(self.question, self.inputs, workloads, self.inputs.scores),
+                max_seconds=max_seconds,
+                backend=backend,
+            )
+        points = problem.operating_points(solution.selection)
+        assert points is not None
+        return replace(solution, problem=problem, points=points)
+
     def answer(self, solution: Solution) -> Answer:
         """A solution of the problem as an answer."""
         origins = {"asked": self.question.as_dict(), "inputs": self.inputs.hashes}
-        return Answer(solution=solution, config=self.inputs.config, origins=origins)
+        return Answer(
+            solution=solution,
+            config=self.inputs.config,
+            origins=origins,
+            simulated=tuple(self._simulated(solution)),
+        )
+
+    def _simulated(self, solution: Solution) -> Iterator[Simulated | None]:
+        """What clients see in each scenario for which their number or their rate was asked."""
+        for workload, cost in zip(solution.problem.workloads, solution.costs, strict=True):
+            rate = workload.limits.requests_per_second
+            clients = workload.table.target.serving.concurrency
+            if rate is None and clients is None:
+                yield None
+                continue
+            load = Load(
+                requests_per_second=rate and rate / (1 + workload.margin),
+                concurrency=clients if rate is None else None,
+            )
+            yield simulate(
+                solution.spec, workload.table.target, cost.scenario, load,
+                batch=_places(solution.spec, workload, cost), tp=cost.point.tp,
+            )  # fmt: skip
+
+    def judged(self, answer: Answer, *, max_seconds: float, backend: Backend) -> Answer:
+        """An answer with what of it holds within the scores' standard errors, if that is asked."""
+        if not self.question.certainty:
+            return answer
+        judgement = certainty(
+            answer.solution,
+            self.inputs.config,
+            self.inputs.scores,
+            partial(_formulate, self.question, self.inputs, self.problem.workloads),
+            draws=self.question.certainty,
+            max_seconds=max_seconds,
+            backend=backend,
+        )
+        return replace(answer, certainty=judgement)
+
+
+def _places(spec: ArchitectureSpec, workload: Workload, cost: ScenarioCost) -> int:
+    """Sequences that the engine may run at once: where requests come at a rate, all that fit."""
+    table = workload.table
+    if workload.limits.requests_per_second is None:
+        return cost.point.batch
+    fits = (
+        table.cost(spec, i) for i, point in enumerate(table.points) if point.tp == cost.point.tp
+    )
+    return max(c.point.batch for c in fits if c.memory_bytes <= c.memory_limit_bytes)
 
 
 def pose(question: Question) -> Asked:
@@ -94,27 +186,36 @@ def pose(question: Question) -> Asked:
             )
     tp = parse_tp(question.tp)
     target = find_target(
-        question.gpu, inputs.config, engine=question.engine, dtype=question.dtype, tp=tp
+        question.gpu,
+        inputs.config,
+        engine=question.engine,
+        dtype=question.dtype,
+        tp=tp,
+        serving=question.serving,
     )
-    workloads = [
-        Workload.on_device(
-            cost_table(inputs.config, inputs.space, target, scenario, tp),
-            limits,
-            margin=question.margin,
-        )
-        for scenario, limits in scenarios
-    ]
-    problem = formulate(
+    parent = ArchitectureSpec.identity(inputs.config)
+    workloads = []
+    for scenario, limits in scenarios:
+        table = cost_table(inputs.config, inputs.space, target, scenario, tp)
+        asked = limits.against(table, parent)
+        workloads.append(Workload.on_device(table, asked, margin=question.margin))
+    problem = _formulate(question, inputs, workloads, inputs.scores)
+    resolved = replace(question, engine=target.engine, dtype=target.dtype.name)
+    return Asked(question=resolved, inputs=inputs, problem=problem)
+
+
+def _formulate(
+    question: Question, inputs: SearchInputs, workloads: Sequence[Workload], scores: ScoreTable
+) -> Problem:
+    return formulate(
         inputs.config,
         inputs.space,
-        inputs.scores,
+        scores,
         workloads,
         question.child,
         metric=question.metric,
         goal=question.goal,
     )
-    resolved = replace(question, engine=target.engine, dtype=target.dtype.name)
-    return Asked(question=resolved, inputs=inputs, problem=problem)
 
 
 def ask(
@@ -131,8 +232,7 @@ def ask(
         InputError: something named is not there or not valid.
         InfeasibleError: no architecture keeps the limits.
     """
-    asked = pose(question)
-    return asked.answer(solve(asked.problem, max_seconds=max_seconds, backend=backend))
+    return ask_for_several(question, 1, 1, max_seconds=max_seconds, backend=backend)[0]
 
 
 def ask_for_several(
@@ -158,12 +258,18 @@ def ask_for_several(
     """
     asked = pose(question)
     if solutions == 1:
-        return [asked.answer(solve(asked.problem, max_seconds=max_seconds, backend=backend))]
-    found = diverse(
-        asked.problem,
-        solutions=solutions,
-        min_distance=min_distance,
-        max_seconds=max_seconds,
-        backend=backend,
+        found = [solve(asked.problem, max_seconds=max_seconds, backend=backend)]
+    else:
+        found = diverse(
+            asked.problem,
+            solutions=solutions,
+            min_distance=min_distance,
+            max_seconds=max_seconds,
+            backend=backend,
+        )
+    exact = (
+        asked.at_exact_batch(solution, max_seconds=max_seconds, backend=backend)
+        for solution in found
     )
-    return [asked.answer(solution) for solution in found]
+    best, *others = (asked.answer(solution) for solution in exact)
+    return [asked.judged(best, max_seconds=max_seconds, backend=backend), *others]

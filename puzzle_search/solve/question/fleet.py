@@ -85,7 +85,8 @@ def ask_fleet(
     Raises:
         InputError: none of them can be used at all.
     """
-    quotes, last = [], None
+    quotes: list[Quote] = []
+    unusable: list[InputError] = []
     for offer in offers:
         answer, refusal = None, ""
         try:
@@ -93,10 +94,14 @@ def ask_fleet(
         except InfeasibleError as error:
             refusal = error.message
         except InputError as error:
-            refusal, last = error.message, error
+            refusal = error.message
+            unusable.append(error)
         quotes.append(Quote(offer=offer, answer=answer, refusal=refusal))
-    if last is not None and all(quote.refusal == last.message for quote in quotes):
-        raise last
+    if len(unusable) == len(offers):
+        if len({error.message for error in unusable}) == 1:
+            raise unusable[0]
+        reasons = "\n  ".join(f"{quote.offer.gpu}: {quote.refusal}" for quote in quotes)
+        raise InputError(f"none of these GPUs can be used\n  {reasons}", remedy=unusable[0].remedy)
     return quotes
 
 

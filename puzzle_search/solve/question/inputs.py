@@ -29,7 +29,8 @@ class SearchInputs:
         """Open a shipped example by name, or a folder.
 
         Raises:
-            InputError: there is no such example or folder, or a file in it is wrong.
+            InputError: there is no such example or folder, a file in it is wrong, or the scores
+                are of another model.
         """
         shipped = resource("examples", model.lower())
         folder = Path(model) if Path(model).is_dir() else shipped
@@ -42,9 +43,11 @@ class SearchInputs:
             )
         score_file = Path(scores) if scores else folder / "scores.csv"
         config = ParentConfig.from_file(folder / "config.json", name=folder.name)
+        scored = ScoreTable.from_file(score_file)
+        scored.check_parent(config, score_file)
         return cls(
             config=config,
             space=SearchSpace.from_file(folder / "space.yaml", config),
-            scores=ScoreTable.from_file(score_file),
+            scores=scored,
             hashes={"scores": file_hash(score_file), "space": file_hash(folder / "space.yaml")},
         )

@@ -15,6 +15,8 @@ _KEYS = {
     "ttft": "ttft_ms",
     "tpot": "tpot_ms",
     "latency": "latency_ms",
+    "rate": "requests_per_second",
+    "speedup": "speedup",
 }
 
 
@@ -22,7 +24,8 @@ def parse_scenario(text: str, otherwise: Limits) -> tuple[str, Limits]:
     """A scenario with limits of its own: ``128/1024`` or ``128/1024:tps=6000,ttft=500``.
 
     Args:
-        text: input and output tokens, then limits by key: tps, user-tps, ttft, tpot, latency.
+        text: input and output tokens, then limits by key: tps, user-tps, ttft, tpot, latency,
+            rate (requests/s), speedup.
         otherwise: the limits that the text does not set.
 
     Raises:

@@ -120,12 +120,17 @@ def table_problem(
         goal: ``score``, or what to have the least of: ``latency``, ``memory``, ``parameters``.
 
     Raises:
-        InputError: a table is missing or wrong, a block has costs but no score, or a limit is on
-            runtime where the table has none.
+        InputError: a table is missing or wrong, they are of two parents, a block has costs but no
+            score, or a limit is on runtime where the table has none.
         InfeasibleError: freezing leaves a layer without a block.
     """
     cost_file, score_file = Path(folder) / "block_costs.csv", Path(folder) / "scores.csv"
     costs, scores = BlockCosts.from_file(cost_file), ScoreTable.from_file(score_file)
+    if costs.model not in (None, scores.sidecar["parent"]):
+        raise InputError(
+            f"{score_file} is of {scores.sidecar['parent']}, {cost_file} of {costs.model}",
+            remedy="put scores and costs of one and the same parent into the folder",
+        )
     if goal not in _GOALS:
         raise InputError(
             f"goal {goal!r} cannot be told from tables", remedy=f"use one of {', '.join(_GOALS)}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import (
@@ -18,9 +17,10 @@ from puzzle_search.cost import (
 )
 from puzzle_search.cost.latency import LatencyModel
 from puzzle_search.cost.measured.tensor_parallel import TensorParallelLatency
-from puzzle_search.cost.modelled.analytic import AnalyticLatency
 from puzzle_search.cost.modelled.constants import AllReduceConstants, Sheet
 from puzzle_search.cost.modelled.hardware import CostModel, device_cost_model, find_cost_model
+from puzzle_search.cost.modelled.target import modelled_target
+from puzzle_search.cost.serving import Serving, ServingOptions
 from puzzle_search.cost.table import covered_points
 from puzzle_search.errors import InputError
 
@@ -30,8 +30,6 @@ _SHAPES = (
     "hidden_size", "num_heads", "head_dim", "vocab_size", "tie_embeddings", "qkv_bias",
     "output_bias", "mlp_bias", "qk_norm",
 )  # fmt: skip
-# Each about 10% more than the last.
-_BATCHES = tuple(sorted({round(batch) for batch in np.geomspace(1, 1024, 74)}))
 
 
 def find_target(
@@ -41,6 +39,7 @@ def find_target(
     engine: str | None = None,
     dtype: str | None = None,
     tp: tuple[int, ...] = (1,),
+    serving: ServingOptions | None = None,
 ) -> Target:
     """The target of a GPU's name (its cost model) or of a profile folder.
 
@@ -49,11 +48,14 @@ def find_target(
         config: the parent.
         engine: of the cost model; by default its first one.
         dtype: serving precision; by default the smallest that the engine has on this GPU.
-        tp: TP degrees that are asked of a profile; see `profile_target`.
+        tp: TP degrees that are asked; see `profile_target` for a profile.
+        serving: what is asked of serving; the rest is the engine's own.
 
     Raises:
-        InputError: the GPU, engine or dtype is not known there, or the profile is of another model.
+        InputError: the GPU, engine or dtype is not known there, the profile is of another model, or
+            none of the TP degrees divides the parent's query heads.
     """
+    degrees = _degrees_of(config, tp)
     if (Path(gpu) / "profile.yaml").exists():
         profile = Profile.from_folder(gpu)
         if any(getattr(profile.config, name) != getattr(config, name) for name in _SHAPES):
@@ -62,23 +64,30 @@ def find_target(
                 f"{config.name}",
                 remedy="profile this model, or name the model that was profiled",
             )
-        return profile_target(profile, tp=tp)
+        return profile_target(profile, tp=degrees, serving=serving)
     model = CostModel.from_file(find_cost_model(gpu))
     engine = engine or next(iter(model.engines))
-    known = model.engine(engine)
-    dtype = dtype or min(known.dtypes, key=lambda name: parse_dtype(name).matrix_bytes)
-    return Target(
-        gpu=model.gpu,
-        engine=engine,
-        latency=AnalyticLatency(config, model, engine, dtype),
-        memory_limit_bytes=model.memory_limit_bytes,
-        dtype=parse_dtype(dtype),
-        batches=_BATCHES,
-        tp_degrees=known.tp_degrees,
+    dtype = dtype or min(
+        model.engine(engine).dtypes, key=lambda name: parse_dtype(name).matrix_bytes
     )
+    return modelled_target(model, config, engine=engine, dtype=dtype, serving=serving)
 
 
-def profile_target(profile: Profile, *, tp: tuple[int, ...] = (1,)) -> Target:
+def _degrees_of(config: ParentConfig, tp: tuple[int, ...]) -> tuple[int, ...]:
+    """The TP degrees that divide the parent's query heads; its KV heads are replicated."""
+    possible = tuple(degree for degree in tp if config.num_heads % degree == 0)
+    if not possible:
+        raise InputError(
+            f"TP {', '.join(map(str, tp))} does not divide the {config.num_heads} query heads of "
+            f"{config.name}",
+            remedy="use a degree that does, or --tp any",
+        )
+    return possible
+
+
+def profile_target(
+    profile: Profile, *, tp: tuple[int, ...] = (1,), serving: ServingOptions | None = None
+) -> Target:
     """The device that a profile was measured on.
 
     Batch sizes lie within those whose decode steps were measured. TP degrees above 1 join the
@@ -87,6 +96,8 @@ def profile_target(profile: Profile, *, tp: tuple[int, ...] = (1,)) -> Target:
     Args:
         profile: measured.
         tp: TP degrees that are asked; those that the profile or the cost model lacks are left out.
+        serving: what is asked of serving. By default batches are static, as this package's own
+            runtime was timed; those of a serving engine are in flight.
 
     Raises:
         InputError: none of the degrees was measured, or all need the all-reduce of a device that no
@@ -115,15 +126,21 @@ def profile_target(profile: Profile, *, tp: tuple[int, ...] = (1,)) -> Target:
                 remedy="use --tp 1",
             )
     batches = profile.batches
-    within = {batch for batch in _BATCHES if batches[0] <= batch <= batches[-1]}
+    own = Serving(
+        mode="in-flight" if profile.whole_steps else "static",
+        max_batch=batches[-1],
+        max_tokens=profile.chunk_tokens,
+    )
+    served = (serving or ServingOptions()).on(own)
     return Target(
         gpu=device["name"],
         engine=profile.sidecar["engine"],
         latency=latency,
         memory_limit_bytes=profile.sidecar["memory_limit_bytes"],
         dtype=profile.dtype,
-        batches=tuple(sorted(within.union(batches))),
+        batches=tuple(batch for batch in served.batches() if batch >= batches[0]),
         tp_degrees=degrees,
+        serving=served,
         measured=profile,
     )
 
@@ -159,8 +176,9 @@ def cost_table(
     target: Target,
     scenario: Scenario,
     tp: tuple[int, ...] = (1,),
+    batches: Sequence[int] | None = None,
 ) -> CostTable:
-    """Price the whole search space at every batch size of the target and these TP degrees.
+    """Price the whole search space at these batch sizes, by default the target's, and TP degrees.
 
     Where the target is a profile, batch sizes are left out whose cost in this scenario would have
     to be guessed for one of the variants.
@@ -176,7 +194,9 @@ def cost_table(
         )
     attention, ffn = space.all_variants("attention"), space.all_variants("ffn")
     points = [
-        OperatingPoint(batch=batch, tp=degree) for degree in degrees for batch in target.batches
+        OperatingPoint(batch=batch, tp=degree)
+        for degree in degrees
+        for batch in batches or target.batches
     ]
     points = covered_points(target, scenario, points, attention=attention, ffn=ffn)
     return build_cost_table(config, target, scenario, points, attention=attention, ffn=ffn)

@@ -63,21 +63,22 @@ def measure_vllm_profile(
     Raises:
         MissingDependencyError: the worker's interpreter has no vLLM.
         InputError: vLLM loads no child of this parent, does not serve the dtype or the grid, or a
-            worker ended, hung or answered nonsense.
+            worker ended, hung or answered nonsense; or the journal is in use.
     """
     check_dtype(dtype)
     grid.check(config)
     wanted, skipped = stacks(config, space, grid.tp_degrees)
-    results = Results(journal, _made_from(config, wanted, dtype, grid))
-    runner = Runner(
-        command=worker_command or worker_command_of(),
-        folder=journal.path.with_name("children"),
-        dtype=dtype,
-        grid=grid,
-        start_seconds=start_seconds,
-        answer_seconds=answer_seconds,
-    )
-    blocks, too_large = _measure_all(runner, wanted, results, progress or Progress("profile"))
+    with journal.held():
+        results = Results(journal, _made_from(config, wanted, dtype, grid))
+        runner = Runner(
+            command=worker_command or worker_command_of(),
+            folder=journal.path.with_name("children"),
+            dtype=dtype,
+            grid=grid,
+            start_seconds=start_seconds,
+            answer_seconds=answer_seconds,
+        )
+        blocks, too_large = _measure_all(runner, wanted, results, progress or Progress("profile"))
     found, lost = latency_rows(blocks, grid, results)
     if not found:
         raise InputError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, kv_values_per_token
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
+from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.cost.table import covered_points
 from puzzle_search.errors import InputError
 from puzzle_search.resources import resource
@@ -63,8 +64,14 @@ class Setting:
                 error.message, remedy=f"name the parent of the spec, {spec.parent!r}, with --model"
             ) from error
 
-    def cost_table(self, scenario: Scenario, specs: Sequence[ArchitectureSpec]) -> CostTable:
-        """Prices of all variants of these specs, at every operating point.
+    def cost_table(
+        self,
+        scenario: Scenario,
+        specs: Sequence[ArchitectureSpec],
+        *,
+        also: Iterable[OperatingPoint] = (),
+    ) -> CostTable:
+        """Prices of all variants of these specs, at every operating point and those also named.
 
         Raises:
             InputError: the target lacks a variant.
@@ -78,9 +85,8 @@ class Setting:
         attention = list(dict.fromkeys([self.config.attention, *(b.attention for b in blocks)]))
         ffn = list(dict.fromkeys([self.config.ffn, *(b.ffn for b in blocks)]))
         points = covered_points(self.target, scenario, points, attention=attention, ffn=ffn)
-        solved = self.recorded.get(scenario)
-        if solved and solved not in points:
-            points.append(solved)
+        solved = [self.recorded[scenario]] if scenario in self.recorded else []
+        points += [point for point in dict.fromkeys([*solved, *also]) if point not in points]
         return build_cost_table(
             self.config, self.target, scenario, points, attention=attention, ffn=ffn
         )
@@ -114,47 +120,75 @@ class Setting:
         return values * self.target.dtype.kv_bytes
 
 
-def find_setting(
-    specs: Sequence[ArchitectureSpec],
-    *,
-    model: str | None = None,
-    gpu: str | None = None,
-    scenarios: Sequence[str] = (),
-    engine: str | None = None,
-    dtype: str | None = None,
-    tp: str | None = None,
-    scores: str | None = None,
-) -> Setting:
-    """The setting that was asked; what was not asked is what the specs were solved for.
+@dataclass(frozen=True, kw_only=True)
+class AskedSetting:
+    """What is asked of a setting; what is not is what the specs were solved for.
 
-    Args:
-        specs: their ``solution`` says what they were solved for; the first one's model, GPU, engine
-            and precision count, and the scenarios and TP degrees of all.
+    Attributes:
         model: shipped example, or a folder with ``config.json`` and, if any, ``scores.csv``.
         gpu: a GPU with a cost model, or a profile folder; ``h100`` if the spec does not say.
         scenarios: input and output lengths; 128/1024 if the spec does not say.
         engine: serving engine; the GPU's first if the spec does not say, or for another GPU.
         dtype: serving precision; the smallest of the GPU likewise.
         tp: ``1``, ``1,2,4`` or ``any``; 1 if the spec does not say.
+        serving: how requests are served; for another GPU as the engine does.
         scores: another score table than the model's own.
+    """
+
+    model: str | None = None
+    gpu: str | None = None
+    scenarios: tuple[str, ...] = ()
+    engine: str | None = None
+    dtype: str | None = None
+    tp: str | None = None
+    serving: ServingOptions = field(default_factory=ServingOptions)
+    scores: str | None = None
+
+    @property
+    def of_costs(self) -> bool:
+        """Whether anything is asked that changes what a spec costs."""
+        named = (self.gpu, self.scenarios, self.engine, self.dtype, self.tp)
+        return any(named) or bool(self.serving.asked())
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything is asked at all."""
+        return self.of_costs or any((self.model, self.scores))
+
+
+def find_setting(
+    specs: Sequence[ArchitectureSpec], otherwise: AskedSetting | None = None
+) -> Setting:
+    """The setting that was asked; what was not asked is what the specs were solved for.
+
+    Args:
+        specs: their ``solution`` says what they were solved for; the first one's model, GPU,
+            engine, precision and serving count, and the scenarios and TP degrees of all.
+        otherwise: what is asked instead.
 
     Raises:
         InputError: something named is not there.
     """
-    solved = [entry for spec in specs for entry in _solved_for(spec)]
+    otherwise = otherwise or AskedSetting()
+    gpu = otherwise.gpu
+    solved = [entry for spec in specs for entry in solved_for(spec)]
     asked = specs[0].solution.get("asked", {})
     if not isinstance(asked, dict):
         raise InputError("the spec's solution.asked is not a mapping", remedy="solve again")
-    folder = _model_folder(model or str(asked.get("model", specs[0].parent)))
+    folder = _model_folder(otherwise.model or str(asked.get("model", specs[0].parent)))
     config = ParentConfig.from_file(folder / "config.json", name=folder.name)
-    score_file = Path(scores) if scores else folder / "scores.csv"
-    degrees = parse_tp(tp) if tp else tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
+    score_file = Path(otherwise.scores) if otherwise.scores else folder / "scores.csv"
+    recorded_tp = tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
+    degrees = parse_tp(otherwise.tp) if otherwise.tp else recorded_tp
     target = find_target(
         gpu or str(asked.get("gpu") or next((where for *_, where in solved), _DEFAULT_GPU)),
         config,
-        engine=engine or (_recorded(asked, "engine") if gpu is None else None),
-        dtype=dtype or (_recorded(asked, "dtype") if gpu is None else None),
+        engine=otherwise.engine or (_recorded(asked, "engine") if gpu is None else None),
+        dtype=otherwise.dtype or (_recorded(asked, "dtype") if gpu is None else None),
         tp=degrees,
+        serving=_serving_of(asked)
+        if gpu is None and not otherwise.serving.asked()
+        else otherwise.serving,
     )
     known = tuple(degree for degree in degrees if degree in target.tp_degrees)
     if not known:
@@ -162,19 +196,28 @@ def find_setting(
             f"{target.gpu} has no costs for TP {', '.join(map(str, degrees))}",
             remedy=f"use --tp {','.join(map(str, target.tp_degrees))}",
         )
-    parsed = [Scenario.parse(text) for text in scenarios]
-    as_solved = not (gpu or scenarios or engine or dtype or tp)
+    parsed = [Scenario.parse(text) for text in otherwise.scenarios]
+    has_scores = otherwise.scores is not None or score_file.exists()
     return Setting(
         config=config,
-        scores=ScoreTable.from_file(score_file) if scores or score_file.exists() else None,
+        scores=ScoreTable.from_file(score_file) if has_scores else None,
         metric=str(asked.get("metric", _DEFAULT_METRIC)),
         target=target,
         scenarios=tuple(
             dict.fromkeys(parsed or [scenario for scenario, *_ in solved] or [_DEFAULT_SCENARIO])
         ),
         tp_degrees=known,
-        recorded={scenario: point for scenario, point, _ in solved} if as_solved else {},
+        recorded={} if otherwise.of_costs else {where: point for where, point, _ in solved},
     )
+
+
+def _serving_of(asked: dict[str, object]) -> ServingOptions:
+    """How the spec was solved to be served."""
+    recorded = asked.get("serving") or {}
+    known = {one.name for one in fields(ServingOptions)}
+    if not isinstance(recorded, dict) or not recorded.keys() <= known:
+        raise InputError("the spec's solution.asked.serving is not known", remedy="solve again")
+    return ServingOptions(**recorded)
 
 
 def _recorded(asked: dict[str, object], key: str) -> str | None:
@@ -193,7 +236,7 @@ def _model_folder(model: str) -> Path:
     return folder
 
 
-def _solved_for(spec: ArchitectureSpec) -> list[tuple[Scenario, OperatingPoint, str]]:
+def solved_for(spec: ArchitectureSpec) -> list[tuple[Scenario, OperatingPoint, str]]:
     """Scenario, operating point and GPU of each predicted cost in the spec."""
     found = []
     entries = spec.solution.get("scenarios", [])

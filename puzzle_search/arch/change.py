@@ -1,0 +1,45 @@
+"""What became of a subblock: kept, made smaller, linear, or dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Variant
+
+Change = Literal["kept", "reduced", "linear", "dropped"]
+
+
+def size_of(variant: Variant) -> int:
+    """KV heads or FFN width; 0 for linear and no-op."""
+    if isinstance(variant, Gqa):
+        return variant.kv_heads
+    return variant.intermediate_size if isinstance(variant, Mlp) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubblockChange:
+    """What became of a subblock.
+
+    Attributes:
+        variant: its canonical string.
+        change: ``kept``, ``reduced`` (fewer KV heads, narrower FFN), ``linear`` or ``dropped``.
+        size: KV heads or FFN width that are left; 0 for linear and dropped.
+        fraction: ``size`` by that of the parent.
+    """
+
+    variant: str
+    change: Change
+    size: int
+    fraction: float
+
+    @classmethod
+    def of(cls, variant: Variant, parent_size: int) -> SubblockChange:
+        """What a variant leaves of a parent subblock of that size."""
+        size = size_of(variant)
+        change: Change = "kept" if size == parent_size else "reduced"
+        if isinstance(variant, Linear):
+            change = "linear"
+        elif isinstance(variant, NoOp):
+            change = "dropped"
+        return cls(variant=str(variant), change=change, size=size, fraction=size / parent_size)

@@ -1,0 +1,6 @@
+"""Children in the files of serving engines: planned, written whole, verified."""
+
+from puzzle_search.export.export import TARGETS, plan_export, write_export
+from puzzle_search.export.plan import ExportPlan
+
+__all__ = ["TARGETS", "ExportPlan", "plan_export", "write_export"]

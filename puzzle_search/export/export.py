@@ -1,0 +1,46 @@
+"""Export a parent or child: a plan, then the files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from puzzle_search.checkpoint import CheckpointReader, read_model_config
+from puzzle_search.errors import InputError
+from puzzle_search.export import gguf_plan
+from puzzle_search.export.gguf_file import write_gguf
+from puzzle_search.export.gguf_tokenizer import tokenizer_header
+from puzzle_search.export.plan import ExportPlan
+
+TARGETS = (gguf_plan.ENGINE,)
+
+
+def plan_export(model: str | Path, to: str, *, dtype: str = "f16") -> ExportPlan:
+    """Plan the export of a checkpoint folder, parent or child; no weights are read.
+
+    Args:
+        model: checkpoint folder.
+        to: one of ``TARGETS``.
+        dtype: of the matrices.
+
+    Raises:
+        InputError: the engine or the type is not known, the checkpoint is incomplete, or the
+            engine cannot compute the model; says which, and why.
+    """
+    if to not in TARGETS:
+        raise InputError(f"engine {to!r} is not known", remedy=f"use one of {', '.join(TARGETS)}")
+    config, spec = read_model_config(model)
+    reader = CheckpointReader(model)
+    plan = gguf_plan.plan_gguf(config, spec, reader, dtype)
+    keys, notes = tokenizer_header(Path(model), config.vocab_size)
+    return replace(plan, header=plan.header | keys, notes=(*plan.notes, *notes))
+
+
+def write_export(plan: ExportPlan, out: str | Path) -> None:
+    """Write what was planned, whole or not at all.
+
+    Raises:
+        InputError: weights are missing or damaged, or the disk is full.
+        MissingDependencyError: a package that writes the format is absent.
+    """
+    write_gguf(plan, Path(out))

@@ -1,0 +1,37 @@
+"""Files read strictly and written whole: text, YAML, JSON, CSV, journals and content hashes."""
+
+from puzzle_search.files.hashes import file_hash, value_hash
+from puzzle_search.files.journal import Journal, resume_journal
+from puzzle_search.files.reading import (
+    check_keys,
+    parse_json,
+    read_csv_rows,
+    read_json,
+    read_text,
+    read_yaml,
+)
+from puzzle_search.files.writing import (
+    check_own_folder,
+    folder_written_whole,
+    full_disk_reported,
+    write_text,
+    written_whole,
+)
+
+__all__ = [
+    "Journal",
+    "check_keys",
+    "check_own_folder",
+    "file_hash",
+    "folder_written_whole",
+    "full_disk_reported",
+    "parse_json",
+    "read_csv_rows",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "resume_journal",
+    "value_hash",
+    "write_text",
+    "written_whole",
+]

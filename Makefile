@@ -3,6 +3,7 @@
 PYTHON ?= $(shell for name in python3.11 python3; do \
 	if "$$name" -c '' >/dev/null 2>&1; then echo "$$name"; break; fi; done)
 VENV := .venv
+SOLVE := .venv-solve
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
@@ -10,7 +11,7 @@ ENGINES := $(VENV)/engines
 PACKAGES_mlx := "mlx[cpu]" mlx-lm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines lint format clean
+.PHONY: help setup demo test test-engines test-solve lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,15 @@ demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small
 test: $(TESTABLE) lint ## Lint, check types, run every test that this machine can run.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
+test-solve: ## Ask questions where torch is not installed, in an environment made for that.
+	"$(PYTHON)" -m venv --clear $(SOLVE)
+	$(SOLVE)/bin/pip install -q --disable-pip-version-check -c constraints.txt -r requirements-solve.txt
+	$(SOLVE)/bin/pip install -q --disable-pip-version-check --no-deps .
+	rm -rf $(SOLVE)/answers && mkdir $(SOLVE)/answers
+	$(SOLVE)/bin/python tests/cli/ask.py $(SOLVE)/answers
+	$(SOLVE)/bin/puzzle-search solve --gpu h100 --target-tps 6000
+	@du -sh $(SOLVE)
+
 # Each engine in an environment of its own: they pin what this package does not.
 $(ENGINES)/%/.ready: constraints.txt
 	"$(PYTHON)" -m venv $(@D)
@@ -59,5 +69,5 @@ format: $(READY) ## Format, and mend what ruff can mend.
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv, caches and built packages; runs stay.
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(SOLVE) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

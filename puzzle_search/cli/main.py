@@ -31,6 +31,7 @@ from puzzle_search.cli.score import score
 from puzzle_search.cli.solve import solve
 from puzzle_search.cli.solve_tables import solve_tables
 from puzzle_search.errors import PuzzleSearchError
+from puzzle_search.packages import missing
 
 _INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
@@ -65,6 +66,8 @@ def main() -> None:
         app()
     except PuzzleSearchError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        _fail(str(missing(error)))
     except OSError as error:  # of the user's disk and paths
         _fail(f"{error}\n  remedy: check that path, its permissions and the space left")
     except SystemExit as error:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
+from puzzle_search.packages import installed
 
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
 _RECORD = '{"text": "..."} or {"messages": [{"role": "...", "content": "..."}, ...]}'
@@ -100,11 +101,9 @@ def _jsonl(file: Path, name: str) -> Iterator[Document]:
 
 
 def _parquet(file: Path, name: str) -> Iterator[Document]:
-    try:
+    with installed():
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise _missing("Parquet files need pyarrow") from error
     try:
         batches = ParquetFile(file).iter_batches()
         records = (record for batch in batches for record in batch.to_pylist())
@@ -116,10 +115,8 @@ def _parquet(file: Path, name: str) -> Iterator[Document]:
 
 
 def _saved_dataset(folder: Path) -> Iterator[Document]:
-    try:
+    with installed():
         from datasets import DatasetDict, load_from_disk
-    except ImportError as error:
-        raise _missing("folders of the datasets library need that library") from error
     try:
         saved = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
@@ -130,10 +127,6 @@ def _saved_dataset(folder: Path) -> Iterator[Document]:
     parts = saved if isinstance(saved, DatasetDict) else {"data": saved}
     for part, records in parts.items():
         yield from _numbered(records, part, folder / part)
-
-
-def _missing(message: str) -> MissingDependencyError:
-    return MissingDependencyError(message, remedy="pip install 'puzzle-search[data]'")
 
 
 def _numbered(records: Iterable[Any], name: str, where: Path) -> Iterator[Document]:

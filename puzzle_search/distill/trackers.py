@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
 from puzzle_search.files import value_hash
+from puzzle_search.packages import installed
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 Log = Callable[[Mapping[str, float]], None]
@@ -49,7 +50,8 @@ def tracking(
 
 @contextlib.contextmanager
 def _tensorboard(folder: Path, steps_done: int) -> Iterator[Log]:
-    _import("tensorboard")
+    with installed():
+        importlib.import_module("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     # Steps after the checkpoint are done again: what was shown of them is purged.
@@ -69,7 +71,8 @@ def _tensorboard(folder: Path, steps_done: int) -> Iterator[Log]:
 @contextlib.contextmanager
 def _hosted(name: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[Log]:
     """W&B, or trackio, which has its interface."""
-    module = _import(name)
+    with installed():
+        module = importlib.import_module(name)
     # The name tells the run apart from others, and is the same when it is resumed.
     run_name = f"{folder.name.removesuffix('.run')}-{value_hash(made_from)[:8]}"
     options: dict[str, Any] = {"id": run_name, "dir": str(folder)} if name == "wandb" else {}
@@ -78,13 +81,3 @@ def _hosted(name: str, folder: Path, made_from: Mapping[str, Any]) -> Iterator[L
         yield lambda entry: module.log(dict(entry), step=int(entry["step"]))
     finally:
         module.finish()
-
-
-def _import(tracker: str) -> Any:
-    try:
-        return importlib.import_module(tracker)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{tracker} is not installed",
-            remedy=f"pip install {tracker}, or all trackers: pip install 'puzzle-search[track]'",
-        ) from error

@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder
+from puzzle_search.packages import installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +95,8 @@ class Tasks:
 
 
 def _find(settings: TaskSettings) -> Any:
-    try:
+    with installed():
         from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "--tasks needs lm-eval, which is not installed",
-            remedy="pip install 'puzzle-search[eval]'",
-        ) from error
     known: list[str] = []
     if settings.folder is not None:
         if not settings.folder.is_dir():

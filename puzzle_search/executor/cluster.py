@@ -8,9 +8,10 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
 from puzzle_search.executor.base import MAX_RETRIES, Job, LostJobError, Result
 from puzzle_search.executor.messages import packed, run_packed, unpacked
+from puzzle_search.packages import installed
 
 _CONNECT_SECONDS = 10
 
@@ -98,11 +99,6 @@ def _check_answers(address: str) -> None:
 
 
 def _import_ray() -> Any:
-    try:
+    with installed():
         import ray
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "--executor ray needs Ray, which is not installed",
-            remedy="pip install 'puzzle-search[ray]'",
-        ) from error
     return ray

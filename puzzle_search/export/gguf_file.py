@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
 from puzzle_search.export.plan import ExportPlan, PlannedTensor
 from puzzle_search.files import written_whole
+from puzzle_search.packages import installed
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -28,13 +29,8 @@ def write_gguf(plan: ExportPlan, out: Path) -> None:
             was read back differs.
         MissingDependencyError: the `gguf` package is absent.
     """
-    try:
+    with installed():
         from gguf import GGUFWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            "GGUF files need the package gguf, which is not installed",
-            remedy="pip install 'puzzle-search[gguf]'",
-        ) from error
     with written_whole(out) as temporary:
         writer = GGUFWriter(temporary, plan.architecture)
         try:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
 from puzzle_search.files import full_disk_reported, written_whole
+from puzzle_search.packages import installed
 
 # Those of the page in light mode (`page/page.css`).
 INK, MUTED, LINE = "#1c2126", "#626c76", "#dfe3e6"
@@ -45,15 +46,11 @@ def open_pyplot() -> Any:
     Raises:
         MissingDependencyError: matplotlib is absent.
     """
-    try:
+    with installed():
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingDependencyError(
-            "plots need matplotlib", remedy="pip install 'puzzle-search[plots]'"
-        ) from error
     return pyplot
 
 

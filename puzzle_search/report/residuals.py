@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from puzzle_search.cost.fitting.calibration import OperatorError
-from puzzle_search.errors import MissingDependencyError
 from puzzle_search.files import written_whole
+from puzzle_search.packages import installed
 
 _PANELS_IN_ROW = 3
 
@@ -25,13 +25,9 @@ def plot_residuals(errors: Sequence[OperatorError], folder: Path, *, title: str)
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
+    with installed():
         from matplotlib.figure import Figure
         from matplotlib.ticker import NullFormatter
-    except ImportError as error:
-        raise MissingDependencyError(
-            "matplotlib is not installed", remedy="pip install 'puzzle-search[plots]'"
-        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for engine in dict.fromkeys(one.engine for one in errors):

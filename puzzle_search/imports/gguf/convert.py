@@ -15,7 +15,7 @@ from puzzle_search.imports.gguf.config import model_config
 from puzzle_search.imports.gguf.safetensors_file import StoredDtype, torch_name, write_safetensors
 from puzzle_search.imports.gguf.source import GgufSource
 from puzzle_search.imports.gguf.tensors import plan_tensors, stored_values
-from puzzle_search.imports.gguf.tokenizer import GgufTokenizer
+from puzzle_search.packages import installed
 
 _TEMPLATE = "chat_template.jinja"
 _FILES = {
@@ -53,8 +53,10 @@ def import_gguf(file: str | Path, out: str | Path, *, dtype: StoredDtype = "bf16
 
     Raises:
         InputError: the file cannot be read or kept in full, or ``out`` holds other files.
-        MissingDependencyError: the ``gguf`` package is not installed.
+        MissingDependencyError: the package ``gguf`` or ``tokenizers`` is not installed.
     """
+    with installed():  # the other imports of this package do without `tokenizers`
+        from puzzle_search.imports.gguf.tokenizer import GgufTokenizer
     folder = Path(out)
     if folder.exists() and (
         not folder.is_dir() or {file.name for file in folder.iterdir()} - _FILES

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
+from puzzle_search.packages import installed
 
 _T = TypeVar("_T")
 Shape = tuple[int, ...]
@@ -55,13 +56,8 @@ class GgufSource:
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
-        try:
+        with installed():
             from gguf.gguf_reader import GGUFReader
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                "GGUF files are read by the package gguf, which is not installed",
-                remedy="pip install 'puzzle-search[gguf]'",
-            ) from error
         if not self.file.is_file():
             raise InputError(f"{self.file} is not a file", remedy="name a .gguf file")
         try:

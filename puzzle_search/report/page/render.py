@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from puzzle_search.errors import MissingDependencyError
+from puzzle_search.packages import installed
 
 _PARTS = files("puzzle_search.report.page")
 _SCRIPTS = ("words.js", "pictures.js", "page.js")
@@ -41,11 +41,7 @@ def _part(name: str) -> str:
 
 
 def _plotly_js() -> str:
-    try:
+    with installed():
         from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the report needs plotly", remedy="pip install 'puzzle-search[report]'"
-        ) from error
     library: str = get_plotlyjs()
     return library

@@ -6,7 +6,8 @@ import importlib.util
 
 import torch
 
-from puzzle_search.errors import InputError, MissingDependencyError
+from puzzle_search.errors import InputError
+from puzzle_search.packages import installed
 from puzzle_search.runtime.attention.base import DecodeAttention
 from puzzle_search.runtime.attention.sdpa import SdpaDecode, prefill_attention
 
@@ -67,15 +68,11 @@ def make_decode_attention(
             remedy="use sdpa, or leave the choice to the device",
         )
     if name == "triton":
-        try:
+        with installed():
             from puzzle_search.runtime.attention.triton_decode import TritonDecode
-        except ImportError as error:
-            raise _missing("Triton", "pip install triton") from error
         return TritonDecode()
-    try:
+    with installed():
         from puzzle_search.runtime.attention.flashinfer_decode import FlashInferDecode
-    except ImportError as error:
-        raise _missing("FlashInfer", "pip install 'puzzle-search[flashinfer]'") from error
     return FlashInferDecode(
         device,
         num_heads=num_heads,
@@ -86,7 +83,3 @@ def make_decode_attention(
         dtype=dtype,
         kv_dtype=kv_dtype,
     )
-
-
-def _missing(package: str, remedy: str) -> MissingDependencyError:
-    return MissingDependencyError(f"{package} is not installed", remedy=remedy)

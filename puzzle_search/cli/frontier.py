@@ -17,10 +17,21 @@ from puzzle_search.cli.options import (
     JsonOption,
 )
 
+# What --run stands for.
+_NOT_OF_RUNS = {
+    "model", "gpu", "scenario", "engine", "dtype", "tp", "target_tps", "limit", "portable",
+    "scores", "metric",
+}  # fmt: skip
+
 
 def frontier(
+    context: typer.Context,
     model: AskedModelOption = "llama-3.1-70b",
     gpu: Annotated[str, typer.Option(help="GPU with a cost model, or a profile folder.")] = "h100",
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run directory: around its child, instead of model, GPU and scenario."),
+    ] = None,
     axis: Annotated[
         str, typer.Option(help="What quality is traded for: throughput, memory or latency.")
     ] = "throughput",
@@ -76,6 +87,7 @@ def frontier(
     """Trade quality for speed or memory: the best child at each of many limits, each proven."""
     from puzzle_search.progress import Progress
     from puzzle_search.report.frontier import FrontierReport
+    from puzzle_search.report.page.run_folder import RunFolder
     from puzzle_search.solve import ChildLimits, Limits
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
     from puzzle_search.solve.answers.frontier import parse_axis
@@ -84,19 +96,23 @@ def frontier(
     from puzzle_search.solve.question.parse import parse_scenario
 
     limits = Limits(tokens_per_second_per_gpu=target_tps)
-    asked = pose(
-        Question(
-            model=model,
-            gpu=gpu,
-            scenarios=[parse_scenario(text, limits) for text in scenario or ["128/1024"]],
-            child=ChildLimits(linear=tuple(limit or ()), portable_to=portable),
-            engine=engine,
-            dtype=dtype,
-            tp=tp,
-            scores=str(scores) if scores else None,
-            metric=metric,
+    if run is not None:
+        _only_of_runs(context)
+        asked = RunFolder.open(run).asked()
+    else:
+        asked = pose(
+            Question(
+                model=model,
+                gpu=gpu,
+                scenarios=[parse_scenario(text, limits) for text in scenario or ["128/1024"]],
+                child=ChildLimits(linear=tuple(limit or ()), portable_to=portable),
+                engine=engine,
+                dtype=dtype,
+                tp=tp,
+                scores=str(scores) if scores else None,
+                metric=metric,
+            )
         )
-    )
     if target_speedup is not None:
         asked = with_speedup(asked, target_speedup)
     chosen = parse_axis(axis)
@@ -120,3 +136,19 @@ def frontier(
     print(report.table())
     if out is not None:
         print(f"written to {out}")
+
+
+def _only_of_runs(context: typer.Context) -> None:
+    from puzzle_search.errors import InputError
+
+    given = {
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    if other := sorted(given & _NOT_OF_RUNS):
+        names = ", ".join("--" + name.replace("_", "-") for name in other)
+        raise InputError(
+            f"{names}: a run has a model, device, workload and scores of its own",
+            remedy="drop --run, or these",
+        )

@@ -19,6 +19,7 @@ from puzzle_search.cli.export import export
 from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
+from puzzle_search.cli.inspect import inspect
 from puzzle_search.cli.library import library
 from puzzle_search.cli.profile import profile
 from puzzle_search.cli.run import run
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 for command in (
     solve, frontier, explain, compare, run, profile, library, score, build, distill, evaluate,
-    calibrate, generate, export,
+    calibrate, generate, export, inspect,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(bench_app, name="bench")

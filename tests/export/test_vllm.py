@@ -24,6 +24,7 @@ from tests.export.engine_process import (
     write_random_child,
     write_tokenizer,
 )
+from tests.export.specs import PARENTS, random_spec
 
 PYTHON = os.environ.get("PUZZLE_SEARCH_VLLM_PYTHON")
 pytestmark = [
@@ -79,9 +80,23 @@ def engine() -> Iterator[EngineProcess]:
 @pytest.mark.parametrize("name", CHILDREN)
 def test_children(name: str, engine: EngineProcess, tmp_path: Path) -> None:
     changes, pairs = CHILDREN[name]
+    check(engine, changes, ArchitectureSpec.of("pico", pairs), tmp_path)
+
+
+VLLM_PARENTS = [PARENTS[name] for name in PARENTS if name != "heads-of-24"]
+
+
+@pytest.mark.parametrize("seed", range(14))
+def test_random_children(seed: int, engine: EngineProcess, tmp_path: Path) -> None:
+    check(engine, VLLM_PARENTS[seed % len(VLLM_PARENTS)], random_spec(seed, 6), tmp_path)
+
+
+def check(
+    engine: EngineProcess, changes: dict[str, Any], spec: ArchitectureSpec, tmp_path: Path
+) -> None:
     # Its attention on a CPU wants heads of 32 or more.
-    config = config_of(len(pairs), **({"hidden_size": 128, "head_dim": 32} | changes))
-    spec = ArchitectureSpec.of("pico", pairs)
+    own = {"hidden_size": 128, "head_dim": 32} | changes
+    config = config_of(spec.num_layers, **own)
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     child = write_random_child(tmp_path / "child", config, spec, tokenizer)
     write_export(plan_export(child, "vllm", dtype="f32"), child, tmp_path / "out")

@@ -28,7 +28,6 @@ def decoded(file: str, prompt: list[int], tokens: int, vocabulary: int) -> dict[
         enforce_eager=True,
         max_model_len=128,
         max_logprobs=vocabulary,
-        skip_tokenizer_init=True,
         seed=0,
     )
     wanted = SamplingParams(

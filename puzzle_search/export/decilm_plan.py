@@ -289,6 +289,7 @@ def _own_config(
         given
         | both_rope_forms(config.raw)
         | {
+            "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
             "num_hidden_layers": blocks,
             "num_key_value_heads": uniform[0],
             "intermediate_size": uniform[1],

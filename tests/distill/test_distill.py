@@ -17,7 +17,7 @@ from puzzle_search.checkpoint import load_decoder, load_tokenizer
 from puzzle_search.errors import InputError
 from tests.distill.helpers import PAIRS, StopAfter, distilled, make_child, metrics
 from tests.faults import SmallDisk, killed_while_writing, with_nan
-from tests.pico import Pico, environment, kill_after, run_command
+from tests.pico import Pico, environment, kill_after, run_here
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,7 @@ def untimed(out: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def unbroken(pico: Pico, child: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "out"
-    finished = run_command(*arguments(pico, child, out))
-    assert finished.returncode == 0, finished.stderr
+    run_here(*arguments(pico, child, out))
     return out
 
 
@@ -77,8 +76,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(
     shutil.copytree(killed, tmp_path / "out.run")
     with (tmp_path / "out.run" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 1')  # a crash in the middle of a write
-    finished = run_command(*arguments(pico, child, out))
-    assert finished.returncode == 0, finished.stderr
+    run_here(*arguments(pico, child, out))
     assert [line["step"] for line in untimed(out)] == list(range(61))
     assert untimed(out) == untimed(unbroken)
     for name in ("model.safetensors", "config.json", "architecture.yaml", "distillation.json"):
@@ -103,8 +101,7 @@ def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(
     assert not out.exists()
     kept = (tmp_path / "out.run" / "checkpoints").glob("step_*")
     assert [folder.name for folder in kept] == checkpoints
-    finished = run_command(*arguments(pico, child, out))
-    assert finished.returncode == 0, finished.stderr
+    run_here(*arguments(pico, child, out))
     assert untimed(out) == untimed(unbroken)
     for name in ("model.safetensors", "distillation.json"):
         assert (out / name).read_bytes() == (unbroken / name).read_bytes()

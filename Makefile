@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines test-solve lint format clean
+.PHONY: help setup demo test test-all test-engines test-solve lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,13 @@ demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small
 	$(BIN)/puzzle-search run examples/stdlib-lm/recipe.yaml
 
 # One thread a process: more threads than processors wait for each other without end.
-test: $(TESTABLE) lint ## Lint, check types, run every test that this machine can run.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+test: $(TESTABLE) lint ## Lint, check types, run the tests but the slow ones: ten minutes on 2 cores.
+	$(TEST) -m "not slow"
+
+test-all: $(TESTABLE) lint ## The same with the slow tests and more random examples, as at night.
+	$(TEST) --hypothesis-profile thorough
 
 test-solve: ## Ask questions where torch is not installed, in an environment made for that.
 	"$(PYTHON)" -m venv --clear $(SOLVE)

@@ -196,8 +196,7 @@ def test_a_run_may_go_on_with_smaller_micro_batches(
         assert other == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("begun_alone", [False, True])
+@pytest.mark.parametrize("begun_alone", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_compute_what_one_does(
     pico: Pico, child: Path, killed: Path, unbroken: Path, tmp_path: Path, begun_alone: bool
 ) -> None:

@@ -45,7 +45,6 @@ def results(journal: Path) -> list[tuple[int, int, str, str]]:
     ]
 
 
-@pytest.mark.slow
 def test_a_killed_library_is_continued(pico: Pico, tmp_path: Path) -> None:
     """Of singles, pairs and blocks for runs, killed among the first pairs."""
     space, killed, whole = tmp_path / "space.yaml", tmp_path / "killed", tmp_path / "whole"

@@ -36,6 +36,7 @@ from tests.solve.helpers import (
     random_scores,
     random_space,
     rows_of,
+    seeds,
     table_of,
     tiny_config,
 )
@@ -404,8 +405,7 @@ def milp_bounds(problem: Problem, *, identical: bool = False) -> tuple[float, fl
     return -np.inf if result.mip_dual_bound is None else float(result.mip_dual_bound), upper
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(3, 20))
 def test_medium_problems_are_solved_as_by_scipy(seed: int) -> None:
     problem = medium(seed)
     answer = solve(problem, max_seconds=60)

@@ -7,9 +7,15 @@ SOLVE := .venv-solve
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
+ENGINES := $(VENV)/engines
+PACKAGES_mlx := "mlx[cpu]" mlx-lm
+
+# What the demo's page of Llama-3.1-70B shows.
+SHOWN := tps-6000.yaml tps-9568.yaml nemotron-51b.yaml nemotron-49b.yaml
+SCENARIOS := 128/1024 128/128 2048/128 2048/2048
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-engines test-solve lint format clean
+.PHONY: help setup demo images test test-all test-engines test-solve lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +37,25 @@ $(TESTABLE): $(READY)
 		-e '.[data,eval,gguf,ray]' tensorboard xllamacpp
 	@touch $@
 
-demo: $(READY) ## Find a child for one H100 in seconds, then make one of a small model on this machine.
+demo: $(READY) ## Find a child for one H100 in seconds, make one of a small model here, write a page of each.
 	$(BIN)/puzzle-search solve --gpu h100 --target-tps 6000
 	$(BIN)/puzzle-search run examples/stdlib-lm/recipe.yaml
+	$(BIN)/puzzle-search frontier --run runs/stdlib-lm --to speedup=4 --points 30 \
+		--out runs/stdlib-lm/frontier
+	$(BIN)/puzzle-search frontier --gpu h100 --tp any --points 40 --out runs/llama-3.1-70b/frontier
+	@echo "The child of the small model beside its parent:"
+	@$(BIN)/puzzle-search report runs/stdlib-lm runs/stdlib-lm/frontier \
+		--out runs/stdlib-lm/report.html
+	@echo "Children of Llama-3.1-70B on one H100, published ones among them:"
+	@$(BIN)/puzzle-search report $(addprefix examples/llama-3.1-70b/children/,$(SHOWN)) \
+		runs/llama-3.1-70b/frontier --tp any $(addprefix --scenario ,$(SCENARIOS)) \
+		--out runs/llama-3.1-70b/report.html
+
+images: ## Draw the pictures of the README anew, from the frontier that `make demo` wrote.
+	$(BIN)/puzzle-search plot frontier $(addprefix examples/llama-3.1-70b/children/,$(SHOWN)) \
+		runs/llama-3.1-70b/frontier --tp any --out docs/images/frontier.png
+	$(BIN)/puzzle-search plot layers examples/llama-3.1-70b/children/tps-9568.yaml --tp any \
+		--out docs/images/layers.png
 
 # One thread a process: more threads than processors wait for each other without end.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
@@ -53,8 +75,14 @@ test-solve: ## Ask questions where torch is not installed, in an environment mad
 	$(SOLVE)/bin/puzzle-search solve --gpu h100 --target-tps 6000
 	@du -sh $(SOLVE)
 
-test-engines: $(TESTABLE) ## Run exported children in the serving engines that install here.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m engines
+# Each engine in an environment of its own: they pin what this package does not.
+$(ENGINES)/%/.ready: constraints.txt
+	"$(PYTHON)" -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check -c constraints.txt $(PACKAGES_$*)
+	@touch $@
+
+test-engines: $(TESTABLE) $(ENGINES)/mlx/.ready ## Run exported children in llama.cpp and mlx-lm.
+	PUZZLE_SEARCH_MLX_PYTHON=$(ENGINES)/mlx/bin/python OMP_NUM_THREADS=1 $(BIN)/pytest -m engines
 
 lint: $(READY) ## Check style, format and types.
 	$(BIN)/ruff check .

@@ -236,6 +236,7 @@ def test_yaml_anchors_and_merges_still_work(tmp_path: Path) -> None:
         ("a: 2001-99-99", "'2001-99-99' is not a valid value"),
         ("a: !!bool x", "'x' is not a valid value"),
         ("a: \x07", "not valid YAML"),
+        (r'gpu: "H100\e[2J"', "holds control characters"),
         ("[" * 100_000, "nested deeper than 100 levels"),
         ("\n".join(" " * depth + "a:" for depth in range(200)), "nested deeper"),
     ],

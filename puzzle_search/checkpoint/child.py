@@ -69,7 +69,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
         **brought,
         "torch_dtype": dtype,
         **kept,
-        **_both_rope_forms(raw),
+        **both_rope_forms(raw),
         "head_dim": config.head_dim,
         "num_hidden_layers": len(spec.blocks),
         "num_key_value_heads": None,
@@ -105,7 +105,7 @@ def fits_stock_format(config: ParentConfig) -> bool:
     )
 
 
-def _both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
+def both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` as engines read them, ``rope_parameters`` as of v5."""
     given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = given.get("rope_theta", raw.get("rope_theta", 10000.0))

@@ -87,10 +87,15 @@ def write_child(
         spec.write(folder / "architecture.yaml")
         for name, text in (records or {}).items():
             (folder / name).write_text(text)
-        for name in _TOKENIZER_FILES:
-            if (Path(tokenizer_from) / name).exists():
-                shutil.copyfile(Path(tokenizer_from) / name, folder / name)
+        copy_tokenizer(tokenizer_from, folder)
     return target
+
+
+def copy_tokenizer(source: str | Path, folder: Path) -> None:
+    """Copy the tokenizer files that a checkpoint folder holds."""
+    for name in _TOKENIZER_FILES:
+        if (Path(source) / name).exists():
+            shutil.copyfile(Path(source) / name, folder / name)
 
 
 def decoder_tensor_name(parameter: str) -> str:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from puzzle_search.choices import DeviceName, ServingDtype
+from puzzle_search.cli.checked import CheckedCommand
 from puzzle_search.cli.default_group import DefaultGroup
-from puzzle_search.cli.options import DeviceOption, JsonOption, ServingDtypeOption
+from puzzle_search.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ServingDtypeOption,
+    folder_to_write,
+    text_to_write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +49,7 @@ WarmupOption = Annotated[
 ]
 
 
-@bench_app.command("latency")
+@bench_app.command("latency", cls=CheckedCommand)
 def latency(
     models: ModelsArgument,
     input_len: InputLenOption = 128,
@@ -71,13 +78,14 @@ def latency(
     device: DeviceOption = "cpu",
     dtype: ServingDtypeOption = "fp32",
     output_json: Annotated[
-        Path | None, typer.Option(help="Also write the JSON object there.")
+        Path | None,
+        typer.Option(help="Also write the JSON object there.", callback=text_to_write),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure models side by side: throughput, TTFT, TPOT and latency of whole batches."""
     from puzzle_search.errors import InputError
-    from puzzle_search.files import write_text
+    from puzzle_search.files import is_stream, write_text
     from puzzle_search.report.serving import serving_table
 
     if requests is not None and not max_load:
@@ -103,6 +111,8 @@ def latency(
     }
     if output_json is not None:
         write_text(output_json, json.dumps(result, indent=1))
+        if is_stream(output_json):
+            return
     if as_json:
         print(json.dumps(result))
         return
@@ -112,11 +122,15 @@ def latency(
     print(serving_table(list(result["models"].values()), list(result["models"])))
 
 
-@bench_app.command()
+@bench_app.command(cls=CheckedCommand)
 def sweep(
     models: ModelsArgument,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for sweep.csv, sweep.json, sweep.png.")
+        Path | None,
+        typer.Option(
+            help="Folder for sweep.csv, sweep.json, sweep.png.",
+            callback=folder_to_write("a sweep", "sweep.csv"),
+        ),
     ] = None,
     input_len: InputLenOption = 128,
     output_len: OutputLenOption = 128,

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import JsonOption
+from puzzle_search.cli.options import JsonOption, file_to_write
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Cost model to write.")],
+    out: Annotated[Path, typer.Option(help="Cost model to write.", callback=file_to_write)],
     source: Annotated[
         Path | None, typer.Argument(help="Folder of operator tables, or a profile folder.")
     ] = None,

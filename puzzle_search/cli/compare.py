@@ -58,7 +58,7 @@ def _print(comparison: SpecComparison, names: tuple[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from puzzle_search.cli.layer_map import LEGEND, layer_map
+    from puzzle_search.cli.layer_map import layer_map, legend, shows_bars
     from puzzle_search.cli.scenario_table import scenario_table
 
     console = Console(highlight=False)
@@ -75,9 +75,10 @@ def _print(comparison: SpecComparison, names: tuple[str, str]) -> None:
         for subblock in _SUBBLOCKS
         for number in (1, 2)
     }
-    for line in layer_map(rows, console.width):
+    plain = not shows_bars(console.encoding)
+    for line in layer_map(rows, console.width, plain=plain):
         console.print(line)
-    console.print(f"{LEGEND}\n", style="dim")
+    console.print(f"{legend(plain=plain)}\n", style="dim")
     table = Table(box=None, pad_edge=False)
     for heading in ("", *names):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")

@@ -14,6 +14,7 @@ from puzzle_search.cli.options import (
     JsonOption,
     LengthOption,
     TorchDtypeOption,
+    text_to_write,
 )
 
 
@@ -38,7 +39,10 @@ def evaluate(
     ] = None,
     device: DeviceOption = "cpu",
     dtype: TorchDtypeOption = "fp32",
-    markdown: Annotated[Path | None, typer.Option(help="File for the table, in Markdown.")] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="File for the table, in Markdown.", callback=text_to_write),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure children against their parent: KL, loss, accuracy, tasks, and what is preserved."""
@@ -46,7 +50,7 @@ def evaluate(
     from puzzle_search.data import load_documents, sample_tokens
     from puzzle_search.errors import InputError
     from puzzle_search.evaluate import Tasks, TaskSettings, evaluate_children
-    from puzzle_search.files import write_text
+    from puzzle_search.files import is_stream, write_text
     from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
 
@@ -70,6 +74,8 @@ def evaluate(
     )
     if markdown is not None:
         write_text(markdown, evaluation.markdown())
+        if is_stream(markdown):
+            return
     if as_json:
         print(json.dumps(evaluation.as_dict()))
     else:

@@ -148,16 +148,17 @@ def _print_problem(explanation: ProblemExplanation, name: str) -> None:
 
 
 def _print_map(blocks: tuple[BlockExplanation, ...], console: Console) -> None:
-    from puzzle_search.cli.layer_map import LEGEND, layer_map
+    from puzzle_search.cli.layer_map import layer_map, legend, shows_bars
 
     layers = [block for block in blocks for _ in block.layers]
     rows = {
         "attention": [block.attention for block in layers],
         "ffn": [block.ffn for block in layers],
     }
-    for line in layer_map(rows, console.width):
+    plain = not shows_bars(console.encoding)
+    for line in layer_map(rows, console.width, plain=plain):
         console.print(line)
-    console.print(LEGEND, style="dim")
+    console.print(legend(plain=plain), style="dim")
 
 
 def _print_layers(

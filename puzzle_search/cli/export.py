@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 def export(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder: a child, or a parent.")],
-    to: Annotated[str, typer.Option(help="Engine: llama.cpp.")],
+    to: Annotated[str, typer.Option(help="Engine: llama.cpp, vllm or mlx-lm.")],
     out: Annotated[
-        Path | None, typer.Option(help="File to write; may be left out with --dry-run.")
+        Path | None,
+        typer.Option(help="File (llama.cpp) or new folder to write; not needed with --dry-run."),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Of matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.")
-    ] = "f16",
+        str | None,
+        typer.Option(
+            help="Of matrices: f32, f16, bf16; for llama.cpp also q8_0, q5_1, q5_0, q4_1, q4_0. "
+            "(default: f16 for llama.cpp, else bf16)",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan alone.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,7 +41,7 @@ def export(
     plan = plan_export(model, to, dtype=dtype)
     if not dry_run:
         assert out is not None
-        write_export(plan, out)
+        write_export(plan, model, out)
     if as_json:
         print(json.dumps(plan.as_dict() | {"written": None if dry_run else str(out)}))
         return

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from puzzle_search.choices import Axis
-from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption
+from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption, folder_to_write
 from puzzle_search.cli.question import QuestionOptions
 from puzzle_search.cli.shared import takes
 
@@ -19,6 +19,10 @@ def frontier(
     asked: QuestionOptions,
     *,
     gpu: AskedGpuOption = "h100",
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run directory: around its child, instead of model, GPU and scenario."),
+    ] = None,
     axis: Annotated[Axis, typer.Option(help="What quality is traded for.")] = "throughput",
     points: Annotated[int, typer.Option(help="At most so many, evenly by damage.", min=2)] = 50,
     start: Annotated[
@@ -44,18 +48,27 @@ def frontier(
         int | None, typer.Option(help="Processes. (default: one a processor)", min=1)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for frontier.csv, frontier.json, frontier.png.")
+        Path | None,
+        typer.Option(
+            help="Folder for frontier.csv, frontier.json, frontier.png.",
+            callback=folder_to_write("a frontier", "frontier.csv"),
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Trade quality for speed or memory: the best child at each of many limits, each proven."""
     from puzzle_search.progress import Progress
     from puzzle_search.report.frontier import FrontierReport
+    from puzzle_search.report.page.run_folder import RunFolder
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
     from puzzle_search.solve.question.ask import pose
     from puzzle_search.solve.question.ends import parse_end
 
-    posed = pose(asked.question(gpu=gpu))
+    if run is not None:
+        _refuse_questions(asked)
+        posed = RunFolder.open(run).asked()
+    else:
+        posed = pose(asked.question(gpu=gpu))
     with Progress("frontier").over(points) as advance:
         found = find_frontier(
             posed.problem,
@@ -77,3 +90,16 @@ def frontier(
     print(report.table())
     if out is not None:
         print(f"written to {out}")
+
+
+def _refuse_questions(asked: QuestionOptions) -> None:
+    """A run has a model, device, workload and scores of its own."""
+    from puzzle_search.errors import InputError
+
+    plain = vars(QuestionOptions())
+    if other := sorted(name for name, value in vars(asked).items() if value != plain[name]):
+        names = ", ".join("--" + name.replace("_", "-") for name in other)
+        raise InputError(
+            f"{names}: a run has a model, device, workload and scores of its own",
+            remedy="drop --run, or these",
+        )

@@ -33,7 +33,7 @@ def generate(
     import torch
 
     from puzzle_search.checkpoint import load_decoder, load_tokenizer, stop_tokens
-    from puzzle_search.data import chat_tokens
+    from puzzle_search.data import chat_tokens, text_tokens
     from puzzle_search.errors import InputError
     from puzzle_search.model import Sampling
     from puzzle_search.model import generate as generate_tokens
@@ -51,7 +51,7 @@ def generate(
     if chat:
         ids = chat_tokens(prompt, tokenizer, system=system)
     else:
-        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        ids = text_tokens(prompt, tokenizer, "the prompt")
     if not ids:
         raise InputError("the prompt is empty", remedy="give some text with --prompt")
     opened = open_device(device)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from puzzle_search.cli.checked import CheckedCommand
+from puzzle_search.cli.options import folder_to_write
+
 StoredDtype = Literal["bf16", "fp16", "fp32"]
 
 if TYPE_CHECKING:
@@ -15,10 +18,17 @@ if TYPE_CHECKING:
 import_app = typer.Typer(
     help="Take over what other tools made: scores and costs, or a model.", no_args_is_help=True
 )
-OutOption = Annotated[Path, typer.Option("--out", help="Folder to write; for solve-tables.")]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="Folder to write; for solve-tables.",
+        callback=folder_to_write("an import", "block_costs.csv"),
+    ),
+]
 
 
-@import_app.command()
+@import_app.command(cls=CheckedCommand)
 def nvlabs(
     folder: Annotated[Path, typer.Argument(help="Holds block_library.json of NVlabs/puzzle.")],
     out: OutOption,
@@ -31,13 +41,13 @@ def nvlabs(
     _print(tables, out)
 
 
-@import_app.command()
+@import_app.command(cls=CheckedCommand)
 def puzzletron(
     folder: Annotated[Path, typer.Argument(help="puzzle_dir of Model-Optimizer's Puzzletron.")],
     out: OutOption,
-    batch: Annotated[int | None, typer.Option(help="Take this batch size.")] = None,
-    prefill: Annotated[int | None, typer.Option(help="Take this input length.")] = None,
-    generation: Annotated[int | None, typer.Option(help="Take this output length.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Take this batch size.")] = None,
+    prefill: Annotated[int | None, typer.Option(min=1, help="Take this input length.")] = None,
+    generation: Annotated[int | None, typer.Option(min=1, help="Take this output length.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Take what has this in args; repeatable."),

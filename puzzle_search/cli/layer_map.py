@@ -11,33 +11,52 @@ if TYPE_CHECKING:
 
     from puzzle_search.arch.change import SubblockChange
 
-_BARS = "▁▂▃▄▅▆▇█"
-_LINEAR, _DROPPED = "~", "·"
+_BARS, _DROPPED = "▁▂▃▄▅▆▇█", "·"
+_PLAIN_BARS, _PLAIN_DROPPED = "12345678", "."
+_LINEAR = "~"
 _STYLES = {"kept": "green", "reduced": "yellow", "linear": "magenta", "dropped": "red"}
 _LABEL = 12
 _GROUP = 10
 
-LEGEND = (
-    f"{_BARS[0]} to {_BARS[-1]}: KV heads or FFN width left of the parent's;  "
-    f"{_LINEAR} linear;  {_DROPPED} dropped"
-)
+
+def legend(*, plain: bool = False) -> str:
+    """What the characters of a map mean."""
+    bars, dropped = (_PLAIN_BARS, _PLAIN_DROPPED) if plain else (_BARS, _DROPPED)
+    return (
+        f"{bars[0]} to {bars[-1]}: KV heads or FFN width left of the parent's;  "
+        f"{_LINEAR} linear;  {dropped} dropped"
+    )
 
 
-def glyph(change: SubblockChange) -> str:
+def shows_bars(encoding: str) -> bool:
+    """Whether a terminal or pipe of this encoding can show the bars."""
+    try:
+        (_BARS + _DROPPED).encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def glyph(change: SubblockChange, *, plain: bool = False) -> str:
     """One character for what is left of a subblock."""
     if change.change == "linear":
         return _LINEAR
     if change.change == "dropped":
-        return _DROPPED
-    return _BARS[min(len(_BARS), max(1, math.ceil(change.fraction * len(_BARS)))) - 1]
+        return _PLAIN_DROPPED if plain else _DROPPED
+    return (_PLAIN_BARS if plain else _BARS)[
+        min(len(_BARS), max(1, math.ceil(change.fraction * len(_BARS)))) - 1
+    ]
 
 
-def layer_map(rows: Mapping[str, Sequence[SubblockChange]], width: int) -> list[Text]:
+def layer_map(
+    rows: Mapping[str, Sequence[SubblockChange]], width: int, *, plain: bool = False
+) -> list[Text]:
     """Lines of the map: layer numbers, then the rows, wrapped where the width needs it.
 
     Args:
         rows: label of a row to what became of the subblock of each layer.
         width: columns of the terminal.
+        plain: in ASCII, for what shows nothing else.
     """
     from rich.text import Text
 
@@ -55,6 +74,8 @@ def layer_map(rows: Mapping[str, Sequence[SubblockChange]], width: int) -> list[
             for index in shown:
                 if index > begin and index % _GROUP == 0:
                     line.append(" ")
-                line.append(glyph(changes[index]), style=_STYLES[changes[index].change])
+                line.append(
+                    glyph(changes[index], plain=plain), style=_STYLES[changes[index].change]
+                )
             lines.append(line)
     return lines

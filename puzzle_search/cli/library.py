@@ -19,6 +19,7 @@ from puzzle_search.cli.options import (
     ParentOption,
     SpaceOption,
     WorkersOption,
+    folder_to_write,
 )
 
 
@@ -26,7 +27,13 @@ def library(
     parent: ParentOption,
     space: SpaceOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="Library folder; an unfinished one is continued.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Library folder; an unfinished one is continued.",
+            callback=folder_to_write("a block library", "journal.jsonl", "library.json", "layer*"),
+        ),
+    ],
     tokens: Annotated[int, typer.Option(min=0, help="Training tokens per variant.")] = 65536,
     held_out_tokens: Annotated[int, typer.Option(min=1, help="Tokens for the losses.")] = 8192,
     calibration_tokens: Annotated[

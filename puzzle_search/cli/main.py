@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import NoReturn
 
@@ -11,6 +12,7 @@ from puzzle_search import __version__
 from puzzle_search.cli.bench import bench_app
 from puzzle_search.cli.build import build
 from puzzle_search.cli.calibrate import calibrate
+from puzzle_search.cli.checked import CheckedCommand
 from puzzle_search.cli.compare import compare
 from puzzle_search.cli.distill import distill
 from puzzle_search.cli.evaluate import evaluate
@@ -43,7 +45,7 @@ for command in (
     solve, frontier, solve_tables, explain, compare, report, plot, run, profile, library, score,
     refine, build, distill, evaluate, calibrate, generate, export,
 ):  # fmt: skip
-    app.command()(command)
+    app.command(cls=CheckedCommand)(command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(import_app, name="import")
 
@@ -56,6 +58,10 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line."""
+    # What a terminal or pipe cannot show must not end a command.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
     try:
         app()
     except PuzzleSearchError as error:

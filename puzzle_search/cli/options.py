@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,41 @@ from puzzle_search.choices import (
 
 SERVING_PANEL, CHILD_PANEL = "Limits of serving", "Limits of the child"
 SEARCH_PANEL = "Search"
+
+
+def text_to_write(path: Path | None) -> Path | None:
+    """A file that a command will write, or ``-`` for standard output; checked before it begins."""
+    from puzzle_search.files import is_stream
+
+    return path if path is None or is_stream(path) else file_to_write(path)
+
+
+def file_to_write(path: Path | None) -> Path | None:
+    """A file that a command will write, checked before it begins."""
+    from puzzle_search.files import check_writable
+
+    if path is not None:
+        check_writable(path)
+    return path
+
+
+def folder_to_write(what: str, *marks: str) -> Callable[[Path | None], Path | None]:
+    """Check a folder before a command begins that writes into it: new, empty, or its own kind.
+
+    Args:
+        what: it should be, for people.
+        marks: patterns of names, any of which such a folder has in it.
+    """
+
+    def check(path: Path | None) -> Path | None:
+        from puzzle_search.files import check_own_folder
+
+        if path is not None:
+            check_own_folder(path, marks, what)
+        return path
+
+    return check
+
 
 ParentOption = Annotated[Path, typer.Option("--parent", help="Checkpoint folder of the parent.")]
 SpaceOption = Annotated[Path, typer.Option("--space", help="Search space (YAML).")]
@@ -174,5 +210,6 @@ BackendOption = Annotated[
     typer.Option("--backend", help="Solver of the exact step.", rich_help_panel=SEARCH_PANEL),
 ]
 OutSpecOption = Annotated[
-    Path | None, typer.Option("--out", dir_okay=False, help="Write the architecture spec here.")
+    Path | None,
+    typer.Option("--out", help="Write the architecture spec here.", callback=text_to_write),
 ]

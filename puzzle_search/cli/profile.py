@@ -16,6 +16,7 @@ from puzzle_search.cli.options import (
     JsonOption,
     ServingDtypeOption,
     SpaceOption,
+    folder_to_write,
 )
 
 
@@ -24,7 +25,12 @@ def profile(
         str, typer.Option(help="Shipped example, config.json, or a checkpoint folder.")
     ],
     space: SpaceOption,
-    out: Annotated[Path, typer.Option(help="Profile folder to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Profile folder to write.", callback=folder_to_write("a profile", "profile.yaml")
+        ),
+    ],
     scenario: Annotated[
         list[str] | None,
         typer.Option(help="Cover just these input/output tokens, repeatable."),

@@ -58,6 +58,7 @@ def refine(
     from puzzle_search.cli.print_answer import print_answer, round_table
     from puzzle_search.data import load_documents, sample_tokens
     from puzzle_search.errors import InputError
+    from puzzle_search.files import is_stream
     from puzzle_search.pipeline.rounds import ScoringJudge
     from puzzle_search.solve.question.ask import pose
     from puzzle_search.solve.rounds.pairs import PairJudge
@@ -76,7 +77,7 @@ def refine(
         load_documents(data, "validation"), load_tokenizer(parent), length=length, tokens=tokens
     ).ids
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if out is None else out.with_suffix(".rounds")
+        folder = Path(scratch) if out is None or is_stream(out) else out.with_suffix(".rounds")
         measured = ScoringJudge(parent, blocks, ids, folder, metric=asked.metric)
         judge = PairJudge(measured, posed.problem, config) if pairs else measured
         done = list(
@@ -94,6 +95,8 @@ def refine(
     answer = replace(answer, origins={**answer.origins, "rounds": figures})
     if out is not None:
         answer.spec.write(out)
+        if is_stream(out):
+            return
     if as_json:
         print(json.dumps(answer.as_dict() | {"rounds": figures}))
         return

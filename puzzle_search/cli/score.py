@@ -19,6 +19,7 @@ from puzzle_search.cli.options import (
     SpaceOption,
     TorchDtypeOption,
     WorkersOption,
+    file_to_write,
 )
 
 
@@ -27,7 +28,7 @@ def score(
     library: Annotated[Path, typer.Option(help="Complete block library.")],
     space: SpaceOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="Score table (CSV) to write.")],
+    out: Annotated[Path, typer.Option(help="Score table (CSV) to write.", callback=file_to_write)],
     tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens.")] = 16384,
     length: LengthOption = 128,
     composed: Annotated[
@@ -78,8 +79,10 @@ def score(
     from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
     from puzzle_search.score import parse_metrics, replacements_around, score_replacements
+    from puzzle_search.solve.problem.score_table import check_table_path
     from puzzle_search.solve.question.parse import parse_bytes
 
+    check_table_path(out)
     open_device(device)
     config = ParentConfig.from_file(parent)
     search_space = SearchSpace.from_file(space, config)

@@ -61,6 +61,7 @@ def solve(
 ) -> None:
     """Find the architecture that keeps the most quality within the limits, proven optimal."""
     from puzzle_search.errors import InputError
+    from puzzle_search.files import is_stream
     from puzzle_search.solve.question.ask import ask_for_several
     from puzzle_search.solve.question.fleet import ask_fleet, cheapest, parse_offers
 
@@ -91,6 +92,8 @@ def solve(
             shown["solutions"] = [answer.as_dict() for answer in answers]
     if out is not None:
         answers[0].spec.write(out)
+        if is_stream(out):
+            return
     if as_json:
         print(json.dumps(shown))
         return

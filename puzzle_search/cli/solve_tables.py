@@ -47,6 +47,7 @@ def solve_tables(
     as_json: JsonOption = False,
 ) -> None:
     """Search imported tables of scores and costs, instead of a model on a GPU."""
+    from puzzle_search.files import is_stream
     from puzzle_search.solve import solve
     from puzzle_search.solve.question.parse import parse_bytes, parse_layers, parse_microseconds
     from puzzle_search.solve.question.tables import TableLimits, table_problem
@@ -63,6 +64,8 @@ def solve_tables(
     found = solve(asked.problem, max_seconds=max_seconds, backend=backend)
     if out is not None:
         asked.spec(found).write(out)
+        if is_stream(out):
+            return
     if as_json:
         print(json.dumps(asked.as_dict(found)))
         return

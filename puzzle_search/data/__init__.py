@@ -3,7 +3,13 @@
 from puzzle_search.data.documents import Split, load_documents, split_of
 from puzzle_search.data.sources import Document
 from puzzle_search.data.stream import StreamPosition, TokenStream
-from puzzle_search.data.tokens import TokenBlocks, chat_tokens, pack_tokens, sample_tokens
+from puzzle_search.data.tokens import (
+    TokenBlocks,
+    chat_tokens,
+    pack_tokens,
+    sample_tokens,
+    text_tokens,
+)
 
 __all__ = [
     "Document",
@@ -16,4 +22,5 @@ __all__ = [
     "pack_tokens",
     "sample_tokens",
     "split_of",
+    "text_tokens",
 ]

@@ -84,13 +84,29 @@ def document_tokens(document: Document, tokenizer: Tokenizer) -> list[int]:
     A conversation is written out by the tokenizer's chat template.
 
     Raises:
-        InputError: a conversation without a chat template, or one that the template refuses.
+        InputError: a conversation without a chat template, or one that the template refuses; or
+            text that is none.
     """
     text = _conversation(document, tokenizer) if document.messages else document.text
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = text_tokens(text, tokenizer, document.name)
     end = tokenizer.eos_token_id
     ended = bool(document.messages) and ids[-1:] == [end]  # by the template itself
     return ids if end is None or ended else [*ids, end]
+
+
+def text_tokens(text: str, tokenizer: Tokenizer, where: str) -> list[int]:
+    """Token ids of a text, without any that the tokenizer would add.
+
+    Raises:
+        InputError: it holds halves of characters, which no UTF-8 text does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where} is not UTF-8 text: {error}", remedy="drop or mend that character"
+        ) from error
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def chat_tokens(message: str, tokenizer: Tokenizer, *, system: str | None = None) -> list[int]:
@@ -109,7 +125,7 @@ def chat_tokens(message: str, tokenizer: Tokenizer, *, system: str | None = None
         messages.insert(0, {"role": "system", "content": system})
     document = Document(name="the prompt", text="", messages=tuple(messages))
     text = _conversation(document, tokenizer, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)
+    return text_tokens(text, tokenizer, document.name)
 
 
 def _conversation(

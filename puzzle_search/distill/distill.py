@@ -25,7 +25,7 @@ from puzzle_search.distill.trackers import tracking
 from puzzle_search.distill.trainer import Trainer
 from puzzle_search.distill.world import World, join_world
 from puzzle_search.errors import InputError
-from puzzle_search.files import value_hash
+from puzzle_search.files import check_own_folder, value_hash
 from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.progress import Progress
 
@@ -83,6 +83,7 @@ def distill(
         "held_out_sha256": value_hash(held_out.ids.tolist()),
     }
     run = RunFolder(target.with_name(f"{target.name}.run"))
+    check_own_folder(run.folder, ("journal.jsonl", "metrics.jsonl"), "the run of a distillation")
     with join_world(device) as world, run.held() if world.first else contextlib.nullcontext():
         if world.first:
             run.resume(made_from)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from puzzle_search.errors import InputError
-from puzzle_search.model.schedule import warmup_cosine
+from puzzle_search.model.schedule import LARGEST_LEARNING_RATE, warmup_cosine
 
 LOSSES = ("lm", "cosine", "kl")
 DTYPES = ("fp32", "bf16")
+_LARGEST = {"learning_rate": LARGEST_LEARNING_RATE, "max_grad_norm": 1e6}
 # Change what a step costs, not what it computes: a run may be resumed with others.
 _COST_ONLY = {
     "micro_batch_tokens",
@@ -64,8 +64,11 @@ class DistillSettings:
             )
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} {value} is not positive", remedy=f"give another {name}")
+            if not 0 < value <= _LARGEST[name]:
+                raise InputError(
+                    f"{name} {value} is not above 0 and at most {_LARGEST[name]:g}",
+                    remedy=f"give another {name}",
+                )
         for name in ("batch_tokens", "held_out_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is less than 1", remedy=f"give another {name}")

@@ -82,3 +82,10 @@ def uniform_sizes(blocks: list[Block]) -> tuple[int, int] | None:
         for block in blocks
     }
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def told_blocks(spec: ArchitectureSpec, blocks: list[Block]) -> list[str]:
+    """A line for readers where the engine's blocks are not the child's."""
+    if len(blocks) == len(spec.blocks):
+        return []
+    return [f"{len(spec.blocks)} blocks of the child become {len(blocks)}"]

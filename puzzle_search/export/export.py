@@ -7,21 +7,22 @@ from pathlib import Path
 
 from puzzle_search.checkpoint import CheckpointReader, read_model_config
 from puzzle_search.errors import InputError
-from puzzle_search.export import gguf_plan
+from puzzle_search.export import decilm_plan, gguf_plan
+from puzzle_search.export.decilm_folder import write_folder
 from puzzle_search.export.gguf_file import write_gguf
 from puzzle_search.export.gguf_tokenizer import tokenizer_header
 from puzzle_search.export.plan import ExportPlan
 
-TARGETS = (gguf_plan.ENGINE,)
+TARGETS = (gguf_plan.ENGINE, *decilm_plan.ENGINES)
 
 
-def plan_export(model: str | Path, to: str, *, dtype: str = "f16") -> ExportPlan:
+def plan_export(model: str | Path, to: str, *, dtype: str | None = None) -> ExportPlan:
     """Plan the export of a checkpoint folder, parent or child; no weights are read.
 
     Args:
         model: checkpoint folder.
         to: one of ``TARGETS``.
-        dtype: of the matrices.
+        dtype: of the matrices; f16 for llama.cpp and bf16 for others if left out.
 
     Raises:
         InputError: the engine or the type is not known, the checkpoint is incomplete, or the
@@ -31,16 +32,22 @@ def plan_export(model: str | Path, to: str, *, dtype: str = "f16") -> ExportPlan
         raise InputError(f"engine {to!r} is not known", remedy=f"use one of {', '.join(TARGETS)}")
     config, spec = read_model_config(model)
     reader = CheckpointReader(model)
-    plan = gguf_plan.plan_gguf(config, spec, reader, dtype)
+    if to != gguf_plan.ENGINE:
+        return decilm_plan.plan_decilm(to, config, spec, reader, dtype or "bf16")
+    plan = gguf_plan.plan_gguf(config, spec, reader, dtype or "f16")
     keys, notes = tokenizer_header(Path(model), config.vocab_size)
     return replace(plan, header=plan.header | keys, notes=(*plan.notes, *notes))
 
 
-def write_export(plan: ExportPlan, out: str | Path) -> None:
-    """Write what was planned, whole or not at all.
+def write_export(plan: ExportPlan, model: str | Path, out: str | Path) -> None:
+    """Write what was planned for a checkpoint folder, whole or not at all.
 
     Raises:
-        InputError: weights are missing or damaged, or the disk is full.
+        InputError: weights are missing or damaged, the disk is full, or a folder of that name is
+            there.
         MissingDependencyError: a package that writes the format is absent.
     """
-    write_gguf(plan, Path(out))
+    if plan.engine == gguf_plan.ENGINE:
+        write_gguf(plan, Path(out))
+    else:
+        write_folder(plan, Path(model), Path(out))

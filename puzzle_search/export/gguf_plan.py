@@ -26,7 +26,7 @@ from puzzle_search.checkpoint.names import (
     subblock_shapes,
 )
 from puzzle_search.errors import InputError
-from puzzle_search.export.blocks import Block, Part, in_blocks, parts_of, uniform_sizes
+from puzzle_search.export.blocks import Block, Part, in_blocks, parts_of, told_blocks, uniform_sizes
 from puzzle_search.export.gguf_types import TYPES, stored_bytes, stored_type
 from puzzle_search.export.plan import ExportPlan, PlannedTensor, SubstituteForm
 from puzzle_search.model.rope import RopeFrequencies, Rotary
@@ -274,8 +274,7 @@ def _width(block: Block) -> int:
 def _notes(
     spec: ArchitectureSpec, blocks: list[Block], tensors: list[PlannedTensor], dtype: str
 ) -> Iterator[str]:
-    if len(blocks) != len(spec.blocks):
-        yield f"{len(spec.blocks)} blocks of the child become {len(blocks)}"
+    yield from told_blocks(spec, blocks)
     matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
     other = [tensor for tensor in matrices if tensor.dtype != dtype]
     for stored in sorted({tensor.dtype for tensor in other}):

@@ -12,8 +12,10 @@ from puzzle_search.files.reading import (
 )
 from puzzle_search.files.writing import (
     check_own_folder,
+    check_writable,
     folder_written_whole,
     full_disk_reported,
+    is_stream,
     write_text,
     written_whole,
 )
@@ -22,9 +24,11 @@ __all__ = [
     "Journal",
     "check_keys",
     "check_own_folder",
+    "check_writable",
     "file_hash",
     "folder_written_whole",
     "full_disk_reported",
+    "is_stream",
     "parse_json",
     "read_csv_rows",
     "read_json",

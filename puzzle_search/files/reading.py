@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,22 @@ else:
 
 _MAX_DEPTH = 100
 _MAX_VALUES = 10_000_000  # of a document, its aliases followed
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MAX_BYTES = 512 * 2**20
-_TEMPORARY, _OLD = ".tmp", ".old"
 
 
 class _Loader(_SafeLoader):
-    """Safe YAML; a repeated key, or a scalar that its type cannot hold, is a YAML error too."""
+    """Safe YAML; a repeated key, or a scalar that its type cannot hold, is a YAML error too.
+
+    So are control characters, which YAML lets through where they are escaped: they would reach the
+    terminal that a name is printed on.
+    """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and _CONTROL.search(node.value):
+            raise ConstructorError(
+                None, None, f"{node.value!r:.60} holds control characters", node.start_mark
+            )
         try:
             return super().construct_object(node, deep)
         # What PyYAML's own constructors let through: `2001-99-99`, `!!bool x`, `!!float ''` ...

@@ -8,11 +8,13 @@ import glob
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from puzzle_search.errors import InputError
 
+_STREAMS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _TEMPORARY, _OLD = ".tmp", ".old"
 
 
@@ -33,13 +35,20 @@ def full_disk_reported(
         raise InputError(f"{path}: no space is left on the disk", remedy=remedy) from error
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a path stands for standard output."""
+    return str(path) in _STREAMS
+
+
 def check_writable(target: Path, *, folder: bool = False) -> Path:
     """Where a file or folder is to be written: what a symbolic link stands for, not the link.
 
     Raises:
         InputError: something of another kind is there, such as a device, which a rename would
-            take away.
+            take away; or its folder cannot be written to.
     """
+    if is_stream(target):
+        raise InputError(f"{target} cannot take several files", remedy="name a file or folder")
     try:
         written = target.resolve()
         taken = written.exists() and not (written.is_dir() if folder else written.is_file())
@@ -47,32 +56,45 @@ def check_writable(target: Path, *, folder: bool = False) -> Path:
         raise InputError(f"{target} cannot be written: {error}", remedy="name another") from error
     if taken:
         kind = "folder" if folder else "regular file"
-        raise InputError(f"{target} is no {kind}", remedy=f"name a new or an old {kind}")
+        found = "folder" if written.is_dir() else "file" if written.is_file() else "device or pipe"
+        raise InputError(f"{target} is a {found}, no {kind}", remedy=f"name a new or an old {kind}")
+    above = next(path for path in written.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{target} cannot be written: {above} is no folder that you may write to",
+            remedy="name another place, or check its permissions",
+        )
     return written
 
 
-def check_own_folder(folder: Path, mark: str, what: str) -> None:
+def check_own_folder(folder: Path, marks: Sequence[str], what: str) -> None:
     """Check that a folder is new, empty, or what this package made.
 
     Args:
         folder: to write into.
-        mark: a file in it by which one of this package is known.
+        marks: patterns of names, any of which one of this package has in it.
         what: it should be, for people.
 
     Raises:
         InputError: it holds something else, or is no folder.
     """
     written = check_writable(folder, folder=True)
-    if written.exists() and any(written.iterdir()) and not (written / mark).exists():
+    own = (any(written.glob(mark)) for mark in marks)
+    if written.exists() and any(written.iterdir()) and not any(own):
         raise InputError(f"{folder} exists and is not {what}", remedy="name an empty or new folder")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a file under a temporary name, then rename it: whole or not at all.
 
+    ``-`` and ``/dev/stdout`` are standard output.
+
     Raises:
         InputError: the disk is full, or no regular file is there.
     """
+    if is_stream(Path(path)):
+        sys.stdout.write(text)
+        return
     target = check_writable(Path(path))
     with full_disk_reported(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,12 @@ import torch
 
 from puzzle_search.arch import Subblock
 from puzzle_search.checkpoint.block_library import BlockTensors
+from puzzle_search.errors import InputError
 from puzzle_search.library.parent import ParentLayer
 from puzzle_search.library.states import LayerActivations
 from puzzle_search.model import SubblockModule
 from puzzle_search.model.rope import RotarySlice
-from puzzle_search.model.schedule import warmup_cosine
+from puzzle_search.model.schedule import LARGEST_LEARNING_RATE, warmup_cosine
 from puzzle_search.model.subblocks.linear import LinearSubblock
 
 Student = dict[Subblock, SubblockModule]
@@ -35,6 +36,9 @@ class BldSettings:
         max_grad_norm: gradients of a student are clipped to this norm.
         checks: how often, at even distances, a student's held-out loss is looked at.
         patience: a student that did not improve at this many checks in a row stops.
+
+    Raises:
+        InputError: a learning rate cannot be used.
     """
 
     tokens: int
@@ -44,6 +48,15 @@ class BldSettings:
     max_grad_norm: float = 1.0
     checks: int = 10
     patience: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "linear_learning_rate"):
+            if not 0 < getattr(self, name) <= LARGEST_LEARNING_RATE:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is not above 0 and at most "
+                    f"{LARGEST_LEARNING_RATE:g}",
+                    remedy=f"give another {name}",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

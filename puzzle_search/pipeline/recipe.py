@@ -12,8 +12,10 @@ from puzzle_search.cost import Scenario
 from puzzle_search.data.documents import PYTHON_STDLIB
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_yaml
+from puzzle_search.model.schedule import LARGEST_LEARNING_RATE
 
 FORMAT = "puzzle-search.recipe/1"
+_MOST = 10**13  # ten trillion tokens
 
 
 class _Section(BaseModel):
@@ -24,31 +26,31 @@ class DataSection(_Section):
     """Where text comes from: ``python-stdlib``, a folder or a file; cut to blocks of ``length``."""
 
     source: str
-    length: int = Field(default=128, gt=1)
+    length: int = Field(default=128, gt=1, le=_MOST)
 
 
 class ProfileSection(_Section):
     """What to measure: batch sizes and what lies between, and for how long to refine."""
 
     # YAML has no tuples: strict within a list, not about the list.
-    batches: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1, strict=False)
-    max_minutes: float | None = Field(default=None, ge=0)
+    batches: tuple[Annotated[int, Field(gt=0, le=2**20)], ...] = Field(min_length=1, strict=False)
+    max_minutes: float | None = Field(default=None, ge=0, le=1e6)
 
 
 class LibrarySection(_Section):
     """How variants are trained; tokens each, on the train split."""
 
-    tokens: int = Field(ge=0)
-    batch_tokens: int = Field(default=1024, gt=0)
-    learning_rate: float = Field(default=2e-3, gt=0)
-    calibration_tokens: int = Field(default=16384, gt=0)
-    held_out_tokens: int = Field(default=8192, gt=0)
+    tokens: int = Field(ge=0, le=_MOST)
+    batch_tokens: int = Field(default=1024, gt=0, le=_MOST)
+    learning_rate: float = Field(default=2e-3, gt=0, le=LARGEST_LEARNING_RATE)
+    calibration_tokens: int = Field(default=16384, gt=0, le=_MOST)
+    held_out_tokens: int = Field(default=8192, gt=0, le=_MOST)
 
 
 class ScoreSection(_Section):
     """Tokens of the validation split, and whether every pair of variants is scored."""
 
-    tokens: int = Field(gt=0)
+    tokens: int = Field(gt=0, le=_MOST)
     composed: bool = True
 
 
@@ -59,20 +61,20 @@ class SolveSection(_Section):
     the child at most so often, each changing at most ``trust_layers`` layers.
     """
 
-    target_speedup: float = Field(gt=0)
-    margin: float = Field(default=0.05, ge=0)
-    rounds: int = Field(default=0, ge=0)
-    trust_layers: int = Field(default=4, ge=1)
+    target_speedup: float = Field(gt=0, le=1e6)
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    rounds: int = Field(default=0, ge=0, le=1000)
+    trust_layers: int = Field(default=4, ge=1, le=_MOST)
     limits: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
-    max_seconds: float = Field(default=60.0, gt=0)
+    max_seconds: float = Field(default=60.0, gt=0, le=1e8)
 
 
 class DistillSection(_Section):
     """Global distillation of the child, on the train split; left out, there is none."""
 
-    tokens: int = Field(gt=0)
-    batch_tokens: int = Field(default=1024, gt=0)
-    learning_rate: float = Field(default=5e-4, gt=0)
+    tokens: int = Field(gt=0, le=_MOST)
+    batch_tokens: int = Field(default=1024, gt=0, le=_MOST)
+    learning_rate: float = Field(default=5e-4, gt=0, le=LARGEST_LEARNING_RATE)
     losses: tuple[Literal["lm", "cosine", "kl"], ...] = Field(
         default=("cosine", "kl"), min_length=1, strict=False
     )
@@ -81,20 +83,20 @@ class DistillSection(_Section):
 class BenchSection(_Section):
     """Counted runs of each model."""
 
-    iterations: int = Field(default=10, ge=1)
+    iterations: int = Field(default=10, ge=1, le=1_000_000)
 
 
 class EvaluateSection(_Section):
     """Tokens of the test split."""
 
-    tokens: int = Field(gt=0)
+    tokens: int = Field(gt=0, le=_MOST)
 
 
 class GenerateSection(_Section):
     """What to complete, to show the child at work."""
 
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(strict=False)
-    max_new_tokens: int = Field(default=48, gt=0)
+    max_new_tokens: int = Field(default=48, gt=0, le=_MOST)
 
 
 class Recipe(_Section):

@@ -21,13 +21,14 @@ from puzzle_search.cost import (
 )
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
-from puzzle_search.distill import DistillSettings, distill
+from puzzle_search.distill import distill
 from puzzle_search.errors import InputError
 from puzzle_search.evaluate import Throughput, measure_checkpoints, measure_quality
 from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
 from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder, generate
 from puzzle_search.model.dtypes import torch_dtype
+from puzzle_search.pipeline.checks import check_early, distill_settings
 from puzzle_search.pipeline.recipe import Recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run_directory import RunDirectory
@@ -95,6 +96,7 @@ class Run:
         self.config = ParentConfig.from_file(recipe.parent)
         CheckpointReader(recipe.parent).check(self.config)
         self.space = SearchSpace.from_file(recipe.space, self.config)
+        check_early(recipe, self.config, self.space)
         self.parent_key = [
             [file.name, file_hash(file)]
             for pattern in ("*.safetensors", "config.json", "tokenizer*")
@@ -307,13 +309,7 @@ class Run:
             folder / "child",
             TokenStream(load_documents(data.source, "train"), tokenizer, length=data.length),
             held_out,
-            DistillSettings(
-                tokens=section.tokens,
-                batch_tokens=section.batch_tokens,
-                learning_rate=section.learning_rate,
-                losses=section.losses,
-                dtype=self.recipe.dtype,
-            ),
+            distill_settings(section, self.recipe.dtype),
             device=self.recipe.device,
             progress=Progress("distill"),
         )

@@ -23,7 +23,7 @@ class RunDirectory:
     """
 
     def __init__(self, folder: Path) -> None:
-        check_own_folder(folder, "journal.jsonl", "a run directory")
+        check_own_folder(folder, ("journal.jsonl",), "a run directory")
         self.folder = folder
         self.skipped: list[str] = []
         self._journal = Journal(folder / "journal.jsonl")

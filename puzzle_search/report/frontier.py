@@ -84,15 +84,15 @@ class FrontierReport:
         count = len(self.points)
         step = max(1, (count - 1) // (_TABLE_ROWS - 1))
         chosen = sorted({*range(0, count, step), count - 1})
-        lines = [
-            f"{unit:>12}{'score':>10}{'tok/s/GPU':>11}{'params, B':>11}{'batch x TP':>12}  gap"
-        ]
         rows = self.rows()
+        many = max(row["params"] for row in rows) >= 1e9
+        of, params = (1e9, "params, B") if many else (1e6, "params, M")
+        lines = [f"{unit:>12}{'score':>10}{'tok/s/GPU':>11}{params:>11}{'batch x TP':>12}  gap"]
         for number in chosen:
             row = rows[number]
             lines.append(
                 f"{row['limit'] * scale:12,.5g}{row['score']:10.4g}"
-                f"{row['tokens_per_second_per_gpu']:11,.0f}{row['params'] / 1e9:11.2f}"
+                f"{row['tokens_per_second_per_gpu']:11,.0f}{row['params'] / of:11.2f}"
                 f"{row['batch']:>8} x {row['tp']}  {row['gap']:.1g}"
             )
         proven = sum(row["status"] == "optimal" for row in rows)

@@ -57,6 +57,7 @@ class Engine:
         self.cache = decoder.new_cache(slots=slots, max_length=max_length)
         self.lengths = [0] * slots
         self._in_use = [False] * slots
+        self._checked = False
         config, device = decoder.config, decoder.device
         keep_freed_memory(device)
         kv_heads = {
@@ -100,7 +101,8 @@ class Engine:
         """Put prompts of equal length into slots; return the first token after each, (B,).
 
         Raises:
-            InputError: a prompt leaves no room for a token.
+            InputError: a prompt leaves no room for a token, or the engine's first prompts give
+                logits that are not finite.
         """
         sequences, length = ids_BL.shape
         if length >= self.max_length:
@@ -116,7 +118,9 @@ class Engine:
             start = chunk.context - chunk.tokens
             states = self._prefill_chunk(slots_B[rows], ids_BL[rows, start : chunk.context], start)
             if chunk.last:
-                next_B[rows] = self._next_tokens(*states)
+                logits_BV = self.decoder.logits(*states)
+                self._check_once(logits_BV)
+                next_B[rows] = logits_BV.argmax(-1)
         self._ids_B[slots_B] = next_B
         self._positions_B[slots_B] = length
         self._growth_B[slots_B] = 1
@@ -198,10 +202,14 @@ class Engine:
         last = slice(length - 1, None, length)
         return residual_ND[last], None if delta_ND is None else delta_ND[last]
 
-    def _next_tokens(
-        self, residual_BD: torch.Tensor, delta_BD: torch.Tensor | None
-    ) -> torch.Tensor:
-        return self.decoder.logits(residual_BD, delta_BD).argmax(-1)
+    def _check_once(self, logits_BV: torch.Tensor) -> None:
+        """Refuse weights whose text would mean nothing; the device is waited for once."""
+        if not self._checked and not bool(logits_BV.isfinite().all()):
+            raise InputError(
+                "the logits of the first prompts are not finite",
+                remedy="check the weights of the checkpoint, or serve it in another dtype",
+            )
+        self._checked = True
 
     def _decode_step(self) -> None:
         """Everything that is captured: reads and writes tensors of fixed addresses only."""
@@ -214,7 +222,7 @@ class Engine:
             attention=self._attention,
         )
         residual_BD, delta_BD = self.decoder.hidden_states(self._ids_B, step, self.cache)
-        self._ids_B.copy_(self._next_tokens(residual_BD, delta_BD))
+        self._ids_B.copy_(self.decoder.logits(residual_BD, delta_BD).argmax(-1))
         self._positions_B.add_(self._growth_B).clamp_(max=self.max_length - 1)
 
     def _rotary(self, positions_N: torch.Tensor) -> RotarySlice:

@@ -20,6 +20,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.files import Journal
 from puzzle_search.runtime import ServingDecoder, precision_on
 from puzzle_search.score import score_replacements
+from tests.cli.test_errors import library_arguments, refuse
 from tests.model.pico import random_ids, write_parent
 from tests.pico import Pico
 
@@ -155,7 +156,8 @@ def test_blocks_as_deepseek_and_qwen_store_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["fp8", "modelopt", "hf_quant_config.json", "nothing"])
 def test_one_scale_for_each_matrix(form: str, tmp_path: Path) -> None:
     write_parent(tmp_path)
-    expected = dict(eight_bits(tmp_path, "weight_scale"))
+    # Mistral's name; the others' are without `_inv`. All of them are multiplied.
+    expected = dict(eight_bits(tmp_path, "weight_scale_inv" if form == "fp8" else "weight_scale"))
     if form == "fp8":
         configure(tmp_path, quantization_config={"quant_method": "fp8"})
     if form == "modelopt":
@@ -281,6 +283,18 @@ def test_other_quantisations_are_refused_by_name(
         load_decoder(tmp_path)
     assert message in caught.value.message
     assert caught.value.remedy
+
+
+def test_the_command_line_refuses_before_it_writes(
+    pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(pico.parent, tmp_path / "parent")
+    configure(tmp_path / "parent", quantization_config={"quant_method": "gptq", "bits": 4})
+    out = tmp_path / "library"
+    changed = {"parent": tmp_path / "parent"}
+    shown = refuse(monkeypatch, capsys, *library_arguments(pico, out, **changed))
+    assert "the weights are quantised by gptq, which is not read" in shown
+    assert not out.exists()
 
 
 def test_modelopt_says_it_in_a_file_of_its_own(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.arch.change import SubblockChange
-from puzzle_search.cli.layer_map import glyph, layer_map
+from puzzle_search.cli.layer_map import glyph, layer_map, shows_bars
 from puzzle_search.errors import InputError
 from tests.pico import run_here
 
@@ -140,6 +140,13 @@ def change(fraction: float) -> SubblockChange:
 
 def test_bars_round_up_to_eighths() -> None:
     assert [glyph(change(f)) for f in (0.01, 0.125, 0.2, 0.5, 0.75, 1.0)] == list("▁▁▂▄▆█")
+
+
+def test_plain_bars_are_the_eighths() -> None:
+    fractions = (0.01, 0.125, 0.2, 0.5, 0.75, 1.0)
+    assert [glyph(change(f), plain=True) for f in fractions] == list("112468")
+    assert shows_bars("utf-8")
+    assert not shows_bars("latin-1")
 
 
 @pytest.mark.parametrize(("width", "lines"), [(10, 4), (32, 4), (33, 2), (200, 2)])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder, load_tokenizer
+from puzzle_search.distill import settings
 from puzzle_search.errors import InputError
 from tests.distill.helpers import PAIRS, StopAfter, distilled, make_child, metrics
 from tests.faults import SmallDisk, killed_while_writing, with_nan
@@ -231,7 +232,10 @@ def run_on_two(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(pico: Pico, child: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    pico: Pico, child: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(settings._LARGEST, "learning_rate", 1e30)
     with pytest.raises(InputError, match=r"step \d+: .*not finite; the last checkpoint is kept"):
         distilled(pico, child, tmp_path / "out", learning_rate=1e30, checkpoint_every=1)
     assert not (tmp_path / "out").exists()

@@ -50,7 +50,7 @@ def test_the_plan_tells_blocks_forms_and_bytes(child: Path) -> None:
 
 def test_the_file_holds_what_was_planned(child: Path, tmp_path: Path) -> None:
     plan = plan_export(child, "llama.cpp", dtype="f32")
-    write_export(plan, tmp_path / "a.gguf")
+    write_export(plan, child, tmp_path / "a.gguf")
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     assert [t.name for t in reader.tensors] == [t.name for t in plan.tensors]
     assert sum(int(t.n_bytes) for t in reader.tensors) == plan.bytes
@@ -62,7 +62,7 @@ def test_the_file_holds_what_was_planned(child: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
 def test_two_runs_write_the_same_bytes(dtype: str, child: Path, tmp_path: Path) -> None:
     for name in "ab":
-        write_export(plan_export(child, "llama.cpp", dtype=dtype), tmp_path / name)
+        write_export(plan_export(child, "llama.cpp", dtype=dtype), child, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
 
@@ -72,7 +72,7 @@ def test_two_runs_write_the_same_bytes(dtype: str, child: Path, tmp_path: Path) 
     [("f16", 2**-10), ("bf16", 2**-7), ("q8_0", 1 / 127), ("q5_0", 1 / 15), ("q4_0", 1 / 7)],
 )
 def test_quantised_weights_are_near(dtype: str, step: float, child: Path, tmp_path: Path) -> None:
-    write_export(plan_export(child, "llama.cpp", dtype=dtype), tmp_path / "a.gguf")
+    write_export(plan_export(child, "llama.cpp", dtype=dtype), child, tmp_path / "a.gguf")
     stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     own = load_file(child / "model.safetensors")["model.layers.3.mlp.up_proj.weight"]
     tensor = stored["blk.4.ffn_up.weight"]
@@ -100,7 +100,9 @@ def test_rows_that_blocks_of_32_do_not_divide_stay_f16(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(child: Path, small_disk: SmallDisk) -> None:
     small_disk.resize(kib=200)
     with pytest.raises(InputError, match="no space is left"):
-        write_export(plan_export(child, "llama.cpp", dtype="f32"), small_disk.folder / "a.gguf")
+        write_export(
+            plan_export(child, "llama.cpp", dtype="f32"), child, small_disk.folder / "a.gguf"
+        )
     assert not list(small_disk.folder.iterdir())
 
 
@@ -121,7 +123,9 @@ def test_numbers_that_are_not_finite_are_refused(child: Path, tmp_path: Path) ->
         plan.tensors[0], make=lambda: torch.full(plan.tensors[0].shape, torch.nan)
     )
     with pytest.raises(InputError, match=r"model\.embed_tokens\.weight holds numbers that are not"):
-        write_export(dataclasses.replace(plan, tensors=(broken, *plan.tensors[1:])), tmp_path / "a")
+        write_export(
+            dataclasses.replace(plan, tensors=(broken, *plan.tensors[1:])), child, tmp_path / "a"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +141,7 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
         "plan = plan_export(sys.argv[1], 'llama.cpp', dtype='q8_0')\n"
         "import gguf, gguf.quants, transformers.models.llama.modeling_llama\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "write_export(plan, sys.argv[2])\n"
+        "write_export(plan, *sys.argv[1:])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run(

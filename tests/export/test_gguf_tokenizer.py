@@ -100,7 +100,7 @@ def test_tokens_are_those_of_tokenizers(kind: str, engine: EngineProcess, tmp_pa
     tokenizer = write_trained(tmp_path / "tokenizer", kind)
     spec = ArchitectureSpec.identity(config)
     child = write_random_child(tmp_path / "child", config, spec, tokenizer)
-    write_export(plan_export(child, "llama.cpp"), tmp_path / "child.gguf")
+    write_export(plan_export(child, "llama.cpp"), child, tmp_path / "child.gguf")
     reference = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     found = engine.ask(file=str(tmp_path / "child.gguf"), texts=TEXTS)["ids"]
     assert dict(zip(TEXTS, found, strict=True)) == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ def test_a_few_rows_at_a_time_give_the_same_file(
         assert opened.metadata()["source"] == "a.gguf"
 
 
+def test_the_model_is_never_in_memory_as_a_whole(
+    model: PicoGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = model.write(tmp_path / "a.gguf")
+    monkeypatch.setattr(tensors_module, "_CHUNK", 16 * HIDDEN)
+    tracemalloc.start()
+    imported = import_gguf(file, tmp_path / "parent", dtype="fp32")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < imported.weight_bytes / 3
+
+
 def test_the_command_loads_no_torch(model: PicoGguf, tmp_path: Path) -> None:
     file = model.write(tmp_path / "a.gguf")
     code = (
@@ -150,20 +163,21 @@ def test_the_command_loads_no_torch(model: PicoGguf, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
 def test_token_ids_are_those_of_the_tokenizer_that_was_converted(pre: str, tmp_path: Path) -> None:
     original = published_tokenizer(pre, TEXTS)
-    file = PicoGguf(pre=pre, tokenizer=original).write(tmp_path / "a.gguf")
+    arch = "qwen2" if pre == "qwen2" else "llama"
+    file = PicoGguf(arch=arch, pre=pre, tokenizer=original).write(tmp_path / "a.gguf")
     import_gguf(file, tmp_path / "parent")
+    auto = AutoTokenizer.from_pretrained(tmp_path / "parent")
     read = load_tokenizer(tmp_path / "parent")
     bos = [1] if pre in ("llama-bpe", "tekken") else []
     for text in [*TEXTS, unicodedata.normalize("NFD", TEXTS[3])]:
         expected = original.encode(text, add_special_tokens=False).ids
         assert read.encode(text, add_special_tokens=False) == expected
         assert read.encode(text) == bos + expected
+        assert auto.encode(text) == bos + expected
         assert read.decode(expected, skip_special_tokens=True) == original.decode(expected)
     assert (read.bos_token, read.eos_token, read.unk_token) == (SPECIAL[1], SPECIAL[2], SPECIAL[0])
     chat = read.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat == f"{SPECIAL[1]}hi{SPECIAL[2]}"
-    auto = AutoTokenizer.from_pretrained(tmp_path / "parent")
-    assert auto.encode(TEXTS[1]) == read.encode(TEXTS[1])
 
 
 def sentencepiece(model: PicoGguf, *, prefix: bool = True) -> PicoGguf:
@@ -235,6 +249,8 @@ def test_the_metadata_becomes_the_config(model: PicoGguf, tmp_path: Path) -> Non
         "llama.rope.scaling.factor": 4.0,
         "llama.rope.scaling.original_context_length": 32,
         "llama.expert_count": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": True,
         "tokenizer.ggml.eot_token_id": 5,
         "tokenizer.chat_template.tools": "{{ tools }}",
         "general.sampling.temp": 0.6,
@@ -251,6 +267,8 @@ def test_the_metadata_becomes_the_config(model: PicoGguf, tmp_path: Path) -> Non
         "factor": 4.0,
         "original_max_position_embeddings": 32,
     }
+    ids = load_tokenizer(tmp_path / "parent").encode(" ", "  ")
+    assert (ids[0], ids[-1], ids.count(1), ids.count(2)) == (1, 2, 2, 2)
     generation = json.loads((tmp_path / "parent" / "generation_config.json").read_text())
     assert generation == {
         "bos_token_id": 1,

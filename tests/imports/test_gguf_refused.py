@@ -61,6 +61,7 @@ VALUES = np.ones(HIDDEN, dtype=np.float32)
         (damaged_merges, "the merge of 'a' and 'q' is not of tokens"),
         (key("llama.expert_count", 8), "llama.expert_count"),
         (key("llama.rope.scaling.type", "longrope"), "'longrope' is not supported"),
+        (key("llama.attention.causal", False), "attention is not causal"),
         (key("split.count", 3), "one of 3 parts"),
         (key("general.type", "adapter"), "holds no model but: adapter"),
         (tensor("blk.0.ffn_gate_inp.weight", VALUES, Type.F32), "blk.0.ffn_gate_inp.weight"),

@@ -217,7 +217,7 @@ def test_a_variant_made_worse_keeps_its_initialisation(
 ) -> None:
     """Steps that are far too long ruin a good start: training must then change nothing."""
     ids = pico.tokens("train", 2048)
-    settings = BldSettings(tokens=256, batch_tokens=128, learning_rate=1e3)
+    settings = BldSettings(tokens=256, batch_tokens=128, learning_rate=1.0)
     held_out = pico.tokens("validation", 512)
     ruined = build_library(pico.parent, pico.space, ids, held_out, tmp_path, settings)
     untrained = pico.open_library(pico_library)
@@ -263,7 +263,7 @@ def test_fewer_tokens_than_a_step_still_train(pico: Pico, tmp_path: Path) -> Non
 
 
 def test_a_student_that_no_longer_improves_stops(pico: Pico, tmp_path: Path) -> None:
-    settings = BldSettings(tokens=8192, batch_tokens=128, learning_rate=1e3, checks=16, patience=3)
+    settings = BldSettings(tokens=8192, batch_tokens=128, learning_rate=1.0, checks=16, patience=3)
     entry = one_variant(pico, tmp_path, pico.tokens("train", 8192), settings)
     points = curve(tmp_path)
     # 64 steps, looked at every fourth; nothing is better than the beginning.

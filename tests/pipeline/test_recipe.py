@@ -125,3 +125,24 @@ def test_a_missing_key_is_refused_by_name(folder: Path, key: str) -> None:
 def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml does not exist"):
         read_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("solve", "margin", 5),
+        ("solve", "target_speedup", 1e30),
+        ("library", "learning_rate", 1e30),
+        ("library", "learning_rate", -1.0),
+        ("library", "tokens", 10**30),
+        ("profile", "batches", [10**9]),
+        ("data", "length", 10**30),
+    ],
+)
+def test_numbers_that_nobody_means_are_refused(
+    folder: Path, section: str, key: str, value: object
+) -> None:
+    changed = good()
+    changed[section][key] = value
+    with pytest.raises(InputError, match=f"{section}.{key}"):
+        read_recipe(write(folder, changed))

@@ -165,6 +165,24 @@ def test_a_folder_that_is_no_run_is_left_alone(pico: Pico, tmp_path: Path) -> No
     assert (tmp_path / "thesis.txt").read_text() == "x"
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("solve", {"limits": ["sum("]}, r"limit 'sum\('"),
+        ("solve", {"limits": ['sum(attention in "gqa_1") <= 1']}, "write =="),
+        ("data", {"length": 1_000_000}, "1000000 tokens exceed"),
+        ("score", {"tokens": 31}, "score.tokens: 31 tokens are less than one block"),
+        ("generate", {"prompts": ["a" * 400]}, "exceed the 256"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
+    pico: Pico, tmp_path: Path, section: str, values: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        run_recipe(recipe(pico, tmp_path / "recipe", **{section: values}), tmp_path / "run")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["journal.jsonl"]
+
+
 def test_a_second_run_in_one_directory_is_refused(pico: Pico, tmp_path: Path) -> None:
     with (
         RunDirectory(tmp_path / "run").held(),

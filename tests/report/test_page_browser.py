@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.report.page.data import report_data
 from puzzle_search.report.page.render import render_page
 from puzzle_search.report.page.sources import find_sources
@@ -141,14 +142,16 @@ def test_a_change_of_scheme_is_followed(browser: Any, written: tuple[Path, dict[
 def test_what_is_not_there_is_said(
     browser: Any, written: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    data = report_data(find_sources([CHILDREN / "nemotron-49b.yaml"], AskedSetting(gpu="rtx4090")))
+    pairs = [("gqa_8", "mlp_256"), *[("gqa_8", "mlp_28672")] * 79]
+    ArchitectureSpec.of("llama-3.1-70b", pairs).write(tmp_path / "narrow.yaml")
+    data = report_data(find_sources([tmp_path / "narrow.yaml"], AskedSetting(gpu="rtx4090")))
     data["setting"]["evidence"]["scores"] = data["setting"]["scores_from"] = None
     (tmp_path / "page.html").write_text(render_page(data), encoding="utf-8")
     with opened(browser, tmp_path / "page.html") as (page, wrong):
         assert page.locator("#summary").inner_text().count("does not fit") == 2
         assert "does not fit rtx4090" in page.locator("#layers-note").inner_text()
         assert "does not fit rtx4090" in page.locator("#serving-note").inner_text()
-        assert "nemotron-49b" in page.locator("#frontier-note").inner_text()
+        assert "narrow" in page.locator("#frontier-note").inner_text()
         assert "No score table" in page.locator("#subtitle").inner_text()
         assert "Nothing on this page was measured" in page.locator("#measured").inner_text()
         page.check("input[value=parameters]", force=True)

@@ -121,8 +121,13 @@ def test_no_point_of_a_serving_curve_is_beaten_in_both_rates(data: dict[str, Any
         assert max(rates) >= cost["tokens_per_second_per_gpu"]
 
 
-def test_a_child_with_variants_that_were_not_scored_has_no_score(data: dict[str, Any]) -> None:
-    assert named(data, "nemotron-49b")["score"] is None
+def test_a_child_with_variants_that_were_not_scored_has_no_score(tmp_path: Path) -> None:
+    pairs = [("gqa_8", "mlp_256"), *[("gqa_8", "mlp_28672")] * 79]
+    ArchitectureSpec.of("llama-3.1-70b", pairs).write(tmp_path / "narrow.yaml")
+    data = report_data(find_sources([tmp_path / "narrow.yaml"]))
+    assert named(data, "narrow")["score"] is None
+    assert "0,1" not in data["damage"][0]
+    assert data["damage"][1]["0,0"] == 0
 
 
 def test_other_settings_move_children_to_their_fastest(frontier: Path) -> None:

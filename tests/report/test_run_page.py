@@ -15,7 +15,7 @@ from puzzle_search.pipeline.run import run_recipe
 from puzzle_search.report.page.data import report_data
 from puzzle_search.report.page.render import render_page
 from puzzle_search.report.page.sources import find_sources
-from tests.pico import Pico
+from tests.pico import Pico, run_here
 from tests.pipeline.test_run import write_recipe
 from tests.report.browser import opened, started
 
@@ -66,6 +66,22 @@ def test_a_run_that_is_not_done_shows_what_it_has(run: Path, tmp_path: Path) -> 
         find_sources([begun])
     with pytest.raises(InputError, match="one run"):
         find_sources([run, run])
+
+
+def test_the_frontier_of_a_run_goes_around_its_child(run: Path, tmp_path: Path) -> None:
+    words = ("--points", 4, "--to", "score=inf", "--workers", 1)
+    run_here("frontier", "--run", run, *words, "--out", tmp_path / "line")
+    data = report_data(find_sources([run, tmp_path / "line"]))
+    line = [child for child in data["children"] if child["kind"] == "frontier"]
+    assert len(line) >= 2
+    assert all(child["status"] == "optimal" for child in line)
+    # It begins no worse than the parent, and ends no slower than the child that the run chose.
+    assert line[0]["score"] <= 0
+    [chosen] = [child for child in data["children"] if child["kind"] == "run"]
+    fastest = line[-1]["costs"][0]["tokens_per_second_per_gpu"]
+    assert fastest >= chosen["costs"][0]["tokens_per_second_per_gpu"] * (1 - 1e-6)
+    with pytest.raises(InputError, match="--gpu, --scenario"):
+        run_here("frontier", "--run", run, "--gpu", "h100", "--scenario", "16/16")
 
 
 @pytest.mark.browser

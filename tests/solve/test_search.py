@@ -267,17 +267,8 @@ def test_without_limits_the_parent_is_the_answer() -> None:
 
 
 def test_a_back_end_that_is_not_known() -> None:
-    point = single(without_limits(0), 0)
-    kept = np.ones(len(point.items), dtype=bool)
     with pytest.raises(InputError, match="cplex"):
-        solve_core(
-            point,
-            kept,
-            lower=0,
-            incumbent=1,
-            seconds=1,
-            backend="cplex",  # type: ignore[arg-type]
-        )
+        solve(without_limits(0), backend="cplex")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wide_rounds", [1, 3, 99])

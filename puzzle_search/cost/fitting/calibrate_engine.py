@@ -19,12 +19,13 @@ from puzzle_search.cost.modelled.constants import Provenance, StepConstants
 from puzzle_search.cost.modelled.hardware import CostModel
 from puzzle_search.cost.modelled.target import modelled_target
 from puzzle_search.cost.scenario import Scenario
-from puzzle_search.cost.serving import ServingOptions
-from puzzle_search.cost.table import OperatingPoint, ScenarioCost, build_cost_table
+from puzzle_search.cost.serving import ServingOptions, schedule
+from puzzle_search.cost.table import CostTable, OperatingPoint, ScenarioCost, build_cost_table
 from puzzle_search.errors import InputError
 
 _Array = NDArray[np.float64]
 _STATIC = ServingOptions(mode="static")
+_CHOICES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,23 @@ def predict(
     Raises:
         InputError: not even one sequence fits.
     """
+    table = _table(row, config, model, engine, dtype, serving)
+    cost = table.best_cost(ArchitectureSpec.of(row.model, row.blocks))
+    if cost is None:
+        raise _does_not_fit(row, model)
+    return cost
+
+
+def _table(
+    row: PublishedThroughput,
+    config: ParentConfig,
+    model: CostModel,
+    engine: str,
+    dtype: str = "fp8",
+    serving: ServingOptions = _STATIC,
+) -> CostTable:
     target = modelled_target(model, config, engine=engine, dtype=dtype, serving=serving)
-    table = build_cost_table(
+    return build_cost_table(
         config,
         target,
         row.scenario,
@@ -62,13 +78,6 @@ def predict(
         attention=list(dict.fromkeys(attention for attention, _ in row.blocks)),
         ffn=list(dict.fromkeys(ffn for _, ffn in row.blocks)),
     )
-    cost = table.best_cost(ArchitectureSpec.of(row.model, row.blocks))
-    if cost is None:
-        raise InputError(
-            f"{row.model} does not fit on {row.tp} {model.gpu} at {row.scenario}",
-            remedy="use a larger tensor-parallel degree",
-        )
-    return cost
 
 
 def with_step(model: CostModel, engine: str, step: StepConstants) -> CostModel:
@@ -100,41 +109,52 @@ def fit_step(
         others; the provenance of the constants carries the median and p90 of these.
     """
     bare = {model.gpu: with_step(model, engine, _bare(model, engine)) for model, _ in rows}
-    costs = [predict(row, config, bare[model.gpu], engine=engine) for model, row in rows]
-    kernel_us = np.array([1e3 * cost.latency_ms for cost in costs])
-    batch = np.array([cost.point.batch for cost in costs], dtype=np.float64)
-    roots = np.sqrt(batch) * [row.scenario.output_len for _, row in rows]
+    kernels = [_Kernels.of(row, config, bare[model.gpu], engine) for model, row in rows]
+    steps = np.array([row.scenario.output_len for _, row in rows])
     several = np.array([row.tp > 1 for _, row in rows])
-    tokens = batch * [row.scenario.output_len for _, row in rows]
-    published_us = 1e6 * tokens / [row.tokens_per_second_per_gpu * row.tp for _, row in rows]
+    published = np.array([row.tokens_per_second_per_gpu * row.tp for _, row in rows])
     of_gpu = np.array([[model.gpu == gpu for gpu in bare] for model, _ in rows], dtype=np.float64)
     releases = list(dict.fromkeys(row.release for _, row in rows))
     of_release = np.array(
         [[row.release == release for release in releases] for _, row in rows], dtype=np.float64
     )
-    # Each GPU's work on any number of devices, then on several, for a millisecond per root.
-    work_us = 1e3 * np.hstack([of_gpu * roots[:, None], of_gpu * (roots * several)[:, None]])
+    count = len(releases) + 2 * len(bare)
+    least = [*[0.5] * len(releases), *[0.0] * (2 * len(bare))]
+    values = np.array([*[1.0] * len(releases), *[0.1] * (2 * len(bare))])
 
-    def total_us(values: _Array) -> _Array:
-        scalars, work = np.split(values, [len(releases)])
-        return np.asarray((of_release @ scalars) * (kernel_us + work_us @ work))
+    # The best batch size depends a little on the constants: it is chosen again with those found.
+    for _ in range(_CHOICES):
+        work = values[len(releases) :]
+        root_ms = of_gpu @ work[: len(bare)] + several * (of_gpu @ work[len(bare) :])
+        best = [of.best(1e3 * ms) for of, ms in zip(kernels, root_ms, strict=True)]
+        kernel_us, roots, batch = (np.array(column) for column in zip(*best, strict=True))
+        published_us = 1e6 * batch * steps / published
+        roots_us = 1e3 * roots[:, None]
+        work_us = np.hstack([of_gpu * roots_us, of_gpu * roots_us * several[:, None]])
 
-    def fit(used: NDArray[np.bool_]) -> _Array:
-        size = len(releases) + work_us.shape[1]
-        solution: Any = least_squares(
-            lambda values: np.log(total_us(values) / published_us)[used],
-            [*[1.0] * len(releases), *[0.1] * work_us.shape[1]],
-            bounds=([*[0.5] * len(releases), *[0.0] * work_us.shape[1]], [2.0] * size),
-            loss="soft_l1",
-            f_scale=0.05,
-        )
-        return np.asarray(solution.x, dtype=np.float64)
+        def total_us(
+            values: _Array, kernel_us: _Array = kernel_us, work_us: _Array = work_us
+        ) -> _Array:
+            scalars, work = np.split(values, [len(releases)])
+            return np.asarray((of_release @ scalars) * (kernel_us + work_us @ work))
 
+        def fit(
+            used: NDArray[np.bool_], start: _Array = values, published_us: _Array = published_us
+        ) -> _Array:
+            solution: Any = least_squares(
+                lambda tried: np.log(total_us(tried) / published_us)[used],
+                np.maximum(start, np.array(least) + 1e-3),
+                bounds=(least, [2.0] * count),
+                loss="soft_l1",
+                f_scale=0.05,
+            )
+            return np.asarray(solution.x, dtype=np.float64)
+
+        values = fit(np.ones(len(rows), dtype=bool))
     everything = np.arange(len(rows))
     left_out = np.array(
         [published_us[row] / total_us(fit(everything != row))[row] - 1 for row in everything]
     )
-    values = fit(everything >= 0)
     scalar, work = float(values[0]), values[len(releases) :]
     found = {}
     for place, (gpu, model) in enumerate(bare.items()):
@@ -152,6 +172,47 @@ def fit_step(
             rank_us_per_root_sequence=round(1e3 * scalar * float(work[len(bare) + place]), 1),
         )
     return found, left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kernels:
+    """What kernels alone take for a whole batch, at the batch sizes that fit in memory.
+
+    ``roots`` is the sum over the batch's steps of the square root of their sequences.
+    """
+
+    batch: _Array
+    us: _Array
+    roots: _Array
+
+    @classmethod
+    def of(
+        cls, row: PublishedThroughput, config: ParentConfig, model: CostModel, engine: str
+    ) -> _Kernels:
+        table = _table(row, config, model, engine)
+        spec = ArchitectureSpec.of(row.model, row.blocks)
+        costs = [table.cost(spec, index) for index in range(len(table.points))]
+        fit = [cost for cost in costs if cost.memory_bytes <= cost.memory_limit_bytes]
+        if not fit:
+            raise _does_not_fit(row, model)
+        batch = np.array([cost.point.batch for cost in fit], dtype=np.float64)
+        roots = np.zeros(len(batch))
+        for share in schedule(table.target.serving, row.scenario, batch, row.tp):
+            sequences = share.step.decoding + share.step.prompts
+            roots += ((share.before + share.after) * np.sqrt(sequences)).sum(axis=1)
+        return cls(batch=batch, us=np.array([1e3 * cost.latency_ms for cost in fit]), roots=roots)
+
+    def best(self, root_us: float) -> tuple[float, float, float]:
+        """Time, roots and batch of highest throughput, the engine's work counted."""
+        index = int(np.argmax(self.batch / (self.us + root_us * self.roots)))
+        return float(self.us[index]), float(self.roots[index]), float(self.batch[index])
+
+
+def _does_not_fit(row: PublishedThroughput, model: CostModel) -> InputError:
+    return InputError(
+        f"{row.model} does not fit on {row.tp} {model.gpu} at {row.scenario}",
+        remedy="use a larger tensor-parallel degree",
+    )
 
 
 def _bare(model: CostModel, engine: str) -> StepConstants:

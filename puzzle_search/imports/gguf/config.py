@@ -21,6 +21,7 @@ _FAMILIES = {
 EMBEDDING, HEAD, ROPE_DIVISORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
 _USED = {
+    "attention.causal",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -38,7 +39,7 @@ _USED = {
     "vocab_size",
 }
 # How the file was made or trained; nothing that is computed depends on them.
-_WITHOUT_EFFECT = {"attention.causal", "rope.scaling.finetuned", "tensor_data_layout"}
+_WITHOUT_EFFECT = {"rope.scaling.finetuned", "tensor_data_layout"}
 
 # Llama 3.1, 3.2 and 3.3: what GGUF files keep of it are the divisors alone.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -67,6 +68,10 @@ def model_config(source: GgufSource, *, dtype: str) -> dict[str, Any]:
         raise source.refuse(
             f"{', '.join(unknown)}: what the model computes with this is not supported",
             remedy="use a dense Llama-like model",
+        )
+    if not source.get(f"{arch}.attention.causal", bool, True):
+        raise source.refuse(
+            "attention is not causal", remedy="use a model that generates text, token by token"
         )
 
     hidden = source.get(f"{arch}.embedding_length", int)

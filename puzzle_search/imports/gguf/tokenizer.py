@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from puzzle_search.imports.gguf.source import GgufSource
 
 # Token types of the format.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = range(1, 6)
 
 _SPACE = "\u2581"  # stands for a space in SentencePiece's pieces
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -186,22 +186,20 @@ class GgufTokenizer:
                 if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
             ]
         )
-        ends = {name: self._special(f"{name}_token_id") for name in ("bos", "eos")}
-        first = [ends["bos"]] if self.add_bos and ends["bos"] else []
-        last = [ends["eos"]] if self.add_eos and ends["eos"] else []
-        if first or last:
+        bos = [self.ids["bos_token_id"]] if self.add_bos and "bos_token_id" in self.ids else []
+        eos = [self.ids["eos_token_id"]] if self.add_eos and "eos_token_id" in self.ids else []
+        first, last = ([self.tokens[i] for i in ids] for ids in (bos, eos))
+        if bos or eos:
             built.post_processor = TemplateProcessing(
                 single=[*first, "$A", *last],
                 pair=[*first, "$A", *last, *first, "$B:1", *last],
-                special_tokens=[(token, vocab[token]) for token in {*first, *last}],
+                special_tokens=[(self.tokens[i], i) for i in {*bos, *eos}],
             )
         return built
 
     def _byte_level(self, vocab: dict[str, int]) -> Tokenizer:
         assert self.rules is not None
-        built = Tokenizer(
-            models.BPE(vocab, self.merges, ignore_merges=self.rules.whole_words, fuse_unk=False)
-        )
+        built = Tokenizer(models.BPE(vocab, self.merges, ignore_merges=self.rules.whole_words))
         cuts: list[Any] = [pre.Digits(individual_digits=True)] if self.rules.single_digits else []
         if self.rules.pattern:
             cuts.append(pre.Split(Regex(self.rules.pattern), behavior="isolated"))

@@ -19,15 +19,19 @@ function draw(id, traces, { up, told, xaxis = {}, yaxis = {}, annotations = [], 
   }, { displayModeBar: false, responsive: true });
 }
 
-// Labels of points beside them, each at the first place where it meets no other.
+// Labels of points beside them, each at the first place where it meets no other; where all are taken, only the
+// first point, which is the chosen one, is named: pointing at the others tells.
 function labelled(id, points, [x0, x1], [y0, y1]) {
   const width = get(id).clientWidth - 62, height = get(id).clientHeight - 74, taken = [];
-  return points.map((point) => {
-    const long = 7.5 * point.text.length, px = (width * (point.x - x0)) / (x1 - x0), py = (height * (y1 - point.y)) / (y1 - y0);
+  const spots = points.map(({ x, y }) => ({ px: (width * (x - x0)) / (x1 - x0), py: (height * (y1 - y)) / (y1 - y0) }));
+  return points.flatMap((point, index) => {
+    const long = 7.5 * point.text.length, { px, py } = spots[index];
     const places = [[14, -12], [-14 - long, 12], [14, 12], [-14 - long, -12]].map(([dx, dy]) => ({ left: px + dx, top: py + dy, dx, dy }));
-    const free = ({ left, top }) => left > -40 && left + long < width + 10 && taken.every((other) =>
-      left > other.left + other.long || left + long < other.left || Math.abs(top - other.top) > 17);
-    const place = places.find(free) ?? places[0];
+    const free = ({ left, top }) => left > 0 && left + long < width + 10 &&
+      taken.every((other) => left > other.left + other.long || left + long < other.left || Math.abs(top - other.top) > 17) &&
+      spots.every((spot) => spot.px < left - 8 || spot.px > left + long + 8 || Math.abs(spot.py - top) > 11);
+    const place = places.find(free) ?? (index ? null : places[0]);
+    if (!place) return [];
     taken.push({ ...place, long });
     return { x: point.x, y: point.y, text: plain(point.text), showarrow: false, xanchor: place.dx > 0 ? "left" : "right",
       xshift: place.dx > 0 ? place.dx : place.dx + long, yshift: -place.dy, font: { size: 13, color: colour(point.tone) } };
@@ -51,6 +55,14 @@ function summarised(child) {
     `<br>${used("attention", 0)}<br>${used("ffn", 1)}`;
 }
 
+// Where a run's child was found to be: its real damage at its real throughput, before distillation and after.
+function measuredPoints() {
+  if (!measured?.quality || !measured.serving) return [];
+  const { built, child } = measured.quality, x = measured.serving.child[3];
+  const point = (text, kl) => ({ x, y: kl, text, told: `<b>${text}</b><br>${number(x)} tok/s/GPU<br>damage ${short(kl)} nats` });
+  return built ? [point("measured", built.kl), point("distilled", child.kl)] : [point("measured", child.kl)];
+}
+
 function drawFrontier() {
   const shown = children.map((child, index) => ({ child, index, x: child.costs[state.scenario]?.tokens_per_second_per_gpu, y: child.score }))
     .filter(({ x, y }) => x !== undefined && y !== null);
@@ -66,18 +78,23 @@ function drawFrontier() {
   traces.push(trace(named, { marker: { size: 10, symbol: named.map(({ child }) => child.kind === "parent" ? "square" : "diamond"),
     color: named.map(({ child }) => colour(child.kind === "parent" ? "parent" : "ink")) } }));
   traces.push(trace(chosen, { hoverinfo: "skip", hovertemplate: null, marker: { size: 20, symbol: "circle-open", color: colour("child"), line: { width: 2.5 } } }));
+  const real = state.scenario === 0 ? measuredPoints() : [];
+  traces.push({ type: "scatter", mode: "markers", x: real.map((p) => p.x), y: real.map((p) => p.y), text: real.map((p) => p.told), ...HOVER,
+    marker: { size: 11, symbol: "x-thin", line: { width: 2.5, color: colour("ink") } } });
   const proven = walked.every((index) => children[index].status === "optimal");
   const missing = children.filter((child) => child.score === null).map((child) => child.name);
   get("frontier-note").textContent = [
     walked.length ? `Every point is a child. On the line are the best there are at their throughput${proven ? ", each proven" : "; open points are not proven"}. Click one, or walk along the line with the slider above.` :
       shown.length ? "Every point is a child; click one. To see the best there are at every throughput, name the folder of 'puzzle-search frontier --out' too." : "",
+    real.length ? "A cross is what was measured of the child." : "",
     missing.length ? `Not drawn, because the score table lacks a variant of theirs: ${missing.join(", ")}.` : "",
   ].filter(Boolean).join(" ");
-  const values = (name) => shown.map((point) => point[name]);
+  const values = (name) => [...shown, ...real].map((point) => point[name]);
   const across = [0, 1.06 * Math.max(1, ...values("x"))], most = Math.max(0.01, ...values("y")), least = Math.min(0, ...values("y"));
   const down = [most + 0.06 * (most - least), least - 0.06 * (most - least)];
   const labels = [...chosen, ...named.filter(({ index }) => index !== state.child)].map((point) => ({ x: point.x, y: point.y,
     text: point.child.kind === "parent" ? "parent" : point.child.name, tone: point.index === state.child ? "child" : "ink" }));
+  labels.push(...real.map((point) => ({ ...point, tone: "ink" })));
   draw("frontier", traces, {
     up: `damage, ${damageUnit}: less is better`, told: `Damage against throughput of ${shown.length} children. Chosen: ${children[state.child].name}.`,
     xaxis: { title: { text: `output tok/s/GPU in ${lengths(state.scenario)}` }, range: across, tickformat: ",d" }, yaxis: { range: down, nticks: 6 },
@@ -175,7 +192,7 @@ function drawServing() {
       ...HOVER, line: { color: colour(tone), width: 2 }, marker: { size: 5, color: colour(tone) } });
     traces.push({ type: "scatter", mode: "markers", x: [cost.tokens_per_second_per_user], y: [cost.tokens_per_second_per_gpu], hoverinfo: "skip",
       marker: { size: 16, symbol: "circle-open", color: colour(tone), line: { width: 2.5 } } });
-    labels.push({ x: cost.tokens_per_second_per_user, y: cost.tokens_per_second_per_gpu, text: `${name}, ${where(cost)}`, tone });
+    labels.push({ x: cost.tokens_per_second_per_user, y: cost.tokens_per_second_per_gpu, text: `${name}, ${where(cost)}`, tone: tone === "parent" ? "muted" : tone });
     const real = state.scenario === 0 && measured?.serving?.[who.kind === "run" ? "child" : who.kind];
     if (real && real[2] !== null) {
       traces.push({ type: "scatter", mode: "markers", x: [real[2]], y: [real[3]], marker: { size: 11, symbol: "x-thin", line: { width: 2.5, color: colour(tone) } },

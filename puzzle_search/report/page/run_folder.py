@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
 from puzzle_search.cost import OperatingPoint, Profile, Target
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
+from puzzle_search.solve import ChildLimits, Limits, Workload, formulate
 from puzzle_search.solve.problem.score_table import ScoreTable
+from puzzle_search.solve.question.ask import Asked, Question
+from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.setting import Setting, solved_for
-from puzzle_search.solve.question.targets import profile_target
+from puzzle_search.solve.question.targets import cost_table, profile_target
 
 _METRIC = "kl"
 
@@ -90,6 +93,33 @@ class RunFolder:
             scalar = predicted.tokens_per_second_per_gpu / measured["tokens_per_second"]
         return replace(base.target, latency=ScaledLatency(base=base.target.latency, scalar=scalar))
 
+    def asked(self) -> Asked:
+        """What the run asked of the solver without its speed-up, for the frontier of its child.
+
+        The search space is that of the replacements that were scored.
+        """
+        setting, config = self.setting(), self.profile.config
+        space = _scored_space(self.scores, config)
+        linear = self.spec.solution.get("asked", {}).get("solve", {}).get("limits", [])
+        limits = ChildLimits(linear=tuple(linear))
+        workloads = [
+            Workload.on_device(cost_table(config, space, setting.target, scenario), Limits())
+            for scenario in setting.scenarios
+        ]
+        return Asked(
+            question=Question(
+                model=config.name,
+                gpu=str(self.folder / "profile"),
+                scenarios=[(str(scenario), Limits()) for scenario in setting.scenarios],
+                child=limits,
+                engine=setting.target.engine,
+                dtype=setting.target.dtype.name,
+                scores=str(self.folder / "score" / "scores.csv"),
+            ),
+            inputs=SearchInputs(config=config, space=space, scores=self.scores, hashes={}),
+            problem=formulate(config, space, self.scores, workloads, limits),
+        )
+
     def measured(self) -> dict[str, Any]:
         """Predicted against measured, quality, rounds and serving; None where not done yet."""
         report = self._read("report.json")
@@ -120,3 +150,21 @@ class RunFolder:
     def _read_or_fail(self, *parts: str) -> dict[str, Any]:
         file = self.folder.joinpath(*parts)
         return read_json(file, remedy=f"remove {file.parent} and run again")
+
+
+def _scored_space(scores: ScoreTable, config: ParentConfig) -> SearchSpace:
+    """Every variant that was scored in a layer, and every block over several layers."""
+    attention = [[config.attention] for _ in range(config.num_layers)]
+    ffn = [[config.ffn] for _ in range(config.num_layers)]
+    runs = []
+    for row in scores.rows:
+        if row.first_layer < row.last_layer:
+            runs.append((row.first_layer, row.last_layer, row.attention, row.ffn))
+        else:
+            attention[row.first_layer].append(row.attention or config.attention)
+            ffn[row.first_layer].append(row.ffn or config.ffn)
+    return SearchSpace(
+        attention=tuple(tuple(dict.fromkeys(names)) for names in attention),
+        ffn=tuple(tuple(dict.fromkeys(names)) for names in ffn),
+        runs=tuple(dict.fromkeys(runs)),
+    )

@@ -111,6 +111,23 @@ def formulate(
     )
 
 
+def check_linear_limits(config: ParentConfig, space: SearchSpace, texts: Sequence[str]) -> None:
+    """Read linear limits before there is anything to search, so that none is found wrong later.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    blocks = [
+        (layer, layer, attention, ffn)
+        for layer in range(config.num_layers)
+        for attention in space.attention[layer]
+        for ffn in space.ffn[layer]
+    ]
+    facts = [_facts(config, *block, 0.0) for block in [*blocks, *space.runs]]
+    for text in texts:
+        parse_linear_limit(text, facts, config.num_layers)
+
+
 def _check_priced(workload: Workload, attention: Sequence[str], ffn: Sequence[str]) -> None:
     """Costs are added up by the position of a variant: it must be that in the space."""
     table = workload.table

@@ -105,8 +105,13 @@ class ScoreTable:
             )
 
     def write(self, path: str | Path) -> None:
-        """Write the CSV and its sidecar."""
+        """Write the CSV and its sidecar.
+
+        Raises:
+            InputError: the sidecar would take the place of the table.
+        """
         file = Path(path)
+        check_table_path(file)
         out = io.StringIO()
         writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -188,6 +193,19 @@ class ScoreTable:
                 remedy=f"use {', '.join(self._values)}, or a sum such as kl + 0.1*lm_loss",
             )
         return self._values[name]
+
+
+def check_table_path(path: Path) -> None:
+    """Check that a table and its ``.yaml`` sidecar are two files.
+
+    Raises:
+        InputError: they are one.
+    """
+    if path.with_suffix(".yaml") == path:
+        raise InputError(
+            f"{path}: that is where the sidecar of a score table goes",
+            remedy=f"name the table {path.with_suffix('.csv')}",
+        )
 
 
 def parse_metric(text: str) -> dict[str, float]:

@@ -42,7 +42,7 @@ class SearchInputs:
                 "and scores.csv",
             )
         score_file = Path(scores) if scores else folder / "scores.csv"
-        config = ParentConfig.from_file(folder / "config.json", name=folder.name)
+        config = ParentConfig.from_file(folder)
         scored = ScoreTable.from_file(score_file)
         scored.check_parent(config, score_file)
         return cls(

@@ -107,13 +107,15 @@ def parse_fraction(text: str) -> float:
     """Read ``5%`` or ``0.05``.
 
     Raises:
-        InputError: the text has another form, or is negative.
+        InputError: the text has another form, is negative, or is 100% or more.
     """
     number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
         value = float(number) / (100 if percent else 1)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise InputError(f"{text!r} is no fraction", remedy="write for example 5% or 0.05")
+    if not 0 <= value < 1:
+        raise InputError(
+            f"{text!r} is no fraction from 0 to below 1", remedy="write for example 5% or 0.05"
+        )
     return value

@@ -167,7 +167,7 @@ def find_setting(
         otherwise: what is asked instead.
 
     Raises:
-        InputError: something named is not there.
+        InputError: something named is not there, or the scores are of another model.
     """
     otherwise = otherwise or AskedSetting()
     gpu = otherwise.gpu
@@ -176,8 +176,12 @@ def find_setting(
     if not isinstance(asked, dict):
         raise InputError("the spec's solution.asked is not a mapping", remedy="solve again")
     folder = _model_folder(otherwise.model or str(asked.get("model", specs[0].parent)))
-    config = ParentConfig.from_file(folder / "config.json", name=folder.name)
+    config = ParentConfig.from_file(folder)
     score_file = Path(otherwise.scores) if otherwise.scores else folder / "scores.csv"
+    has_scores = otherwise.scores is not None or score_file.exists()
+    scored = ScoreTable.from_file(score_file) if has_scores else None
+    if scored is not None:
+        scored.check_parent(config, score_file)
     recorded_tp = tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
     degrees = parse_tp(otherwise.tp) if otherwise.tp else recorded_tp
     target = find_target(
@@ -197,10 +201,9 @@ def find_setting(
             remedy=f"use --tp {','.join(map(str, target.tp_degrees))}",
         )
     parsed = [Scenario.parse(text) for text in otherwise.scenarios]
-    has_scores = otherwise.scores is not None or score_file.exists()
     return Setting(
         config=config,
-        scores=ScoreTable.from_file(score_file) if has_scores else None,
+        scores=scored,
         metric=str(asked.get("metric", _DEFAULT_METRIC)),
         target=target,
         scenarios=tuple(

@@ -1,0 +1,57 @@
+"""What a recipe asks that a stage hours on would refuse, found before the first one."""
+
+from __future__ import annotations
+
+from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.checkpoint import load_tokenizer
+from puzzle_search.data import text_tokens
+from puzzle_search.distill import DistillSettings
+from puzzle_search.errors import InputError
+from puzzle_search.model.decoder import check_context
+from puzzle_search.pipeline.recipe import DistillSection, Recipe
+from puzzle_search.solve.problem.builder import check_linear_limits
+
+
+def check_early(recipe: Recipe, config: ParentConfig, space: SearchSpace) -> None:
+    """Check limits, numbers of tokens and prompts against the parent.
+
+    Raises:
+        InputError: a limit cannot be read, a number of tokens is less than a block or more than the
+            parent attends to, or its tokenizer is damaged.
+    """
+    check_linear_limits(config, space, recipe.solve.limits)
+    length = recipe.data.length
+    check_context(config, length, "use a shorter data.length")
+    for name, tokens in {
+        "library.held_out_tokens": recipe.library.held_out_tokens,
+        "library.calibration_tokens": recipe.library.calibration_tokens,
+        "score.tokens": recipe.score.tokens,
+        "evaluate.tokens": recipe.evaluate.tokens,
+    }.items():
+        if tokens < length:
+            raise InputError(
+                f"{name}: {tokens} tokens are less than one block of {length} (data.length)",
+                remedy=f"raise {name}, or use a shorter data.length",
+            )
+    if recipe.distill is not None:
+        distill_settings(recipe.distill, recipe.dtype).steps(length)
+    tokenizer = load_tokenizer(recipe.parent)
+    for prompt in recipe.generate.prompts:
+        tokens = len(text_tokens(prompt, tokenizer, "a prompt of the recipe"))
+        most = tokens + recipe.generate.max_new_tokens
+        check_context(config, most, "use a shorter prompt, or fewer max_new_tokens")
+
+
+def distill_settings(section: DistillSection, dtype: str) -> DistillSettings:
+    """How a recipe's child is distilled.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+    return DistillSettings(
+        tokens=section.tokens,
+        batch_tokens=section.batch_tokens,
+        learning_rate=section.learning_rate,
+        losses=section.losses,
+        dtype=dtype,
+    )

@@ -15,7 +15,7 @@ SHOWN := tps-6000.yaml tps-9568.yaml nemotron-51b.yaml nemotron-49b.yaml
 SCENARIOS := 128/1024 128/128 2048/128 2048/2048
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo images test test-engines test-solve lint format clean
+.PHONY: help setup demo images test test-all test-engines test-solve lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +58,13 @@ images: ## Draw the pictures of the README anew, from the frontier that `make de
 		--out docs/images/layers.png
 
 # One thread a process: more threads than processors wait for each other without end.
-test: $(TESTABLE) lint ## Lint, check types, run every test that this machine can run.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+test: $(TESTABLE) lint ## Lint, check types, run the tests but the slow ones: ten minutes on 2 cores.
+	$(TEST) -m "not slow"
+
+test-all: $(TESTABLE) lint ## The same with the slow tests and more random examples, as at night.
+	$(TEST) --hypothesis-profile thorough
 
 test-solve: ## Ask questions where torch is not installed, in an environment made for that.
 	"$(PYTHON)" -m venv --clear $(SOLVE)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 
 # Wall-clock limits per example fail on loaded machines and say nothing about the code.
-settings.register_profile("puzzle-search", deadline=None)
-settings.load_profile("puzzle-search")
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=100)  # `make test-all`
+settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from tests.pico import Pico, environment
-
-# The command line, which ends itself by SIGKILL when it would bring the nth file of some name to
-# the disk: what it wrote of that file is there, and not yet under its name.
-_KILLED = """
-import os, re, signal, sys
-pattern, left, sync = re.compile(sys.argv[1]), int(sys.argv[2]), os.fsync
-
-def fsync(descriptor):
-    global left
-    left -= bool(pattern.search(os.readlink(f"/proc/self/fd/{descriptor}")))
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    sync(descriptor)
-
-os.fsync = fsync
-del sys.argv[1:3]
-from puzzle_search.cli.main import main
-main()
-"""
+from tests.pico import Pico, started
 
 
 def killed_while_writing(pattern: str, nth: int, *arguments: object) -> None:
     """Run the command line until it is killed at its nth write of files of that name."""
-    ended = subprocess.run(
-        [sys.executable, "-c", _KILLED, pattern, str(nth), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    process = started(*arguments, prepare=functools.partial(_die_at, pattern, nth))
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _die_at(pattern: str, nth: int) -> None:
+    """End by SIGKILL where this process would bring the nth file of some name to the disk.
+
+    What it wrote of that file is there, and not yet under its name.
+    """
+    left, sync = nth, os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal left
+        left -= bool(re.search(pattern, str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(descriptor)
+
+    os.fsync = fsync
 
 
 def with_nan(pico: Pico, folder: Path, tensor: str) -> Pico:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pico import run_here
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -59,11 +61,26 @@ def test_there_are_commands_and_python() -> None:
     assert len(_blocks("python")) == 1
 
 
+COMMANDS = [line for block in _blocks("bash") for line in block.splitlines() if line.strip()]
+_ASKS = re.compile(r"puzzle-search (solve|frontier|explain|compare)\b")
+
+
+def test_every_question_is_answered(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(workplace)
+    asked = [command for command in COMMANDS if _ASKS.match(command)]
+    assert len(asked) > 5
+    for command in asked:
+        run_here(*shlex.split(command)[1:])
+        assert capsys.readouterr().out.strip(), command
+
+
 @pytest.mark.slow
 def test_every_command_runs(workplace: Path) -> None:
-    commands = [line for block in _blocks("bash") for line in block.splitlines() if line.strip()]
-    assert all(command.startswith("puzzle-search ") for command in commands)
-    for command in commands:
+    assert all(command.startswith("puzzle-search ") for command in COMMANDS)
+    for command in COMMANDS:
         done = subprocess.run(
             shlex.split(command),
             cwd=workplace,

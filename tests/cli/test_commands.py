@@ -81,7 +81,7 @@ def said(*arguments: object) -> str:
 def profiled(pico: Pico, work: Path) -> str:
     return said(
         "profile", "--model", pico.parent, "--space", pico.space_file, "--out", work / "profile",
-        "--scenario", "8/8", "--batches", "2,1",
+        "--scenario", "8/8", "--batches", "2,1", "--max-minutes", 0,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from puzzle_search.distill import settings
 from puzzle_search.errors import InputError
 from tests.distill.helpers import PAIRS, StopAfter, distilled, make_child, metrics
 from tests.faults import SmallDisk, killed_while_writing, with_nan
-from tests.pico import Pico, environment, kill_after, run_command
+from tests.pico import Pico, environment, kill_after, run_here
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,7 @@ def untimed(out: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def unbroken(pico: Pico, child: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "out"
-    finished = run_command(*arguments(pico, child, out))
-    assert finished.returncode == 0, finished.stderr
+    run_here(*arguments(pico, child, out))
     return out
 
 
@@ -78,8 +77,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(
     shutil.copytree(killed, tmp_path / "out.run")
     with (tmp_path / "out.run" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 1')  # a crash in the middle of a write
-    finished = run_command(*arguments(pico, child, out))
-    assert finished.returncode == 0, finished.stderr
+    run_here(*arguments(pico, child, out))
     assert [line["step"] for line in untimed(out)] == list(range(61))
     assert untimed(out) == untimed(unbroken)
     for name in ("model.safetensors", "config.json", "architecture.yaml", "distillation.json"):
@@ -104,8 +102,7 @@ def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(
     assert not out.exists()
     kept = (tmp_path / "out.run" / "checkpoints").glob("step_*")
     assert [folder.name for folder in kept] == checkpoints
-    finished = run_command(*arguments(pico, child, out))
-    assert finished.returncode == 0, finished.stderr
+    run_here(*arguments(pico, child, out))
     assert untimed(out) == untimed(unbroken)
     for name in ("model.safetensors", "distillation.json"):
         assert (out / name).read_bytes() == (unbroken / name).read_bytes()
@@ -200,8 +197,7 @@ def test_a_run_may_go_on_with_smaller_micro_batches(
         assert other == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("begun_alone", [False, True])
+@pytest.mark.parametrize("begun_alone", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_compute_what_one_does(
     pico: Pico, child: Path, killed: Path, unbroken: Path, tmp_path: Path, begun_alone: bool
 ) -> None:

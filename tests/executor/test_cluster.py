@@ -58,7 +58,6 @@ def nodes_of(folder: Path) -> set[str]:
     return {mark.read_text() for mark in folder.glob("*.node")} - {""}
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_replaced(head: Any, tmp_path: Path) -> None:
     sent = [("a", str(tmp_path), 1), ("b", str(tmp_path), 0)]
     found = list(RayExecutor(head.address).run(jobs.die_until, sent))

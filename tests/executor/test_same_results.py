@@ -11,7 +11,7 @@ import pytest
 
 from puzzle_search.cost import LatencyRow, MemoryRow, Profile
 from puzzle_search.files import file_hash
-from tests.pico import LENGTH, Pico, command_line, environment, run_command
+from tests.pico import LENGTH, Pico, command_line, environment, run_here
 
 
 def library(pico: Pico, out: Path, *extra: object) -> list[object]:
@@ -29,11 +29,6 @@ def score(pico: Pico, folder: Path, out: Path, *extra: object) -> list[object]:
     ]  # fmt: skip
 
 
-def run(arguments: list[object]) -> None:
-    ended = run_command(*arguments)
-    assert ended.returncode == 0, ended.stderr
-
-
 def weights(folder: Path) -> dict[str, str]:
     files = sorted(folder.rglob("*.safetensors"))
     return {str(file.relative_to(folder)): file_hash(file) for file in files}
@@ -43,16 +38,15 @@ def weights(folder: Path) -> dict[str, str]:
 def alone(pico: Pico, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Library and scores of one process with one thread."""
     folder = tmp_path_factory.mktemp("alone")
-    run(library(pico, folder / "library"))
-    run(score(pico, folder / "library", folder / "scores.csv"))
+    run_here(*library(pico, folder / "library"))
+    run_here(*score(pico, folder / "library", folder / "scores.csv"))
     return folder
 
 
-@pytest.mark.slow
 def test_two_local_processes_give_the_same_bits(pico: Pico, alone: Path, tmp_path: Path) -> None:
-    run(library(pico, tmp_path / "library", "--workers", 2))
+    run_here(*library(pico, tmp_path / "library", "--workers", 2))
     assert weights(tmp_path / "library") == weights(alone / "library")
-    run(score(pico, alone / "library", tmp_path / "scores.csv", "--workers", 2))
+    run_here(*score(pico, alone / "library", tmp_path / "scores.csv", "--workers", 2))
     assert (tmp_path / "scores.csv").read_bytes() == (alone / "scores.csv").read_bytes()
 
 
@@ -83,10 +77,10 @@ def test_a_cluster_that_loses_a_node_gives_the_same_bits(
 @pytest.mark.slow
 def test_a_cluster_profiles_what_one_process_does(head: Any, pico: Pico, tmp_path: Path) -> None:
     def profile(out: Path, *where: object) -> Profile:
-        run([
+        run_here(
             "profile", "--model", pico.parent, "--space", pico.space_file, "--out", out,
             "--batches", "1,4", "--contexts", "8,16", "--prompts", "8", "--max-minutes", 0, *where,
-        ])  # fmt: skip
+        )  # fmt: skip
         return Profile.from_folder(out)
 
     there = profile(tmp_path / "there", "--executor", "ray", "--address", head.address, "--jobs", 2)

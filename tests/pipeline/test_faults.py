@@ -15,7 +15,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.pipeline.recipe import read_recipe
 from puzzle_search.pipeline.run import run_recipe
 from tests.faults import SmallDisk, killed_while_writing
-from tests.pico import Pico, run_command
+from tests.pico import Pico, run_here
 from tests.pipeline.test_run import write_recipe
 
 pytestmark = pytest.mark.slow
@@ -98,8 +98,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(
         )
         assert (run / stage / "begun.json").exists()
         assert not (run / stage / "done.json").exists()
-    finished = run_command("run", recipe, "--run-dir", run)
-    assert finished.returncode == 0, finished.stderr
+    run_here("run", recipe, "--run-dir", run)
     assert artefacts(run) == artefacts(unbroken)
     journal = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     events = [(entry["stage"], entry["event"]) for entry in journal]

@@ -16,10 +16,10 @@ from puzzle_search.runtime import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory(torch.device("cpu"))
 before = 0
-for step in range(12):
+for step in range(6):
     if step == 2:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(128 << 20, dtype=torch.uint8)
+    torch.zeros(64 << 20, dtype=torch.uint8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

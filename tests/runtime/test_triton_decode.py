@@ -131,9 +131,10 @@ def compiled(
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head_dim", [128, *(pytest.param(size, marks=pytest.mark.slow) for size in (64, 256))]
+)
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn"])
 def test_attending_compiles_for_hopper(kv_dtype: str, head_dim: int, split: bool) -> None:
     import triton.language as tl

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.choices import ServingMode
@@ -25,6 +26,12 @@ SIDECAR = {
     "data": "none",
     "made_by": "tests",
 }
+
+
+def seeds(quick: int, thorough: int) -> list[Any]:
+    """Seeds of a test, of which all but a few are run with the slow tests."""
+    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, thorough)]
+    return [*range(quick), *slow]
 
 
 def tiny_config(layers: int = 4, **changes: Any) -> ParentConfig:

@@ -10,7 +10,7 @@ import pytest
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.solve import Limits, Problem, ScoreTable, Workload, formulate, solve
-from tests.solve.helpers import SIDECAR, rows_of, table_of, tiny_config
+from tests.solve.helpers import SIDECAR, rows_of, seeds, table_of, tiny_config
 
 RAW = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
 CONFIG = tiny_config(80, **RAW, intermediate_size=1024)
@@ -47,8 +47,7 @@ def problem(seed: int) -> Problem:
     return formulate(CONFIG, SPACE, ScoreTable(rows_of(values), SIDECAR), [workload])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", seeds(12, 200))
 def test_cp_sat_and_highs_agree(seed: int) -> None:
     asked = problem(seed)
     cp_sat, highs = (solve(asked, backend=name) for name in ("cp-sat", "highs"))

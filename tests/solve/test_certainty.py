@@ -140,8 +140,3 @@ def test_the_command_says_it_and_the_spec_keeps_it(
     assert shown["draws"] == 2
     assert len(shown["held"]) == 80
     assert sum(1 - share for share in shown["held"]) == pytest.approx(shown["moved_layers"])
-
-
-def test_rounds_measure_instead() -> None:
-    with pytest.raises(InputError, match="draws the scores"):
-        run_here("solve", "--certainty", "2", "--rounds", "1")

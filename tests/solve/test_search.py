@@ -36,6 +36,7 @@ from tests.solve.helpers import (
     random_scores,
     random_space,
     rows_of,
+    seeds,
     table_of,
     tiny_config,
 )
@@ -266,17 +267,8 @@ def test_without_limits_the_parent_is_the_answer() -> None:
 
 
 def test_a_back_end_that_is_not_known() -> None:
-    point = single(without_limits(0), 0)
-    kept = np.ones(len(point.items), dtype=bool)
     with pytest.raises(InputError, match="cplex"):
-        solve_core(
-            point,
-            kept,
-            lower=0,
-            incumbent=1,
-            seconds=1,
-            backend="cplex",  # type: ignore[arg-type]
-        )
+        solve(without_limits(0), backend="cplex")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wide_rounds", [1, 3, 99])
@@ -404,8 +396,7 @@ def milp_bounds(problem: Problem, *, identical: bool = False) -> tuple[float, fl
     return -np.inf if result.mip_dual_bound is None else float(result.mip_dual_bound), upper
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(3, 20))
 def test_medium_problems_are_solved_as_by_scipy(seed: int) -> None:
     problem = medium(seed)
     answer = solve(problem, max_seconds=60)

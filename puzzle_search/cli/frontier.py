@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from puzzle_search.choices import Axis
-from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption, folder_to_write
+from puzzle_search.cli.options import BackendOption, JsonOption, folder_to_write
 from puzzle_search.cli.question import QuestionOptions
 from puzzle_search.cli.shared import takes
 
@@ -18,7 +18,10 @@ from puzzle_search.cli.shared import takes
 def frontier(
     asked: QuestionOptions,
     *,
-    gpu: AskedGpuOption = "h100",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="GPU with a cost model, or a profile folder. (default: h100)"),
+    ] = None,
     run: Annotated[
         Path | None,
         typer.Option(help="Run directory: around its child, instead of model, GPU and scenario."),
@@ -65,10 +68,10 @@ def frontier(
     from puzzle_search.solve.question.ends import parse_end
 
     if run is not None:
-        _refuse_questions(asked)
+        _refuse_questions(asked, gpu)
         posed = RunFolder.open(run).asked()
     else:
-        posed = pose(asked.question(gpu=gpu))
+        posed = pose(asked.question(gpu=gpu or "h100"))
     with Progress("frontier").over(points) as advance:
         found = find_frontier(
             posed.problem,
@@ -92,12 +95,13 @@ def frontier(
         print(f"written to {out}")
 
 
-def _refuse_questions(asked: QuestionOptions) -> None:
+def _refuse_questions(asked: QuestionOptions, gpu: str | None) -> None:
     """A run has a model, device, workload and scores of its own."""
     from puzzle_search.errors import InputError
 
     plain = vars(QuestionOptions())
-    if other := sorted(name for name, value in vars(asked).items() if value != plain[name]):
+    given = [name for name, value in vars(asked).items() if value != plain[name]]
+    if other := sorted([*given, *(["gpu"] if gpu else [])]):
         names = ", ".join("--" + name.replace("_", "-") for name in other)
         raise InputError(
             f"{names}: a run has a model, device, workload and scores of its own",

@@ -64,7 +64,7 @@ def puzzletron(
     _print(tables, out)
 
 
-@import_app.command()
+@import_app.command(cls=CheckedCommand)
 def gguf(
     file: Annotated[Path, typer.Argument(help="A .gguf file of a Llama-like model.")],
     out: Annotated[Path, typer.Option("--out", help="Hugging Face folder to write.")],

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import typer
 
 from puzzle_search import choices
 from puzzle_search.cli.main import app
@@ -17,7 +16,7 @@ from puzzle_search.cost import parse_dtype
 from puzzle_search.distill.trackers import TRACKERS
 from puzzle_search.errors import InputError
 from puzzle_search.model.dtypes import torch_dtype
-from puzzle_search.solve.problem import portability
+from puzzle_search.solve.problem import engine_limits
 from puzzle_search.solve.question import tables
 from tests.pico import Pico, environment, run_here
 
@@ -95,7 +94,7 @@ def test_choices_are_listed_and_others_refused(
 
 def test_choices_are_what_the_library_knows() -> None:
     assert get_args(choices.Tracker) == TRACKERS
-    assert get_args(choices.LoadingEngine) == tuple(portability._RULES)
+    assert get_args(choices.LoadingEngine) == tuple(engine_limits.ENGINES)
     assert set(get_args(choices.TableGoal)) == set(tables._GOALS)
     assert {parse_dtype(name).name for name in get_args(choices.ServingDtype)} == {
         "fp8", "bf16", "fp32"
@@ -152,5 +151,5 @@ def test_an_option_without_effect_is_refused(words: str, named: str, pico: Pico)
 
 def test_a_folder_is_no_place_for_a_spec(tmp_path: Path) -> None:
     for command in ("solve", "solve-tables ."):
-        with pytest.raises(typer.BadParameter, match=re.escape(str(tmp_path))):
+        with pytest.raises(InputError, match=re.escape(str(tmp_path))):
             run_here(*command.split(), "--out", tmp_path)

@@ -57,4 +57,5 @@ def write_folder(plan: ExportPlan, model: Path, out: Path) -> None:
 def _sum(tensor: torch.Tensor) -> int:
     """A sum over the bits of all numbers."""
     whole = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
-    return int(tensor.contiguous().view(whole).sum(dtype=torch.int64))
+    # numpy's sum, because torch's would hold a copy of the tensor in int64.
+    return int(tensor.contiguous().view(whole).numpy().sum(dtype="int64"))

@@ -18,6 +18,7 @@ from puzzle_search.checkpoint import CheckpointWriter, load_decoder, read_model_
 from puzzle_search.errors import InputError
 from puzzle_search.library import BldSettings, build_library
 from tests.model.pico import random_ids, write_parent, write_tokenizer
+from tests.pico import run_here
 
 HEADS, HEAD_DIM, HIDDEN, EPSILON = 4, 16, 64, 1e-5
 PAIRS = [("gqa_2", "mlp_256"), ("no_op", "mlp_512"), ("gqa_4", "linear"), ("linear", "no_op")]
@@ -200,6 +201,18 @@ def test_child_holds_the_tensors_of_its_spec_and_no_others(made: Made, tmp_path:
         *(f"model.layers.{layer}.{name}" for layer in range(4) for name in by_layer[layer]),
     }
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_the_command_tells_what_engines_make_of_the_child(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec_of(PAIRS).write(tmp_path / "spec.yaml")
+    files = ("--parent", made.parent, "--library", made.library, "--out", tmp_path / "child")
+    run_here("build", tmp_path / "spec.yaml", *files)
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert told["trtllm"].endswith("loads the folder as it is")
+    assert "linear FFN in block 2 (refused)" in told["sglang"]
+    assert f"export {tmp_path / 'child'} --to llama.cpp" in told["llama.cpp"]
 
 
 def test_files_beside_the_weights(made: Made, tmp_path: Path) -> None:

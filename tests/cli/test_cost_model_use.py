@@ -50,7 +50,6 @@ def test_the_commands_of_the_docs_run(
         ("--gpu a100 --dtype fp8", "the cost model of a100 has no fp8 constants for trtllm"),
         ("--gpu h100 --engine sglang", "the cost model of h100 has no engine 'sglang'"),
         ("--gpu h100 --dtype fp32", "the cost model of h100 has no fp32 constants for trtllm"),
-        ("--gpu h100 --dtype int3", "dtype 'int3' is not known"),
         ("--gpu cpu --engine trtllm", "the cost model of cpu has no engine 'trtllm'"),
         ("--gpu cpu --engine torch --dtype fp32 --tp 2", "cpu has no costs for TP 2"),
         ("--gpu abacus", "no cost model for GPU 'abacus'"),

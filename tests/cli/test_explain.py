@@ -123,7 +123,7 @@ def test_parents_that_differ_need_a_model(
 
 def test_names_that_are_not_known_are_refused(specs: tuple[Path, Path]) -> None:
     for option, value in (
-        ("--gpu", "abacus"), ("--model", "gpt-9"), ("--dtype", "fp3"), ("--tp", "3"),
+        ("--gpu", "abacus"), ("--model", "gpt-9"), ("--tp", "3"),
         ("--engine", "abacus"), ("--scenario", "128x8"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=value):

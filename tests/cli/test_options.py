@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import typer
 
 from puzzle_search import choices
 from puzzle_search.cli.main import app
@@ -83,7 +82,7 @@ def test_choices_are_listed_and_others_refused(
     app([*command.split(), "--help"], standalone_mode=False)
     names = get_args(choice)
     [line] = re.findall(rf"^.* {option} .*$", capsys.readouterr().out, flags=re.MULTILINE)
-    assert f"<{'|'.join(names)}>" in line
+    assert "|".join(names) in line
     with pytest.raises(SystemExit) as ended:
         app([*command.split(), *needed.split(), option, "abacus"])
     assert ended.value.code == 2
@@ -152,5 +151,5 @@ def test_an_option_without_effect_is_refused(words: str, named: str, pico: Pico)
 
 def test_a_folder_is_no_place_for_a_spec(tmp_path: Path) -> None:
     for command in ("solve", "solve-tables ."):
-        with pytest.raises(typer.BadParameter, match=re.escape(str(tmp_path))):
+        with pytest.raises(InputError, match=f"{tmp_path} is a folder"):
             run_here(*command.split(), "--out", tmp_path)

@@ -26,6 +26,7 @@ from puzzle_search.arch import (
 )
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 from puzzle_search.checkpoint import configuration_decilm
+from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
 
@@ -158,14 +159,20 @@ def _width(multiplier: float, hidden_size: int) -> int:
 
 
 def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpec]:
-    """The parent configuration and architecture of a checkpoint folder, parent or child.
+    """The parent configuration and architecture of a checkpoint, parent or child of any tool.
+
+    Args:
+        folder: the checkpoint folder, or its ``config.json``.
 
     Raises:
         InputError: no config, or one of a kind that is not supported.
     """
-    file = Path(folder) / "config.json"
+    file = Path(folder)
+    file = file if file.is_file() else file / "config.json"
     raw = read_json(file, remedy="name a checkpoint folder")
     if raw.get("model_type") not in (STOCK_TYPE, OWN_TYPE):
+        if is_heterogeneous(raw):
+            return read_heterogeneous(raw, file.resolve().parent.name, file)
         config = ParentConfig.from_file(file)
         return config, ArchitectureSpec.identity(config)
     blocks = raw.get("block_configs")

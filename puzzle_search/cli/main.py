@@ -21,6 +21,7 @@ from puzzle_search.cli.export import export
 from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
+from puzzle_search.cli.inspect import inspect
 from puzzle_search.cli.library import library
 from puzzle_search.cli.plot import plot
 from puzzle_search.cli.profile import profile
@@ -42,8 +43,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, solve_tables, explain, compare, report, plot, run, profile, library, score,
-    refine, build, distill, evaluate, calibrate, generate, export,
+    solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, profile, library,
+    score, refine, build, distill, evaluate, calibrate, generate, export,
 ):  # fmt: skip
     app.command(cls=CheckedCommand)(command)
 app.add_typer(bench_app, name="bench")

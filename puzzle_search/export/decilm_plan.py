@@ -24,13 +24,14 @@ from puzzle_search.arch import (
     ParentConfig,
     Subblock,
 )
+from puzzle_search.arch.slots import Block, Part, in_blocks, parts_of, told_blocks, uniform_sizes
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint import CheckpointReader, child_config, outside_names
 from puzzle_search.checkpoint.child import CONFIGURATION, STOCK_TYPE, both_rope_forms
 from puzzle_search.checkpoint.names import checkpoint_name, subblock_shapes
 from puzzle_search.errors import InputError
-from puzzle_search.export.blocks import Block, Part, in_blocks, parts_of, told_blocks, uniform_sizes
 from puzzle_search.export.plan import ExportPlan, PlannedTensor, SubstituteForm
+from puzzle_search.solve.problem.portability import check_exportable
 
 ENGINES = ("vllm", "mlx-lm")
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -67,10 +68,9 @@ def plan_decilm(
         raise InputError(
             f"dtype {dtype!r} is not known to {engine}", remedy=f"use one of {', '.join(TYPES)}"
         )
+    check_exportable(engine, spec, config)
     blocks = in_blocks(parts_of(spec), linear_as="ffn")
     uniform = uniform_sizes(blocks)
-    if uniform is None:
-        _refuse(engine, config, blocks)
     swiglu = engine == "vllm" and any(_is_linear(block.ffn) for block in blocks)
     setting = _Setting(
         engine=engine,
@@ -108,34 +108,6 @@ def plan_decilm(
 
 def _is_linear(part: Part | None) -> bool:
     return part is not None and isinstance(part.variant, Linear)
-
-
-def _refuse(engine: str, config: ParentConfig, blocks: list[Block]) -> None:
-    """Say what the engine would compute otherwise than this package, or not at all."""
-    remedy = "leave these variants out of the search space, or drop whole blocks instead"
-    alike = "; only children whose blocks are all alike can be exported"
-    if config.qk_norm:
-        raise InputError(
-            f"{engine}: {config.name} norms its queries and keys, and nemotron-nas does not{alike}",
-            remedy=remedy,
-        )
-    if config.sliding_window is not None:
-        raise InputError(
-            f"{engine}: {config.name} attends within a window of {config.sliding_window} tokens, "
-            f"which nemotron-nas does not know{alike}",
-            remedy=remedy,
-        )
-    if engine == "mlx-lm" and config.num_heads * config.head_dim != config.hidden_size:
-        raise InputError(
-            f"mlx-lm: {config.name} has {config.num_heads} heads of {config.head_dim}, and its "
-            f"nemotron-nas wants heads x head size to be the hidden size{alike}",
-            remedy=remedy,
-        )
-    if not any(block.attention for block in blocks):
-        raise InputError(
-            f"{engine}: the child keeps no attention in any block, and the engine needs one",
-            remedy="keep attention in one block at least",
-        )
 
 
 def _block(
@@ -317,6 +289,7 @@ def _own_config(
         given
         | both_rope_forms(config.raw)
         | {
+            "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
             "num_hidden_layers": blocks,
             "num_key_value_heads": uniform[0],
             "intermediate_size": uniform[1],

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from puzzle_search.arch import ArchitectureSpec, Gqa, Mlp, ParentConfig, Subblock
+from puzzle_search.arch.slots import Block, Part, in_blocks, parts_of, told_blocks, uniform_sizes
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint import CheckpointReader
 from puzzle_search.checkpoint.names import (
@@ -26,10 +27,10 @@ from puzzle_search.checkpoint.names import (
     subblock_shapes,
 )
 from puzzle_search.errors import InputError
-from puzzle_search.export.blocks import Block, Part, in_blocks, parts_of, told_blocks, uniform_sizes
 from puzzle_search.export.gguf_types import TYPES, stored_bytes, stored_type
 from puzzle_search.export.plan import ExportPlan, PlannedTensor, SubstituteForm
 from puzzle_search.model.rope import RopeFrequencies, Rotary
+from puzzle_search.solve.problem.portability import check_exportable
 
 ENGINE = "llama.cpp"
 _ZERO_WIDTH = 32  # the least that every type can store: they hold 32 weights in a block or fewer
@@ -70,17 +71,12 @@ def plan_gguf(
     """
     if dtype not in TYPES:
         raise InputError(f"dtype {dtype!r} is not known", remedy=f"use one of {', '.join(TYPES)}")
+    check_exportable(ENGINE, spec, config)
     blocks = in_blocks(parts_of(spec), linear_as="attention")
-    if not any(_kv_heads(block) for block in blocks):
-        raise InputError(
-            f"{ENGINE}: the child keeps no attention in any of its {len(spec.blocks)} blocks, and "
-            "the engine cannot allocate a KV cache of no bytes",
-            remedy="keep attention in one block at least",
-        )
     uniform = uniform_sizes(blocks)
     architecture = _OWN[config.model_type] if uniform else "deci"
     rope = Rotary(config).frequencies
-    _refuse(config, architecture, rope)
+    _check_rope(config, architecture, rope)
     setting = _Setting(config=config, reader=reader, dtype=dtype, architecture=architecture)
     tensors = list(_outside(setting, rope))
     forms: list[SubstituteForm] = []
@@ -107,37 +103,18 @@ def _beside(block: Block) -> str:
     return f", beside {present[0]} of the child" if present else ""
 
 
-def _refuse(config: ParentConfig, architecture: str, rope: RopeFrequencies) -> None:
-    """Say what the engine would compute otherwise than this package."""
-    remedy = "leave these variants out of the search space, or drop whole blocks instead"
-    if config.sliding_window is not None:
-        raise InputError(
-            f"{ENGINE}: {config.name} attends within a window of {config.sliding_window} tokens, "
-            f"which its architecture {architecture!r} does not know",
-            remedy="serve it with another engine",
-        )
-    if architecture == "deci" and config.qk_norm:
-        raise InputError(
-            f"{ENGINE}: {config.name} norms its queries and keys, and the one architecture whose "
-            "blocks may differ ('deci') does not; only children whose blocks are all alike can be "
-            "exported",
-            remedy=remedy,
-        )
-    wide = config.num_heads * config.head_dim != config.hidden_size
-    if architecture == "deci" and config.qkv_bias and wide:
-        raise InputError(
-            f"{ENGINE}: {config.name} has biases on queries of {config.num_heads} heads of "
-            f"{config.head_dim}; 'deci' reads them only where heads x head size is the hidden size "
-            f"({config.hidden_size})",
-            remedy=remedy,
-        )
-    scaled = bool((rope.divisors - 1).abs().max() > 1e-6)
-    if rope.attention_scale != 1 or (scaled and architecture not in _INTERLEAVED):
+def _check_rope(config: ParentConfig, architecture: str, rope: RopeFrequencies) -> None:
+    scaled = _is_scaled(rope) and architecture not in _INTERLEAVED
+    if rope.attention_scale != 1 or scaled:
         raise InputError(
             f"{ENGINE}: the rope scaling of {config.name} is not exported for the architecture "
             f"{architecture!r}",
             remedy="for 'llama' and 'deci', linear and llama3 scaling are; for others none",
         )
+
+
+def _is_scaled(rope: RopeFrequencies) -> bool:
+    return bool((rope.divisors - 1).abs().max() > 1e-6)
 
 
 def _outside(setting: _Setting, rope: RopeFrequencies) -> Iterator[PlannedTensor]:
@@ -146,7 +123,7 @@ def _outside(setting: _Setting, rope: RopeFrequencies) -> Iterator[PlannedTensor
     yield _read(setting, "output_norm.weight", FINAL_NORM, (config.hidden_size,))
     if not config.tie_embeddings:
         yield _read(setting, "output.weight", HEAD, table)
-    if bool((rope.divisors - 1).abs().max() > 1e-6):
+    if _is_scaled(rope):
         divisors = rope.divisors.float()
         source = "divisors of the rotary frequencies"
         yield _planned(setting, "rope_freqs.weight", tuple(divisors.shape), source, divisors.clone)

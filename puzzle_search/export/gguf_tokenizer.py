@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of Hugging Face as llama.cpp reads it.
+"""A BPE tokenizer of Hugging Face as llama.cpp reads it: byte-level, or SentencePiece's.
 
 llama.cpp knows how text is split before merging by a name (``tokenizer.ggml.pre``), not by the
 tokenizer's own expressions; one that it has no name for is refused, because any other name would
@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json, read_text
 
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_SPACE = "\u2581"  # SentencePiece's
 _SPECIAL = ("bos", "eos", "unk", "pad")
 _KEY = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _SPLIT = (
@@ -42,22 +43,29 @@ def tokenizer_header(folder: Path, vocab_size: int) -> tuple[dict[str, Any], lis
     file = folder / "tokenizer.json"
     remedy = "copy the parent's tokenizer files there"
     if not file.exists() and (folder / "tokenizer.model").exists():
-        raise _unknown(folder / "tokenizer.model", "SentencePiece")
+        raise InputError(
+            f"{folder} has a tokenizer.model alone",
+            remedy="load it with transformers and save it again, which adds tokenizer.json",
+        )
     data = read_json(file, remedy=remedy)
     model = data.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise _unknown(file, "not byte-level BPE")
-    notes = _check_normalizer(file, data.get("normalizer"))
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise _unknown(file, "not BPE")
     tokens, types = _tokens(file, data, model["vocab"], vocab_size)
     header: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": _pre(file, data, model),
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [
-            merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]
-        ],
     }
+    notes: list[str] = []
+    if model.get("byte_fallback"):
+        header |= _sentencepiece(file, data, model, header)
+    else:
+        notes = _check_normalizer(file, data.get("normalizer"))
+        header |= {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": _pre(file, data, model),
+            "tokenizer.ggml.merges": [" ".join(pair) for pair in _merges(model)],
+        }
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file, remedy=remedy)
     for name in _SPECIAL:
@@ -77,9 +85,49 @@ def tokenizer_header(folder: Path, vocab_size: int) -> tuple[dict[str, Any], lis
 def _unknown(file: Path, what: str) -> InputError:
     return InputError(
         f"{file}: llama.cpp's name for this tokenizer is not known: {what}",
-        remedy="byte-level BPE with the splits of GPT-2, Llama 3, Qwen2 and SmolLM is exported; "
+        remedy="byte-level BPE with the splits of GPT-2, Llama 3, Qwen2 and SmolLM, and "
+        "SentencePiece's BPE, are exported; "
         "convert the tokenizer of others with llama.cpp's own converter",
     )
+
+
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs in order, from either way of writing them."""
+    pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+    return [(first, second) for first, second in pairs]
+
+
+def _sentencepiece(
+    file: Path, data: Mapping[str, Any], model: Mapping[str, Any], header: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Keys of a tokenizer that came from SentencePiece: earlier merges score higher."""
+    space, prefix = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}, False
+    normalizer = data.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    before = data.get("pre_tokenizer")
+    if steps == [{"type": "Prepend", "prepend": _SPACE}, space] and before is None:
+        prefix = True
+    elif steps != [space] or before is not None:
+        raise _unknown(file, f"normalizer {normalizer!r}, pre_tokenizer {before!r}")
+    tokens, types = header["tokenizer.ggml.tokens"], list(header["tokenizer.ggml.token_type"])
+    scores = [0.0] * len(tokens)
+    ids = model["vocab"]
+    for rank, (first, second) in reversed(list(enumerate(_merges(model)))):
+        scores[ids[first + second]] = -float(rank)
+    for value in range(256):
+        number = ids.get(f"<0x{value:02X}>")
+        if number is None:
+            raise _unknown(file, f"no token for the byte {value}")
+        types[number] = _BYTE
+    if model.get("unk_token") in ids:
+        types[ids[model["unk_token"]]] = _UNKNOWN
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
 
 
 def _check_normalizer(file: Path, normalizer: Any) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,8 +44,25 @@ def test_the_command_runs(
 ) -> None:
     if "--out sweep" in command:
         pytest.importorskip("matplotlib", reason="pip install 'puzzle-search[plots]'")
+    if "llama.cpp" in command:
+        pytest.importorskip("gguf", reason="pip install 'puzzle-search[gguf]'")
     monkeypatch.chdir(workplace)
     name, *words = shlex.split(command)
     assert name == "puzzle-search"
     run_here(*words)
     assert capsys.readouterr().out
+
+
+@pytest.mark.engines
+def test_the_child_answers_in_llama_cpp(workplace: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+    (command,) = (line for line in COMMANDS if "child-q8.gguf" in line)
+    if not (workplace / "child-q8.gguf").exists():
+        run_here(*shlex.split(command.replace("child", f"{workplace}/child"))[1:])
+    # The engine ends its process where it cannot go on.
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workplace, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

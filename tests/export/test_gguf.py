@@ -156,9 +156,9 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model_type": "qwen3", "head_dim": 16}, "norms its queries and keys"),
-        ({"model_type": "mistral", "sliding_window": 64}, "window of 64 tokens"),
-        ({"model_type": "qwen2", "head_dim": 32}, "heads x head size is the hidden size"),
+        ({"model_type": "qwen3", "head_dim": 16}, "q/k norms"),
+        ({"model_type": "mistral", "sliding_window": 64}, "sliding window"),
+        ({"model_type": "qwen2", "head_dim": 32}, "biases, and head size other than"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
                                  "original_max_position_embeddings": 64}},

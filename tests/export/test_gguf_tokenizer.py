@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from tokenizers.processors import TemplateProcessing
 
 from puzzle_search.arch import ArchitectureSpec
@@ -85,6 +94,33 @@ def write_trained(folder: Path, kind: str, **settings: Any) -> Path:
     return folder
 
 
+def write_sentencepiece(folder: Path, *, prefix: bool) -> Path:
+    """As transformers converts Llama 2's: no split, a byte for what has no token."""
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    replace = normalizers.Replace(" ", "\u2581")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), replace] if prefix else [replace]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE - 20,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256))],
+        limit_alphabet=90,
+        show_progress=False,
+    )
+    # Its merges grow within words, as SentencePiece's do.
+    words = ["\u2581" + word for word in Path(__file__).read_text(encoding="utf-8").split()]
+    tokenizer.train_from_iterator(words, trainer)
+    raw = json.loads(tokenizer.to_str())
+    raw["added_tokens"] = raw["added_tokens"][:3]  # bytes are no special tokens
+    tokenizer = Tokenizer.from_str(json.dumps(raw))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    given = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(given))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[EngineProcess]:
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
@@ -94,10 +130,14 @@ def engine() -> Iterator[EngineProcess]:
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "sentencepiece", "sentencepiece-without-prefix"])
 def test_tokens_are_those_of_tokenizers(kind: str, engine: EngineProcess, tmp_path: Path) -> None:
     config = config_of(1, vocab_size=SIZE)
-    tokenizer = write_trained(tmp_path / "tokenizer", kind)
+    tokenizer = (
+        write_trained(tmp_path / "tokenizer", kind)
+        if kind in KINDS
+        else write_sentencepiece(tmp_path / "tokenizer", prefix=kind == "sentencepiece")
+    )
     spec = ArchitectureSpec.identity(config)
     child = write_random_child(tmp_path / "child", config, spec, tokenizer)
     write_export(plan_export(child, "llama.cpp"), child, tmp_path / "child.gguf")
@@ -128,7 +168,7 @@ def test_header(tmp_path: Path) -> None:
     [
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
-        ({"model": {"type": "WordPiece", "vocab": {}}}, "not byte-level BPE"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "not BPE"),
     ],
 )
 def test_a_tokenizer_without_a_name_is_refused(

@@ -1,30 +1,38 @@
-"""Answers stay within what the published code of an engine loads (docs/architecture.md)."""
+"""Answers stay within what an engine computes (docs/architecture.md)."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from puzzle_search.arch import SearchSpace
+from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import ChildLimits, Limits, Workload, formulate, solve
-from puzzle_search.solve.problem.portability import allows
+from puzzle_search.solve.problem.engine_limits import markdown_table
+from puzzle_search.solve.problem.portability import (
+    allows,
+    allows_as_built,
+    check_exportable,
+    verdicts,
+)
+from tests.pico import ROOT
 from tests.solve.helpers import random_scores, table_of, tiny_config
 
 CONFIG = tiny_config(4, intermediate_size=512)
 ATTENTION, FFN = ["gqa_4", "gqa_1", "linear", "no_op"], ["mlp_512", "mlp_256", "linear", "no_op"]
-# By engine: (attention, ffn, layer) that it does not load, from its table row.
+# By engine: (attention, ffn, layer) that it computes neither as it is nor by a form next to free.
 REFUSED = {
     "trtllm": lambda a, f, n: False,
     "vllm": lambda a, f, n: a == "linear" or f == "linear" or (a == "no_op" and n == 0),
     "sglang": lambda a, f, n: (
         a in ("linear", "gqa_1") or f == "linear" or (a == "no_op" and n == 0)
     ),
-    "llama.cpp": lambda a, f, n: f == "linear" or (f == "no_op" and (a != "no_op" or n == 3)),
-    "mlx-lm": lambda a, f, n: "linear" in (a, f),
+    "llama.cpp": lambda a, f, n: a == "no_op" and n == 0,
+    "mlx-lm": lambda a, f, n: False,
 }
 
 
@@ -32,6 +40,42 @@ REFUSED = {
 def test_rules(engine: str) -> None:
     for a, f, n in itertools.product(ATTENTION, FFN, range(4)):
         assert allows(engine, a, f, n, CONFIG) is not REFUSED[engine](a, f, n), (a, f, n)
+
+
+QWEN3 = dataclasses.replace(CONFIG, model_type="qwen3", qk_norm=True)
+QWEN2 = dataclasses.replace(CONFIG, model_type="qwen2", qkv_bias=True)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp", "mlx-lm"])
+def test_children_of_parents_with_norms_keep_blocks_or_leave_them_out(engine: str) -> None:
+    allowed = {
+        (a, f) for a, f in itertools.product(ATTENTION, FFN) if allows(engine, a, f, 1, QWEN3)
+    }
+    assert allowed == {(CONFIG.attention, CONFIG.ffn), ("no_op", "no_op")}
+    assert not any(allows("trtllm", a, f, 1, QWEN3) for a, f in itertools.product(ATTENTION, FFN))
+
+
+def test_biases_on_three_of_four_are_no_matter_where_zeros_are_written() -> None:
+    assert allows("vllm", "gqa_1", "mlp_256", 1, QWEN2)
+    assert not allows_as_built("vllm", "gqa_1", "mlp_256", 1, QWEN2)
+    assert not allows("sglang", "gqa_4", "mlp_512", 1, QWEN2)
+
+
+def test_verdicts_on_a_whole_child() -> None:
+    pairs = [("no_op", "no_op"), ("no_op", "mlp_256"), ("linear", "linear"), ("gqa_4", "no_op")]
+    told = {v.engine: v for v in verdicts(ArchitectureSpec.of("tiny", pairs), CONFIG)}
+    assert {name for name, v in told.items() if v.as_built} == {"trtllm"}
+    assert {name for name, v in told.items() if v.exported} == {"vllm", "llama.cpp", "mlx-lm"}
+    assert "linear FFN in block 2 (refused)" in told["sglang"].reasons
+    nothing = ArchitectureSpec.of("tiny", [("no_op", "mlp_256")] * 4)
+    with pytest.raises(InputError, match="no attention in any block"):
+        check_exportable("mlx-lm", nothing, CONFIG)
+
+
+def test_the_docs_have_the_table() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- engine limits -->\n")[1].split("<!-- end of engine limits -->")[0]
+    assert shown == markdown_table()
 
 
 @pytest.mark.parametrize("engine", REFUSED)

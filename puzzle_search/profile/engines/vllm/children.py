@@ -22,7 +22,7 @@ from puzzle_search.checkpoint import child_config
 from puzzle_search.checkpoint.child import fits_stock_format
 from puzzle_search.checkpoint.child_folder import write_child_config
 from puzzle_search.errors import InputError
-from puzzle_search.solve.problem.portability import allows
+from puzzle_search.solve.problem.portability import allows_as_built
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def stacks(
         for subblock, name, variant in _variants(space):
             pair = (name, "no_op") if subblock == "attention" else ("no_op", name)
             why = None
-            if not allows("vllm", *pair, 1, config):
+            if not allows_as_built("vllm", *pair, 1, config):
                 why = "vLLM does not load this variant"
             elif isinstance(variant, Mlp) and variant.intermediate_size % (256 * tp):
                 why = "a nemotron-nas width is a multiple of 256, on each device"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from puzzle_search.arch import ArchitectureSpec, Gqa, Linear, Mlp, NoOp, Subblock, Variant
+from puzzle_search.arch.spec import ArchitectureSpec
+from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Subblock, Variant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ PYTHON ?= $(shell for name in python3.11 python3; do \
 	if "$$name" -c '' >/dev/null 2>&1; then echo "$$name"; break; fi; done)
 VENV := .venv
 SOLVE := .venv-solve
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
@@ -15,7 +16,7 @@ SHOWN := tps-6000.yaml tps-9568.yaml nemotron-51b.yaml nemotron-49b.yaml
 SCENARIOS := 128/1024 128/128 2048/128 2048/2048
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo images test test-all test-engines test-solve lint format clean
+.PHONY: help setup demo images test test-all test-engines test-oldest test-solve lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,11 @@ test: $(TESTABLE) lint ## Lint, check types, run the tests but the slow ones: te
 test-all: $(TESTABLE) lint ## The same with the slow tests and more random examples, as at night.
 	$(TEST) --hypothesis-profile thorough
 
+test-oldest: ## The tests on the oldest versions that pyproject.toml allows, in an environment of its own.
+	"$(PYTHON)" -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/pip install -q --disable-pip-version-check -c constraints-oldest.txt -e '.[test,plots]'
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
+
 test-solve: ## Ask questions where torch is not installed, in an environment made for that.
 	"$(PYTHON)" -m venv --clear $(SOLVE)
 	$(SOLVE)/bin/pip install -q --disable-pip-version-check -c constraints.txt -r requirements-solve.txt
@@ -94,5 +100,5 @@ format: $(READY) ## Format, and mend what ruff can mend.
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv, caches and built packages; runs stay.
-	rm -rf $(VENV) $(SOLVE) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(SOLVE) $(OLDEST) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

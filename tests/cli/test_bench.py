@@ -16,7 +16,8 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InputError
 from tests.pico import Pico, environment, run_here
 
-SIZE = ("--input-len", 8, "--output-len", 4, "--num-iters", 2)
+LENGTHS = ("--input-len", 8, "--output-len", 4)
+SIZE = (*LENGTHS, "--num-iters", 2)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_shape_without_weights(
     file = tmp_path / "out.json"
     run_here(
         "bench", pico.parent, spec, "--model", pico.parent, *SIZE, "--batch", "auto",
-        "--num-iters", 2, "--dtype", "bf16", "--output-json", file,
+        "--dtype", "bf16", "--output-json", file,
     )  # fmt: skip
     out = capsys.readouterr().out
     assert f"{spec} (random weights): batch " in out
@@ -60,7 +61,7 @@ def test_a_shape_without_weights(
 
 def test_most_load(pico: Pico, capsys: pytest.CaptureFixture[str]) -> None:
     run_here(
-        "bench", pico.parent, *SIZE[:4], "--batch-size", 3, "--max-load", "--requests", 7, "--json"
+        "bench", pico.parent, *LENGTHS, "--batch-size", 3, "--max-load", "--requests", 7, "--json"
     )
     result = json.loads(capsys.readouterr().out)
     assert result["load"] == "max"

@@ -51,13 +51,10 @@ def test_json_tells_what_was_measured(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "tensorrt"], "engine 'tensorrt' is not known"),
         (["--scenario", "8/8", "--contexts", "9"], "says which contexts and prompts"),
         (["--batches", "1..8"], "--batches '1..8' is neither a range nor a list"),
-        (["--dtype", "int4"], "dtype 'int4' is not known"),
         (["--tp", "3"], "tp '3' is not a list of degrees"),
         (["--prompts", "8-300"], "300 tokens are more than parent attends to"),
-        (["--device", "tpu"], "device 'tpu' is not known"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(

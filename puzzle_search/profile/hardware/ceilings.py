@@ -19,7 +19,7 @@ _ROUNDS = {"cuda": 10, "cpu": 40}
 
 @torch.inference_mode()
 def measure_ceilings(precision: Precision, device: torch.device) -> dict[str, Any]:
-    """Copy bandwidth, and matmul rates of the precision and of its activations; the best of several rounds.
+    """Copy bandwidth, and matmul rates of the precision and its activations; the best of rounds.
 
     Returns:
         ``copy_bytes_per_second``, bytes read and written, and ``matmul_flops_per_second`` by dtype.

@@ -13,12 +13,14 @@ from puzzle_search.cli.options import AskedGpuOption, BackendOption, JsonOption,
 from puzzle_search.cli.question import QuestionOptions
 from puzzle_search.cli.shared import takes
 
+_GPU = "h100"
+
 
 @takes(QuestionOptions)
 def frontier(
     asked: QuestionOptions,
     *,
-    gpu: AskedGpuOption = "h100",
+    gpu: AskedGpuOption = _GPU,
     run: Annotated[
         Path | None,
         typer.Option(help="Run directory: around its child, instead of model, GPU and scenario."),
@@ -65,7 +67,7 @@ def frontier(
     from puzzle_search.solve.question.ends import parse_end
 
     if run is not None:
-        _refuse_questions(asked)
+        _refuse_questions(asked, gpu)
         posed = RunFolder.open(run).asked()
     else:
         posed = pose(asked.question(gpu=gpu))
@@ -92,12 +94,13 @@ def frontier(
         print(f"written to {out}")
 
 
-def _refuse_questions(asked: QuestionOptions) -> None:
+def _refuse_questions(asked: QuestionOptions, gpu: str) -> None:
     """A run has a model, device, workload and scores of its own."""
     from puzzle_search.errors import InputError
 
     plain = vars(QuestionOptions())
-    if other := sorted(name for name, value in vars(asked).items() if value != plain[name]):
+    other = ["gpu"] if gpu != _GPU else []
+    if other := other + sorted(n for n, value in vars(asked).items() if value != plain[n]):
         names = ", ".join("--" + name.replace("_", "-") for name in other)
         raise InputError(
             f"{names}: a run has a model, device, workload and scores of its own",

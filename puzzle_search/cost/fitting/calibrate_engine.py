@@ -118,42 +118,24 @@ def fit_step(
     of_release = np.array(
         [[row.release == release for release in releases] for _, row in rows], dtype=np.float64
     )
-    count = len(releases) + 2 * len(bare)
-    least = [*[0.5] * len(releases), *[0.0] * (2 * len(bare))]
     values = np.array([*[1.0] * len(releases), *[0.1] * (2 * len(bare))])
-
     # The best batch size depends a little on the constants: it is chosen again with those found.
     for _ in range(_CHOICES):
         work = values[len(releases) :]
         root_ms = of_gpu @ work[: len(bare)] + several * (of_gpu @ work[len(bare) :])
         best = [of.best(1e3 * ms) for of, ms in zip(kernels, root_ms, strict=True)]
         kernel_us, roots, batch = (np.array(column) for column in zip(*best, strict=True))
-        published_us = 1e6 * batch * steps / published
         roots_us = 1e3 * roots[:, None]
-        work_us = np.hstack([of_gpu * roots_us, of_gpu * roots_us * several[:, None]])
-
-        def total_us(
-            values: _Array, kernel_us: _Array = kernel_us, work_us: _Array = work_us
-        ) -> _Array:
-            scalars, work = np.split(values, [len(releases)])
-            return np.asarray((of_release @ scalars) * (kernel_us + work_us @ work))
-
-        def fit(
-            used: NDArray[np.bool_], start: _Array = values, published_us: _Array = published_us
-        ) -> _Array:
-            solution: Any = least_squares(
-                lambda tried: np.log(total_us(tried) / published_us)[used],
-                np.maximum(start, np.array(least) + 1e-3),
-                bounds=(least, [2.0] * count),
-                loss="soft_l1",
-                f_scale=0.05,
-            )
-            return np.asarray(solution.x, dtype=np.float64)
-
-        values = fit(np.ones(len(rows), dtype=bool))
+        totals = _Totals(
+            published_us=1e6 * batch * steps / published,
+            kernel_us=kernel_us,
+            work_us=np.hstack([of_gpu * roots_us, of_gpu * roots_us * several[:, None]]),
+            of_release=of_release,
+        )
+        values = totals.fit(values, np.ones(len(rows), dtype=bool))
     everything = np.arange(len(rows))
     left_out = np.array(
-        [published_us[row] / total_us(fit(everything != row))[row] - 1 for row in everything]
+        [totals.errors(totals.fit(values, everything != row))[row] for row in everything]
     )
     scalar, work = float(values[0]), values[len(releases) :]
     found = {}
@@ -172,6 +154,38 @@ def fit_step(
             rank_us_per_root_sequence=round(1e3 * scalar * float(work[len(bare) + place]), 1),
         )
     return found, left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Totals:
+    """Times of whole batches, (rows,), and what they are made of.
+
+    ``work_us`` is (rows, GPUs twice): the engine's work on any number of devices, then on several,
+    for a millisecond per root; ``of_release`` is (rows, releases), 1 where a row is of it.
+    """
+
+    published_us: _Array
+    kernel_us: _Array
+    work_us: _Array
+    of_release: _Array
+
+    def errors(self, values: _Array) -> _Array:
+        """Relative error of predicted throughput, by scalars and work."""
+        scalars, work = np.split(values, [self.of_release.shape[1]])
+        predicted_us = (self.of_release @ scalars) * (self.kernel_us + self.work_us @ work)
+        return np.asarray(self.published_us / predicted_us - 1)
+
+    def fit(self, start: _Array, used: NDArray[np.bool_]) -> _Array:
+        """Scalars of the releases, then work, for the least log ratio over some rows."""
+        least = np.where(np.arange(len(start)) < self.of_release.shape[1], 0.5, 0.0)
+        solution: Any = least_squares(
+            lambda values: np.log1p(self.errors(values))[used],
+            np.maximum(start, least + 1e-3),
+            bounds=(least, 2.0),
+            loss="soft_l1",
+            f_scale=0.05,
+        )
+        return np.asarray(solution.x, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

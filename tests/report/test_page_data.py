@@ -111,6 +111,20 @@ def test_children_of_a_frontier_stand_where_they_were_solved(
         assert len(child["blocks"]) == LAYERS
 
 
+def test_a_child_says_what_it_was_solved_to_have(tmp_path: Path) -> None:
+    spec = ArchitectureSpec.from_file(SPECS[0])
+    other = {"input_len": 128, "output_len": 1024, "batch": 204, "tp": 1, "gpu": "h100",
+             "tokens_per_second_per_gpu": 5432.1}  # fmt: skip
+    ArchitectureSpec(parent=spec.parent, blocks=spec.blocks, solution={"scenarios": [other]}).write(
+        tmp_path / "old.yaml"
+    )
+    [shown] = [c for c in report_data(find_sources([tmp_path / "old.yaml"]))["children"][1:]]
+    assert shown["solved"] == [5432.1]
+    assert shown["costs"][0]["batch"] == 204
+    asked = find_sources([tmp_path / "old.yaml"], AskedSetting(tp="any"))
+    assert report_data(asked)["children"][1]["solved"] == [None]
+
+
 def test_no_point_of_a_serving_curve_is_beaten_in_both_rates(data: dict[str, Any]) -> None:
     for child in data["children"]:
         [cost] = child["costs"]

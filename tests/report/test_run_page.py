@@ -81,7 +81,7 @@ def test_the_frontier_of_a_run_goes_around_its_child(run: Path, tmp_path: Path) 
     fastest = line[-1]["costs"][0]["tokens_per_second_per_gpu"]
     assert fastest >= chosen["costs"][0]["tokens_per_second_per_gpu"] * (1 - 1e-6)
     with pytest.raises(InputError, match="--gpu, --scenario"):
-        run_here("frontier", "--run", run, "--gpu", "h100", "--scenario", "16/16")
+        run_here("frontier", "--run", run, "--gpu", "l40s", "--scenario", "16/16")
 
 
 @pytest.mark.browser

@@ -11,14 +11,15 @@ from puzzle_search.runtime import Precision, precision_on
 from puzzle_search.runtime.linear import ServingLinear
 
 _COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 27}
-_MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
+# On a CPU a product short enough to end, some of the times, before another process takes its turn.
+_MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
 _CPU_FP8_SIZE = 256  # torch's reference code
-_ROUNDS = 10
+_ROUNDS = {"cuda": 10, "cpu": 40}
 
 
 @torch.inference_mode()
 def measure_ceilings(precision: Precision, device: torch.device) -> dict[str, Any]:
-    """Copy bandwidth, and matmul rates of the precision and of its activations; best of ten.
+    """Copy bandwidth, and matmul rates of the precision and its activations; the best of rounds.
 
     Returns:
         ``copy_bytes_per_second``, bytes read and written, and ``matmul_flops_per_second`` by dtype.
@@ -64,4 +65,4 @@ def _matmul_rate(precision: Precision, device: torch.device) -> int:
 def _least_seconds(work: Any, device: torch.device) -> float:
     work()
     stopwatch = device_stopwatch(device)
-    return min(stopwatch(work) for _ in range(_ROUNDS))
+    return min(stopwatch(work) for _ in range(_ROUNDS[device.type]))

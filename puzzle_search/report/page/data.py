@@ -16,7 +16,7 @@ from puzzle_search.arch import (
     subblock_parameters,
 )
 from puzzle_search.arch.change import SubblockChange
-from puzzle_search.cost import OperatingPoint
+from puzzle_search.cost import OperatingPoint, Scenario
 from puzzle_search.report.page.prices import Prices, device_bytes, rounded
 from puzzle_search.report.page.sources import Child, Sources
 from puzzle_search.solve.question.setting import Setting
@@ -38,7 +38,9 @@ def report_data(sources: Sources) -> dict[str, Any]:
         Prices(setting, scenario, specs, as_solved=sources.as_solved)
         for scenario in setting.scenarios
     ]
-    shown = [_child(child, setting, priced, variants) for child in children]
+    shown = [
+        _child(child, setting, priced, variants, as_solved=sources.as_solved) for child in children
+    ]
     return {
         "format": FORMAT,
         "version": __version__,
@@ -106,7 +108,12 @@ def _variant(subblock: Subblock, name: str, setting: Setting) -> dict[str, Any]:
 
 
 def _child(
-    child: Child, setting: Setting, priced: list[Prices], variants: dict[Subblock, list[str]]
+    child: Child,
+    setting: Setting,
+    priced: list[Prices],
+    variants: dict[Subblock, list[str]],
+    *,
+    as_solved: bool,
 ) -> dict[str, Any]:
     spec, solution = child.spec, child.spec.solution
     # A block over several layers has a damage of its own, which the solution has counted.
@@ -146,7 +153,20 @@ def _child(
             for block in spec.blocks
         ],
         "costs": costs,
+        "solved": [
+            _when_solved(child, prices.scenario) if as_solved else None for prices in priced
+        ],
     }
+
+
+def _when_solved(child: Child, scenario: Scenario) -> float | None:
+    """Output tokens/s per GPU that the spec was solved to have; it may have had other costs."""
+    entries = child.spec.solution.get("scenarios", [])
+    for entry in entries if isinstance(entries, list) else [entries]:
+        lengths = (entry["input_len"], entry["output_len"])
+        if lengths == (scenario.input_len, scenario.output_len):
+            return rounded(entry.get("tokens_per_second_per_gpu"))
+    return None
 
 
 def _points(shown: list[dict[str, Any]], scenario: int) -> set[tuple[int, int]]:

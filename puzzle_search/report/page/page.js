@@ -17,6 +17,9 @@ function showSummary() {
     ["Batch × TP", cost ? at(cost) : "–", cost ? `${number(cost.tokens_per_second_per_user, 1)} tok/s for each user` : ""],
     ["Proof", ...proof],
   ];
+  const solved = child.solved[state.scenario], now = cost?.tokens_per_second_per_gpu;
+  get("summary-note").textContent = solved && now && Math.abs(solved / now - 1) > 0.005 ?
+    `When this child was solved for, costs were others: they said ${number(solved)} tok/s/GPU.` : "";
   get("summary").replaceChildren(...boxes.map(([name, value, more]) => {
     const box = element("div"), shown = element("dd", value);
     shown.append(element("small", more));
@@ -90,7 +93,7 @@ function showMeasured() {
   into.append(element("h3", "Predicted against measured"));
   table("predicted-table", into);
   const worst = Math.max(0.05, ...measured.rows.map((row) => Math.abs(row.error ?? 0)));
-  fillTable("predicted-table", ["", "predicted", "measured", "error"], measured.rows.map((row) => {
+  fillTable("predicted-table", ["figure", "predicted", "measured", "error"], measured.rows.map((row) => {
     const error = element("td", row.error === null ? "" : `${row.error >= 0 ? "+" : "−"}${number(100 * Math.abs(row.error), 1)}%`);
     if (row.error !== null) {
       const bar = element("span", null, { class: "error", "aria-hidden": "true" }), size = 50 * Math.abs(row.error) / worst;
@@ -117,7 +120,7 @@ function showQuality(into) {
   table("quality-table", into);
   const rows = [["next-token accuracy", "accuracy", 100, 2, "%"], ["among the first five", "top5_accuracy", 100, 2, "%"], ["loss, nats", "loss", 1, 3, ""], ["perplexity", "perplexity", 1, 2, ""]];
   const form = (value, [, , factor, digits, unit]) => value === undefined ? "" : `${number(factor * value, digits)}${unit}`;
-  fillTable("quality-table", ["", "parent", ...(built ? ["child as built", "distilled"] : ["child"]), "preserved"], [
+  fillTable("quality-table", ["figure", "parent", ...(built ? ["child as built", "distilled"] : ["child"]), "preserved"], [
     ...rows.map((row) => ({ cells: [row[0], form(last[`parent_${row[1]}`], row), ...(built ? [form(built[`child_${row[1]}`], row)] : []), form(last[`child_${row[1]}`], row),
       row[4] ? `${number(100 * last[`child_${row[1]}`] / last[`parent_${row[1]}`], 1)}%` : ""] })),
     { cells: ["KL to the parent, nats", "", ...(built ? [number(built.kl, 4)] : []), number(last.kl, 4), ""] },

@@ -21,12 +21,13 @@ function draw(id, traces, { up, told, xaxis = {}, yaxis = {}, annotations = [], 
 
 // Labels of points beside them, each at the first place where it meets no other; where all are taken, only the
 // first point, which is the chosen one, is named: pointing at the others tells.
-function labelled(id, points, [x0, x1], [y0, y1]) {
+function labelled(id, points, [x0, x1], [y0, y1], order = [0, 1, 2, 3]) {
   const width = get(id).clientWidth - 62, height = get(id).clientHeight - 74, taken = [];
   const spots = points.map(({ x, y }) => ({ px: (width * (x - x0)) / (x1 - x0), py: (height * (y1 - y)) / (y1 - y0) }));
   return points.flatMap((point, index) => {
     const long = 7.5 * point.text.length, { px, py } = spots[index];
-    const places = [[14, -12], [-14 - long, 12], [14, 12], [-14 - long, -12]].map(([dx, dy]) => ({ left: px + dx, top: py + dy, dx, dy }));
+    const beside = [[14, -12], [-14 - long, 12], [14, 12], [-14 - long, -12]];
+    const places = order.map((place) => beside[place]).map(([dx, dy]) => ({ left: px + dx, top: py + dy, dx, dy }));
     const free = ({ left, top }) => left > 0 && left + long < width + 10 &&
       taken.every((other) => left > other.left + other.long || left + long < other.left || Math.abs(top - other.top) > 17) &&
       spots.every((spot) => spot.px < left - 8 || spot.px > left + long + 8 || Math.abs(spot.py - top) > 11);
@@ -140,7 +141,7 @@ function drawLayers() {
   const top = (blocks) => Math.max(...blocks.map((block) => block.whole / block.layers));
   const [scale, unit] = UNITS[state.unit].scale(Math.max(...both.map(top)));
   get("layers-note").textContent = {
-    time: `Time of a whole batch on each device, prefill and all decode steps, at ${cost && where(cost)} in ${lengths(state.scenario)}, beside what the parent's block takes there.`,
+    time: `Time on each device until a request's last token, at ${cost && where(cost)} in ${lengths(state.scenario)}, beside what the parent's block takes there.`,
     memory: `Weights and KV cache on each device, at ${cost && where(cost)} in ${lengths(state.scenario)}, beside what the parent's block takes there.`,
     parameters: "Parameters of every block beside those of the parent's.",
   }[state.unit];
@@ -206,7 +207,7 @@ function drawServing() {
   draw("serving", traces, {
     up: "tok/s/GPU", told: `Tokens per second of a GPU against those of a user, for ${curves.map(([, , name]) => name).join(" and ")}.`,
     xaxis: { title: { text: "tok/s/user" }, range: reach("x") }, yaxis: { range: reach("y"), tickformat: ",d" },
-    annotations: labelled("serving", labels, reach("x"), reach("y")),
+    annotations: labelled("serving", labels, reach("x"), reach("y"), [1, 3, 0, 2]), // curves fall to the right
   });
 }
 

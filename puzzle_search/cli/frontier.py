@@ -41,7 +41,7 @@ def frontier(
         str | None,
         typer.Option(
             "--to",
-            help="Where to end, likewise; score=inf is as far as it goes. (default: score=1)",
+            help="Where to end, likewise; score=inf is as far as it goes. (default: score=0.5)",
             show_default=False,
         ),
     ] = None,

@@ -38,7 +38,7 @@ _LIMITS = {
 _STRETCH = 8
 # The summed damage at which a frontier ends unless asked otherwise, nats for KL. A choice: children
 # that people publish lie well below it, and the more is cut, the less a sum of scores says.
-END_SCORE = 1.0
+END_SCORE = 0.5
 # The ends are met with nothing to spare; the limits there ask this much less.
 _TO_SPARE = 1e-9
 

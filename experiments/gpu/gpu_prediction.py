@@ -10,8 +10,9 @@ from gpu_setting import Setting
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import CostTable, OperatingPoint, Profile, Scenario, build_cost_table
 from puzzle_search.cost.measured.work import head_work, least_us, subblock_work
+from puzzle_search.cost.pricing import covered_points
 from puzzle_search.cost.step import Step
-from puzzle_search.cost.table import ScenarioCost, covered_points
+from puzzle_search.cost.table import ScenarioCost
 from puzzle_search.solve.question.targets import profile_target
 
 Entry = dict[str, Any]

@@ -7,9 +7,8 @@ Time and memory of an architecture are sums over its subblocks plus a part outsi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,8 @@ from numpy.typing import NDArray
 
 from puzzle_search.arch import (
     ArchitectureSpec,
-    ParentConfig,
-    Subblock,
-    Variant,
-    parse_variant,
-)
-from puzzle_search.cost.memory import (
-    activation_bytes,
-    ffn_width,
-    kv_bytes_per_token,
-    outside_bytes,
-    weight_bytes,
 )
 from puzzle_search.cost.scenario import Scenario
-from puzzle_search.cost.serving import Share, requests_in_flight, schedule
-from puzzle_search.cost.step import Step
 from puzzle_search.cost.target import Target
 
 Floats = NDArray[np.float64]
@@ -118,6 +104,17 @@ class SubblockCosts:
     decode_us: Floats
     memory_bytes: Floats
 
+    @classmethod
+    def of(cls, names: Sequence[str], arrays: Sequence[Floats]) -> SubblockCosts:
+        """Of these variants: time to the first token, from there to the last, and memory."""
+        prefill_us, decode_us, memory_bytes = arrays
+        return cls(
+            variants=tuple(names),
+            prefill_us=prefill_us,
+            decode_us=decode_us,
+            memory_bytes=memory_bytes,
+        )
+
     @property
     def total_us(self) -> Floats:
         """Until the last token."""
@@ -174,7 +171,7 @@ class CostTable:
                 np.concatenate([getattr(part, name) for part in (own, more)])
                 for name in ("prefill_us", "decode_us", "memory_bytes")
             ]
-            return _subblock_costs(own.variants, arrays)
+            return SubblockCosts.of(own.variants, arrays)
 
         return replace(
             self,
@@ -188,189 +185,109 @@ class CostTable:
             activation_bytes=both("activation_bytes"),
         )
 
-    def cost(self, spec: ArchitectureSpec, index: int) -> ScenarioCost:
-        """Cost of an architecture at one operating point."""
+    def of(self, spec: ArchitectureSpec) -> SpecCosts:
+        """Costs of an architecture at every operating point."""
         # By counts, so that the order of the blocks does not change the last digit.
         attention = self.attention.counts([block.attention for block in spec.blocks])
         ffn = self.ffn.counts([block.ffn for block in spec.blocks])
-        prefill_us = self.outside_prefill_us[index] + (
-            attention @ self.attention.prefill_us[index] + ffn @ self.ffn.prefill_us[index]
+        prefill_us, decode_us, kept_bytes = (
+            outside + getattr(self.attention, name) @ attention + getattr(self.ffn, name) @ ffn
+            for name, outside in (
+                ("prefill_us", self.outside_prefill_us),
+                ("decode_us", self.outside_decode_us),
+                ("memory_bytes", self.outside_weight_bytes),
+            )
         )
-        decode_us = self.outside_decode_us[index] + (
-            attention @ self.attention.decode_us[index] + ffn @ self.ffn.decode_us[index]
+        return SpecCosts(
+            table=self, prefill_us=prefill_us, decode_us=decode_us, kept_bytes=kept_bytes
         )
-        kept = self.outside_weight_bytes[index] + (
-            attention @ self.attention.memory_bytes[index] + ffn @ self.ffn.memory_bytes[index]
-        )
-        point = self.points[index]
-        tokens = self.in_flight[index] * self.scenario.output_len / point.tp
-        return ScenarioCost(
-            scenario=self.scenario,
-            gpu=self.target.gpu,
-            point=point,
-            in_flight=float(self.in_flight[index]),
-            tokens_per_second_per_gpu=float(tokens * 1e6 / (prefill_us + decode_us)),
-            ttft_ms=float(prefill_us / 1e3),
-            tpot_ms=float(decode_us / max(1, self.scenario.decode_steps) / 1e3),
-            weights_and_kv_bytes=int(np.ceil(kept)),
-            memory_bytes=int(np.ceil(kept + self.activation_bytes[index])),
-            memory_limit_bytes=self.target.memory_limit_bytes,
-        )
+
+    def cost(self, spec: ArchitectureSpec, index: int) -> ScenarioCost:
+        """Cost of an architecture at one operating point."""
+        return self.of(spec).at(index)
 
     def best_cost(self, spec: ArchitectureSpec) -> ScenarioCost | None:
         """Cost at the operating point of highest throughput that fits in memory, if any fits."""
-        costs = (self.cost(spec, index) for index in range(len(self.points)))
-        fitting = [cost for cost in costs if cost.memory_bytes <= cost.memory_limit_bytes]
-        return max(fitting, key=lambda cost: cost.tokens_per_second_per_gpu, default=None)
-
-
-def build_cost_table(
-    config: ParentConfig,
-    target: Target,
-    scenario: Scenario,
-    points: Sequence[OperatingPoint],
-    *,
-    attention: Sequence[str],
-    ffn: Sequence[str],
-) -> CostTable:
-    """Price every variant at every operating point, as the target serves.
-
-    Raises:
-        InputError: a profile does not cover a point or a variant.
-    """
-    widest = max((ffn_width(parse_variant("ffn", name)) for name in ffn), default=0)
-    order: list[OperatingPoint] = []
-    parts: list[tuple[list[Floats], list[Floats], list[Floats]]] = []
-    for tp in sorted({point.tp for point in points}):
-        group = [point for point in points if point.tp == tp]
-        order += group
-        pricing = _Pricing(
-            config=config,
-            target=target,
-            scenario=scenario,
-            batches=np.array([point.batch for point in group], dtype=np.float64),
-            tp=tp,
-        )
-        parts.append(
-            (
-                pricing.subblock("attention", attention),
-                pricing.subblock("ffn", ffn),
-                pricing.outside(widest),
-            )
-        )
-    attention_arrays, ffn_arrays, outside = (
-        [np.concatenate(arrays) for arrays in zip(*(part[i] for part in parts), strict=True)]
-        for i in range(3)
-    )
-    batches = np.array([point.batch for point in order], dtype=np.float64)
-    return CostTable(
-        scenario=scenario,
-        target=target,
-        points=tuple(order),
-        in_flight=requests_in_flight(target.serving, batches),
-        attention=_subblock_costs(attention, attention_arrays),
-        ffn=_subblock_costs(ffn, ffn_arrays),
-        outside_prefill_us=outside[0],
-        outside_decode_us=outside[1],
-        outside_weight_bytes=outside[2],
-        activation_bytes=outside[3],
-    )
-
-
-def covered_points(
-    target: Target,
-    scenario: Scenario,
-    points: Sequence[OperatingPoint],
-    *,
-    attention: Sequence[str],
-    ffn: Sequence[str],
-) -> list[OperatingPoint]:
-    """The operating points at which every variant can be priced in a scenario.
-
-    A profile stops where a batch over a context was not measured, mostly for want of memory. Where
-    it covers no point at all, all are returned, and pricing them says what is missing.
-
-    Raises:
-        InputError: a variant was not measured at all.
-    """
-    profile = target.measured
-    if profile is None:
-        return list(points)
-    names: list[tuple[Subblock, str]] = [("attention", name) for name in attention]
-    names += [("ffn", name) for name in ffn]
-    covered: set[OperatingPoint] = set()
-    for tp in {point.tp for point in points}:
-        group = [point for point in points if point.tp == tp]
-        inside = np.ones(len(group), dtype=bool)
-        for share in schedule(target.serving, scenario, [point.batch for point in group], tp):
-            taken = share.before + share.after > 0
-            inside &= (profile.covers(names, share.step) | ~taken).all(axis=1)
-        covered |= {point for point, is_inside in zip(group, inside, strict=True) if is_inside}
-    return [point for point in points if point in covered] or list(points)
-
-
-def _subblock_costs(names: Sequence[str], arrays: list[Floats]) -> SubblockCosts:
-    prefill_us, decode_us, memory_bytes = arrays
-    return SubblockCosts(
-        variants=tuple(names),
-        prefill_us=prefill_us,
-        decode_us=decode_us,
-        memory_bytes=memory_bytes,
-    )
+        return self.of(spec).best()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pricing:
-    """Prices variants at some batch sizes of one TP degree."""
+class SpecCosts:
+    """Costs of one architecture at the operating points of a table; arrays are (points,).
 
-    config: ParentConfig
-    target: Target
-    scenario: Scenario
-    batches: Floats
-    tp: int
+    What has the name of a field or property of `ScenarioCost` is that, at every point.
+    """
 
-    @cached_property
-    def _shares(self) -> list[Share]:
-        return schedule(self.target.serving, self.scenario, self.batches, self.tp)
+    table: CostTable
+    prefill_us: Floats
+    decode_us: Floats
+    kept_bytes: Floats
 
-    def _summed(self, step_us: Callable[[Step], Floats]) -> tuple[Floats, Floats]:
-        """Time until the first token and from there to the last, (batches,) each."""
-        before, after = np.zeros(len(self.batches)), np.zeros(len(self.batches))
-        for share in self._shares:
-            us = step_us(share.step)
-            before += (us * share.before).sum(axis=1)
-            after += (us * share.after).sum(axis=1)
-        return before, after
+    @property
+    def tokens_per_second_per_gpu(self) -> Floats:
+        """Output tokens."""
+        tp = np.array([point.tp for point in self.table.points])
+        tokens = self.table.in_flight * self.table.scenario.output_len / tp
+        return np.asarray(tokens * 1e6 / (self.prefill_us + self.decode_us))
 
-    def subblock(self, subblock: Subblock, names: Sequence[str]) -> list[Floats]:
-        """Time to the first token, from there to the last, and memory, (batches, variants) each."""
-        columns = []
-        for name in names:
-            before, after = self._summed(partial(self.target.latency.subblock_us, subblock, name))
-            columns.append((before, after, self._memory(parse_variant(subblock, name))))
-        return [np.stack(column, axis=1) for column in zip(*columns, strict=True)]
+    @property
+    def ttft_ms(self) -> Floats:
+        """Until the first token."""
+        return self.prefill_us / 1e3
 
-    def _memory(self, variant: Variant) -> Floats:
-        tokens = self.batches * (self.scenario.input_len + self.scenario.output_len)
-        dtype = self.target.dtype
-        kv_bytes = tokens * kv_bytes_per_token(variant, self.config, dtype, self.tp)
-        return weight_bytes(variant, self.config, dtype, self.tp) + kv_bytes
+    @property
+    def tpot_ms(self) -> Floats:
+        """From a token to the next."""
+        return self.decode_us / max(1, self.table.scenario.decode_steps) / 1e3
 
-    def outside(self, widest_ffn: int) -> list[Floats]:
-        """The same two times, weights and activations outside the blocks, (batches,) each."""
-        before, after = self._summed(self.target.latency.outside_us)
-        dtype = self.target.dtype
-        activations = [
-            activation_bytes(
-                self.config,
-                dtype,
-                batch=int(batch),
-                input_len=self.scenario.input_len,
-                tp=self.tp,
-                widest_ffn=widest_ffn,
-                max_tokens=self.target.serving.max_tokens,
-            )
-            for batch in self.batches
-        ]
-        weights = np.full(len(self.batches), float(outside_bytes(self.config, dtype, self.tp)))
-        return [before, after, weights, np.array(activations, dtype=np.float64)]
+    @property
+    def latency_ms(self) -> Floats:
+        """Until the last token."""
+        return self.ttft_ms + self.tpot_ms * self.table.scenario.decode_steps
+
+    @property
+    def requests_per_second(self) -> Floats:
+        """Requests that one replica finishes."""
+        return np.asarray(self.table.in_flight / self.latency_ms * 1e3)
+
+    @property
+    def tokens_per_second_per_user(self) -> Floats:
+        """Output tokens of one sequence while it decodes; infinite where it gives only one."""
+        with np.errstate(divide="ignore"):
+            return 1e3 / self.tpot_ms
+
+    @property
+    def memory_bytes(self) -> Floats:
+        """On each device."""
+        return np.ceil(self.kept_bytes + self.table.activation_bytes)
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Whether the device has that much memory."""
+        return np.asarray(self.memory_bytes <= self.table.target.memory_limit_bytes)
+
+    def at(self, index: int) -> ScenarioCost:
+        """The costs at one point."""
+        return ScenarioCost(
+            scenario=self.table.scenario,
+            gpu=self.table.target.gpu,
+            point=self.table.points[index],
+            in_flight=float(self.table.in_flight[index]),
+            tokens_per_second_per_gpu=float(self.tokens_per_second_per_gpu[index]),
+            ttft_ms=float(self.ttft_ms[index]),
+            tpot_ms=float(self.tpot_ms[index]),
+            weights_and_kv_bytes=int(np.ceil(self.kept_bytes[index])),
+            memory_bytes=int(self.memory_bytes[index]),
+            memory_limit_bytes=self.table.target.memory_limit_bytes,
+        )
+
+    def best(self) -> ScenarioCost | None:
+        """At the point of highest throughput that fits in memory, if any fits."""
+        index = self.fastest(self.fits)
+        return None if index is None else self.at(index)
+
+    def fastest(self, allowed: NDArray[np.bool_]) -> int | None:
+        """The point of highest throughput among those allowed, if any is."""
+        if not allowed.any():
+            return None
+        return int(np.argmax(np.where(allowed, self.tokens_per_second_per_gpu, -1.0)))

@@ -14,8 +14,8 @@ from puzzle_search.cost import OperatingPoint, Scenario, ScenarioCost
 from puzzle_search.cost.fitting.calibrate_engine import PublishedThroughput, fit_step, predict
 from puzzle_search.cost.modelled.hardware import load_cost_model
 from puzzle_search.cost.modelled.target import modelled_target
+from puzzle_search.cost.pricing import build_cost_table
 from puzzle_search.cost.serving import ServingOptions
-from puzzle_search.cost.table import build_cost_table
 from puzzle_search.resources import resource
 from tests.cost.published import KERNEL_TPOT_MS, ROWS, SCALARS
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from puzzle_search.arch import ArchitectureSpec, SearchSpace
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, parse_dtype
+from puzzle_search.cost.pricing import build_cost_table
 from puzzle_search.cost.serving import Serving, ServingOptions, schedule
 from puzzle_search.cost.simulation import Load, simulate
 from puzzle_search.cost.step import Step
-from puzzle_search.cost.table import build_cost_table
 from puzzle_search.errors import InputError
 from tests.solve.helpers import SeededLatency, tiny_config
 

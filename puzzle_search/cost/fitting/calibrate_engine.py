@@ -18,9 +18,10 @@ from puzzle_search.arch import ArchitectureSpec, ParentConfig
 from puzzle_search.cost.modelled.constants import Provenance, StepConstants
 from puzzle_search.cost.modelled.hardware import CostModel
 from puzzle_search.cost.modelled.target import modelled_target
+from puzzle_search.cost.pricing import build_cost_table
 from puzzle_search.cost.scenario import Scenario
 from puzzle_search.cost.serving import ServingOptions, schedule
-from puzzle_search.cost.table import CostTable, OperatingPoint, ScenarioCost, build_cost_table
+from puzzle_search.cost.table import CostTable, OperatingPoint, ScenarioCost
 from puzzle_search.errors import InputError
 
 _Array = NDArray[np.float64]

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, Subblock, Variant
 from puzzle_search.cost import OperatingPoint, Scenario, ScenarioCost, SubblockCosts, Target
 from puzzle_search.cost.memory import kv_bytes_per_token, outside_bytes, weight_bytes
 from puzzle_search.cost.modelled.analytic import AnalyticLatency
-from puzzle_search.cost.table import Floats
+from puzzle_search.cost.table import SpecCosts
 from puzzle_search.solve.question.setting import Setting, solved_for
 
 _DIGITS = 5
 _CURVE_STEP = 1.06  # from batch size to batch size of a curve
-
-
-@dataclass(frozen=True, kw_only=True)
-class _AtPoints:
-    """Rates of one architecture, (points,) each, and where its memory fits."""
-
-    per_gpu: Floats
-    per_user: Floats
-    ttft_ms: Floats
-    fits: NDArray[np.bool_]
 
 
 class Prices:
@@ -55,41 +41,14 @@ class Prices:
 
     def cost(self, spec: ArchitectureSpec) -> ScenarioCost | None:
         """At the point it was solved for, else where it is fastest; None if it fits nowhere."""
-        index = self._own_point(spec, self._at_all_points(spec))
+        index = self._own_point(spec, self._table.of(spec))
         return None if index is None else self._table.cost(spec, index)
 
-    def _own_point(self, spec: ArchitectureSpec, at_points: _AtPoints) -> int | None:
+    def _own_point(self, spec: ArchitectureSpec, costs: SpecCosts) -> int | None:
         solved = self._solved_at(spec)
         if solved is not None:
             return self._table.points.index(solved)
-        if not at_points.fits.any():
-            return None
-        return int(np.argmax(np.where(at_points.fits, at_points.per_gpu, -1.0)))
-
-    def _at_all_points(self, spec: ArchitectureSpec) -> _AtPoints:
-        """What `CostTable.cost` says at each point, for all at once."""
-        table = self._table
-        attention = table.attention.counts([block.attention for block in spec.blocks])
-        ffn = table.ffn.counts([block.ffn for block in spec.blocks])
-        prefill_us, decode_us, memory = (
-            outside + getattr(table.attention, name) @ attention + getattr(table.ffn, name) @ ffn
-            for name, outside in (
-                ("prefill_us", table.outside_prefill_us),
-                ("decode_us", table.outside_decode_us),
-                ("memory_bytes", table.outside_memory_bytes),
-            )
-        )
-        replicas = table.in_flight / np.array([point.tp for point in table.points])
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # one output token: no step from token to token
-            per_user = 1e6 * self.scenario.decode_steps / decode_us
-        return _AtPoints(
-            per_gpu=replicas * self.scenario.output_len * 1e6 / (prefill_us + decode_us),
-            per_user=per_user,
-            ttft_ms=prefill_us / 1e3,
-            fits=np.ceil(memory) <= table.target.memory_limit_bytes,
-        )
+        return costs.fastest(costs.fits)
 
     def _solved_at(self, spec: ArchitectureSpec) -> OperatingPoint | None:
         if self._as_solved:
@@ -105,16 +64,19 @@ class Prices:
         """
         if not self.scenario.decode_steps:
             return []
-        at = self._at_all_points(spec)
+        at = self._table.of(spec)
         own = self._own_point(spec, at)
+        per_user, per_gpu, fits = (
+            at.tokens_per_second_per_user, at.tokens_per_second_per_gpu, at.fits,
+        )  # fmt: skip
         kept: list[list[float | None]] = []
         most = 0.0
         # The point that the page prices the child at is on its curve, whatever lies between.
         for index in sorted({*self._spread, *(() if own is None else (own,))},
-                            key=lambda index: -at.per_user[index]):  # fmt: skip
-            if at.fits[index] and at.per_gpu[index] > most:
-                most, point = float(at.per_gpu[index]), self._table.points[index]
-                rates = (float(at.per_user[index]), most, float(at.ttft_ms[index]))
+                            key=lambda index: -per_user[index]):  # fmt: skip
+            if fits[index] and per_gpu[index] > most:
+                most, point = float(per_gpu[index]), self._table.points[index]
+                rates = (float(per_user[index]), most, float(at.ttft_ms[index]))
                 kept.append([point.batch, point.tp, *map(rounded, rates)])
         return kept
 

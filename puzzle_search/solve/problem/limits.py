@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.choices import LoadingEngine
 from puzzle_search.cost import CostTable, ScenarioCost
+from puzzle_search.cost.table import SpecCosts
 from puzzle_search.errors import InputError
 
 
@@ -81,26 +86,36 @@ class Limits:
             )
         others = replace(self, speedup=None)
         on_device = others.on_device(parent.target.memory_limit_bytes)
-        costs = (parent.cost(spec, index) for index in range(len(parent.points)))
-        kept = [cost.tokens_per_second_per_gpu for cost in costs if on_device.kept_by(cost)]
-        if not kept:
+        costs = parent.of(spec)
+        fastest = costs.fastest(on_device.kept_at(costs))
+        if fastest is None:
             raise InputError(
                 f"the parent keeps the limits of {parent.scenario} on {parent.target.gpu} nowhere: "
                 "there is no speed that a speed-up could refer to",
                 remedy="ask for --target-tps, or for more devices with --tp",
             )
-        return replace(others, tokens_per_second_per_gpu=self.speedup * max(kept))
+        return replace(
+            others,
+            tokens_per_second_per_gpu=self.speedup * costs.at(fastest).tokens_per_second_per_gpu,
+        )
 
     def kept_by(self, cost: ScenarioCost) -> bool:
         """Whether a predicted cost, as reported, keeps every limit."""
+        return bool(self._kept(cost))
+
+    def kept_at(self, costs: SpecCosts) -> NDArray[np.bool_]:
+        """At which operating points the costs of an architecture keep every limit."""
+        return np.asarray(self._kept(costs))
+
+    def _kept(self, cost: Any) -> Any:
         return (
-            cost.memory_bytes <= (self.memory_bytes or math.inf)
-            and cost.tokens_per_second_per_gpu >= (self.tokens_per_second_per_gpu or 0.0)
-            and cost.tokens_per_second_per_user >= (self.tokens_per_second_per_user or 0.0)
-            and cost.ttft_ms <= (self.ttft_ms or math.inf)
-            and cost.tpot_ms <= (self.tpot_ms or math.inf)
-            and cost.latency_ms <= (self.latency_ms or math.inf)
-            and cost.requests_per_second >= (self.requests_per_second or 0.0)
+            (cost.memory_bytes <= (self.memory_bytes or math.inf))
+            & (cost.tokens_per_second_per_gpu >= (self.tokens_per_second_per_gpu or 0.0))
+            & (cost.tokens_per_second_per_user >= (self.tokens_per_second_per_user or 0.0))
+            & (cost.ttft_ms <= (self.ttft_ms or math.inf))
+            & (cost.tpot_ms <= (self.tpot_ms or math.inf))
+            & (cost.latency_ms <= (self.latency_ms or math.inf))
+            & (cost.requests_per_second >= (self.requests_per_second or 0.0))
         )
 
 

@@ -270,9 +270,7 @@ class Problem:
             if bound.measure.scenario == scenario:
                 near = bound.at_most * (1 + _NEARLY)
                 keeps &= bound.measure.of(self.items, selection) <= near
-        spec = self.spec(selection)
-        for index in np.flatnonzero(keeps):
-            keeps[index] = workload.limits.kept_by(workload.table.cost(spec, int(index)))
+        keeps &= workload.limits.kept_at(workload.table.of(self.spec(selection)))
         is_rated = workload.limits.requests_per_second is not None
         measures = scenario_measures(workload.table, scenario)
         preferred = measures["latency_ms" if is_rated else "us_per_token"]

@@ -161,10 +161,9 @@ def _places(spec: ArchitectureSpec, workload: Workload, cost: ScenarioCost) -> i
     table = workload.table
     if workload.limits.requests_per_second is None:
         return cost.point.batch
-    fits = (
-        table.cost(spec, i) for i, point in enumerate(table.points) if point.tp == cost.point.tp
-    )
-    return max(c.point.batch for c in fits if c.memory_bytes <= c.memory_limit_bytes)
+    fits = table.of(spec).fits
+    fitting = (point for point, fit in zip(table.points, fits, strict=True) if fit)
+    return max(point.batch for point in fitting if point.tp == cost.point.tp)
 
 
 def pose(question: Question) -> Asked:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, kv_values_per_token
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
+from puzzle_search.cost.pricing import covered_points
 from puzzle_search.cost.serving import ServingOptions
-from puzzle_search.cost.table import covered_points
 from puzzle_search.errors import InputError
 from puzzle_search.resources import resource
 from puzzle_search.solve.problem.score_table import ScoreTable, parse_metric

@@ -20,8 +20,8 @@ from puzzle_search.cost.measured.tensor_parallel import TensorParallelLatency
 from puzzle_search.cost.modelled.constants import AllReduceConstants, Sheet
 from puzzle_search.cost.modelled.hardware import CostModel, device_cost_model, find_cost_model
 from puzzle_search.cost.modelled.target import modelled_target
+from puzzle_search.cost.pricing import covered_points
 from puzzle_search.cost.serving import Serving, ServingOptions
-from puzzle_search.cost.table import covered_points
 from puzzle_search.errors import InputError
 
 _ALL_TP = (1, 2, 4, 8)

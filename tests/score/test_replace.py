@@ -123,7 +123,7 @@ def test_one_block_of_text_has_no_standard_error(
 ) -> None:
     ids = pico.tokens("validation", TOKENS)[:1]
     single = score(pico, pico_library, tmp_path / "journal.jsonl", composed=False, ids=ids)
-    assert {row.stderr for row in single.rows} == {0.0}
+    assert {row.stderr for row in single.rows} == {None}
 
 
 def test_the_sidecar_says_what_was_scored(table: ScoreTable, tmp_path: Path) -> None:

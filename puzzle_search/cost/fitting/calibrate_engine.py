@@ -65,7 +65,7 @@ def largest_batch(
         InputError: not even one sequence fits.
     """
     value_bytes = BYTES_PER_VALUE[dtype]
-    weight_bytes = 2 * embedding_parameters(config)
+    weight_bytes = 2.0 * embedding_parameters(config)
     kv_values_per_token = 0
     for attention, ffn in row.blocks:
         for variant in (parse_variant("attention", attention), parse_variant("ffn", ffn)):

@@ -29,15 +29,16 @@ _Array = NDArray[np.float64]
 class AnalyticLatency:
     """Predicts latencies of a parent's subblock variants from a cost model.
 
-    Weights, activations and KV cache are of ``dtype``; under fp8 the residual stream, norms,
-    embedding and output head stay bf16. Projections are column-parallel then row-parallel over the
-    TP group, with one all-reduce per subblock; KV heads fewer than the TP degree are replicated.
+    Weights, activations and KV cache are of ``dtype``, the KV cache fp8 under nvfp4; under both the
+    residual stream, norms, embedding and output head stay bf16. Projections are column-parallel
+    then row-parallel over the TP group, with one all-reduce per subblock; KV heads fewer than the
+    TP degree are replicated.
 
     Args:
         config: the parent.
         model: constants of the device.
         engine: serving engine whose constants to use.
-        dtype: ``bf16``, ``fp8`` or ``fp32``.
+        dtype: ``bf16``, ``fp8``, ``nvfp4`` or ``fp32``.
         dynamic_quantisation: charge each fp8 GEMM the quantisation of its activations, which
             engines with static scales do not pay.
 
@@ -63,6 +64,7 @@ class AnalyticLatency:
                 remedy=f"use {' or '.join(self.constants.dtypes)}, or another GPU or engine",
             )
         self.dtype = dtype
+        self.number = parse_dtype(dtype)
         self.dynamic_quantisation = dynamic_quantisation
         # Everything predicted went through the end-to-end calibration of the step constants.
         self.evidence: Evidence = self.constants.step.provenance.evidence
@@ -121,8 +123,7 @@ class AnalyticLatency:
         vocabulary = -(-config.vocab_size // tp)
         value_bytes = STREAM_BYTES[self.dtype]
         embedding = self._elementwise(2 * value_bytes * b * new * config.hidden_size)
-        head_dtype = "bf16" if self.dtype == "fp8" else self.dtype
-        head = self._gemm(b, vocabulary, config.hidden_size, dtype=head_dtype)
+        head = self._gemm(b, vocabulary, config.hidden_size, dtype=self.number.vector_dtype)
         # Logits are read twice: for the largest, then for the sum of exponentials.
         sampling = self._elementwise(2 * value_bytes * b * config.vocab_size)
         kernels = embedding + self._norm(b) + head + sampling + self._all_reduce(b * new, tp)
@@ -162,9 +163,9 @@ class AnalyticLatency:
                 heads=heads,
                 kv_heads=kv_heads,
                 head_dim=self.config.head_dim,
-                dtype=self.dtype,
+                dtype=self.number.kv_dtype,
                 sheet=self.sheet,
-                constants=self.constants.prefill_attention[self.dtype],
+                constants=self.constants.prefill_attention[self.number.kv_dtype],
             )
         return decode_attention_us(
             batch,
@@ -172,9 +173,9 @@ class AnalyticLatency:
             heads=heads,
             kv_heads=kv_heads,
             head_dim=self.config.head_dim,
-            dtype=self.dtype,
+            dtype=self.number.kv_dtype,
             sheet=self.sheet,
-            constants=self.constants.decode_attention[self.dtype],
+            constants=self.constants.decode_attention[self.number.kv_dtype],
         )
 
     def _elementwise(self, moved_bytes: _Array) -> Microseconds:

@@ -1,10 +1,13 @@
 """How far the cost models of the GPUs are from measurements and from published throughput.
 
-Prints, with the error of the data sheet alone beside each: held-out errors of every operator, the
+Prints, with the error of the data sheet alone beside each: held-out errors of every operator of
+every GPU, engine and dtype that was timed, how far constants of the H100 carried over are, the
 order of the 54 block variants, and every published row of whole models with the error that users
-get; then one JSON line. With ``--write`` it fits the constants of the H100 and the H200 anew.
+get; then one JSON line. With ``--write`` it fits the operators of all GPUs anew, and the step
+constants of the H100 and the H200. Timings are those of aiconfigurator-core (the extra
+``silicon``).
 
-    python bench/cost_model.py --data DIR [--write cost_models] [--results FILE]
+    python bench/cost_model.py --data DIR [--gpu h100 ...] [--write cost_models] [--results FILE]
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import datetime
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,54 +26,78 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cost_model_throughput import fit_steps, parent_config, throughput
-from cost_model_variants import MeasuredOperators, ModelOperators, agreement
+from cost_model_variants import MeasuredOperators, ModelOperators, agreement, is_spike
 
 from puzzle_search.arch import SearchSpace
-from puzzle_search.cost.fitting.calibrate import calibrate_tables, step_for
+from puzzle_search.cost.fitting.calibrate import calibrate_tables
 from puzzle_search.cost.fitting.calibrate_engine import with_step
 from puzzle_search.cost.fitting.calibration import table_errors
 from puzzle_search.cost.fitting.operator_tables import OperatorTables, compare
+from puzzle_search.cost.fitting.silicon import Silicon
+from puzzle_search.cost.modelled.constants import Provenance, StepConstants
 from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
 from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.cost.modelled.transfer import transfer
+from puzzle_search.errors import InputError
 from puzzle_search.files import write_text
 from puzzle_search.resources import resource
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-OPERATORS = "ai-dynamo/aiconfigurator @095f58a (Apache-2.0)"
-GPUS, ENGINES = ("h100", "h200"), ("trtllm", "vllm")
+GPUS = (
+    *("a100", "h100", "h200", "b200", "b300", "gb200", "gb300"),
+    *("l40s", "rtx_pro_6000", "b60"),
+)
+
+STAND_IN = Provenance(
+    evidence="reconstructed",
+    source="no whole model was timed: those of TensorRT-LLM on the H100, or on this GPU, stand in",
+    error_median=None,
+    error_p90=None,
+)
 
 Tables = dict[str, dict[str, OperatorTables]]
 
 
-def read_tables(data: Path) -> Tables:
-    """Operator timings by GPU and engine."""
+def read_tables(gpus: Sequence[str] = GPUS) -> Tables:
+    """Operator timings by GPU and engine.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    found = {gpu: Silicon.installed(gpu) for gpu in gpus}
     return {
-        gpu: {
-            engine: OperatorTables.from_folder(
-                data / "operators", gpu=f"{gpu}_sxm", framework=engine
-            )
-            for engine in ENGINES
-        }
-        for gpu in GPUS
+        gpu: {of: silicon.tables(of) for of in silicon.engines} for gpu, silicon in found.items()
     }
 
 
 def fit(data: Path, tables: Tables) -> dict[str, CostModel]:
-    """Fit both GPUs anew: operators to timings, the step of TensorRT-LLM to published rows."""
+    """Fit all GPUs anew: operators to timings, the step of TensorRT-LLM to published rows."""
     fitted = {}
-    for gpu in GPUS:
-        bare = replace(CostModel.from_file(find_cost_model(gpu)), based_on=None)
-        source = f"{OPERATORS}, {gpu}_sxm"
-        fitted[gpu] = calibrate_tables(tables[gpu], bare, source=source)
-    steps = fit_steps(data, fitted)
-    for gpu, model in fitted.items():
-        model = with_step(model, "trtllm", steps[gpu])
-        only = replace(model, engines={"trtllm": model.engine("trtllm")})
-        limits = {"max_batch": model.engine("vllm").step.max_batch}
-        stand_in = replace(step_for(only, "vllm"), **limits)
-        fitted[gpu] = with_step(model, "vllm", stand_in)
-    return fitted
+    for gpu, timed in tables.items():
+        silicon = Silicon.installed(gpu)
+        start = CostModel.from_file(find_cost_model(gpu))
+        fitted[gpu] = calibrate_tables(timed, start, source=f"{silicon.source}, {silicon.gpu}")
+    return with_steps(fitted, fit_steps(data, fitted))
+
+
+def with_steps(
+    models: dict[str, CostModel], steps: dict[str, StepConstants]
+) -> dict[str, CostModel]:
+    """The models with the steps fitted; elsewhere those of the H100 stand in.
+
+    A GPU of another vendor keeps its own constants.
+    """
+    found = {}
+    for gpu, model in models.items():
+        of_gpu = steps.get(gpu, steps["h100"])
+        for engine in model.engines:
+            if gpu in steps and engine == "trtllm":
+                model = with_step(model, engine, of_gpu)
+            elif model.sheet.vendor == "nvidia":
+                caps = {} if engine == "trtllm" else {"max_batch": 1024}
+                model = with_step(model, engine, replace(of_gpu, provenance=STAND_IN, **caps))
+        found[gpu] = model
+    return found
 
 
 def operator_table(models: dict[str, CostModel], tables: Tables) -> list[dict[str, Any]]:
@@ -87,8 +115,8 @@ def operator_table(models: dict[str, CostModel], tables: Tables) -> list[dict[st
                         residuals.held_out & (residuals.kv_heads == heads)
                     )
                 ]
-                for heads in np.unique(residuals.kv_heads)[::-1]
-                if heads
+                for heads in (8, 4, 2, 1)
+                if (residuals.kv_heads == heads).any()
             }
             shown = "  ".join(f"{h}: {m:.1%}/{p:.1%}" for h, (m, p) in row["by_kv_heads"].items())
             name = f"{gpu} {row['engine']} {row['operator']} {row['dtype']}"
@@ -101,17 +129,22 @@ def operator_table(models: dict[str, CostModel], tables: Tables) -> list[dict[st
 
 
 def transfer_table(models: dict[str, CostModel], tables: Tables) -> list[dict[str, Any]]:
-    """How far H100 constants carried over by the data sheets are from H200 timings."""
-    base, sheet = models["h100"], models["h200"].sheet
-    print(f"\n{'H100 constants on the H200s data sheet':46}{'median':>8}{'p90':>8}")
+    """How far H100 constants carried over by the data sheets are from other GPUs' timings."""
+    base = CostModel.from_file(find_cost_model("h100"))
+    print(f"\n{'H100 constants on another data sheet':46}{'median':>8}{'p90':>8}")
     found = []
-    for engine in ENGINES:
+    for gpu, engine in [(gpu, engine) for gpu, timed in tables.items() for engine in timed]:
+        sheet = models[gpu].sheet
+        if gpu == base.gpu or sheet.vendor != base.sheet.vendor:
+            continue
         carried = transfer(base.engine(engine), name="h100", base=base.sheet, sheet=sheet)
-        for residuals in compare(carried, sheet, tables["h200"][engine]):
+        for residuals in compare(carried, sheet, tables[gpu][engine]):
             median, p90 = residuals.median_p90(np.ones_like(residuals.held_out))
-            print(f"{f'{engine} {residuals.operator} {residuals.dtype}':46}{median:8.1%}{p90:8.1%}")
+            name = f"{gpu} {engine} {residuals.operator} {residuals.dtype}"
+            print(f"{name:46}{median:8.1%}{p90:8.1%}")
             found.append(
                 {
+                    "gpu": gpu,
                     "engine": engine,
                     "operator": residuals.operator,
                     "dtype": residuals.dtype,
@@ -128,59 +161,83 @@ def variants_table(models: dict[str, CostModel], tables: Tables) -> list[dict[st
     space = SearchSpace.from_file(resource("examples", "llama-3.1-70b", "space.yaml"), config)
     names = (space.all_variants("attention"), space.all_variants("ffn"))
     print(f"\n{'54 variants, 5 scenarios, TP 1/2/4':34}{'least tau':>10}{'p90':>8}", end="")
-    print("  points of the parent   datasheet alone: tau, p90")
+    print("  points of the parent   without spikes: tau, p90, spikes   datasheet alone: tau, p90")
     found = []
     for gpu, model in models.items():
         for engine, timed in tables[gpu].items():
             for dtype in timed.dtypes:
-                truth = MeasuredOperators(timed, dtype, config.hidden_size)
-                said, ideal = (
-                    agreement(truth, ModelOperators(of, model.sheet, dtype), config, *names)
-                    for of in (model.engine(engine), roofline_engine(model.sheet))
+                try:
+                    truth, smooth = (
+                        MeasuredOperators(timed, dtype, config.hidden_size, spikes=spikes)
+                        for spikes in (True, False)
+                    )
+                except InputError as error:
+                    print(f"{f'{gpu} {engine} {dtype}':34} not compared: {error}")
+                    continue
+                fitted = ModelOperators(model.engine(engine), model.sheet, dtype, truth.batch)
+                plain = ModelOperators(
+                    roofline_engine(model.sheet), model.sheet, dtype, truth.batch
                 )
+                said, calm, ideal = (
+                    agreement(measured, of, config, *names)
+                    for measured, of in ((truth, fitted), (smooth, fitted), (truth, plain))
+                )
+                spikes = float(is_spike(timed.gemm_rows(dtype)).mean())
                 print(
                     f"{f'{gpu} {engine} {dtype}':34}{said.tau_least:10.3f}{said.points_p90:8.2f}"
-                    f"{'':23}{ideal.tau_least:10.3f}{ideal.points_p90:8.2f}"
+                    f"{'':23}{calm.tau_least:10.3f}{calm.points_p90:8.2f}{spikes:8.1%}"
+                    f"{ideal.tau_least:14.3f}{ideal.points_p90:8.2f}"
                 )
                 found.append(
-                    {"gpu": gpu, "engine": engine, "dtype": dtype}
+                    {"gpu": gpu, "engine": engine, "dtype": dtype, "batch": truth.batch}
                     | said.as_dict()
+                    | {"spikes": round(spikes, 4)}
+                    | {f"without_spikes_{name}": value for name, value in calm.as_dict().items()}
                     | {f"datasheet_{name}": value for name, value in ideal.as_dict().items()}
                 )
     return found
 
 
 def faster_than_hardware(models: dict[str, CostModel], tables: Tables) -> int:
-    """How many timed points are predicted below the time of the data sheet's roofline."""
+    """How many timed points are predicted below the time of the data sheet's roofline.
+
+    Without attention, whose roofline counts whole tiles and KV blocks, and rope: that is no limit.
+    """
     return sum(
         int(np.sum(error.calibrated.predicted_us < error.datasheet.predicted_us * (1 - 1e-9)))
         for gpu, model in models.items()
         for error in table_errors(model, tables[gpu])
+        if "attention" not in error.calibrated.operator
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--gpu", nargs="*", default=GPUS, choices=GPUS, help="all by default")
     parser.add_argument("--write", type=Path, help="fit anew and write into this folder")
     parser.add_argument("--results", type=Path, help="write the summary here, too")
     options = parser.parse_args()
-    if not (options.data / "operators").is_dir():
-        print(f"skipped: {options.data} has no operator tables (name their folder with --data)")
+    try:
+        tables = read_tables(options.gpu)
+    except InputError as error:
+        print(f"skipped: {error} ({error.remedy})")
         return
-    tables = read_tables(options.data)
     if options.write:
         for gpu, model in fit(options.data, tables).items():
             write_text(options.write / f"{gpu}.yaml", model.to_yaml())
     folder = options.write or resource("cost_models")
-    models = {gpu: CostModel.from_file(folder / f"{gpu}.yaml") for gpu in GPUS}
+    models = {gpu: CostModel.from_file(folder / f"{gpu}.yaml") for gpu in options.gpu}
 
     summary: dict[str, Any] = {"benchmark": "cost_model"}
     summary["operators"] = operator_table(models, tables)
     summary["faster_than_hardware"] = faster_than_hardware(models, tables)
-    summary["transfer_h100_to_h200"] = transfer_table(models, tables)
+    summary["transfer_of_h100"] = transfer_table(models, tables)
     summary["variants"] = variants_table(models, tables)
-    summary["throughput"] = throughput(options.data, models)
+    if not (options.data / "published_throughput.csv").exists():
+        print(f"no published throughput in {options.data} (name its folder with --data)")
+    elif {"h100", "h200"} <= models.keys():
+        summary["throughput"] = throughput(options.data, models)
     print(json.dumps(summary))
     if options.results:
         told = {

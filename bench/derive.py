@@ -5,7 +5,7 @@ H100's operator tables: every H200 timing times the ratio of the derived to the 
 prediction (``points``), and the derived constants alone (``model``). The other direction follows,
 as a check that the rules were not made for one. Prints tables and one JSON line.
 
-    python bench/derive.py --data DIR [--results FILE]
+    python bench/derive.py [--results FILE]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cost_model import ENGINES, REPOSITORY, Tables, read_tables
+from cost_model import Tables, read_tables
 from cost_model_throughput import parent_config
 from cost_model_variants import MeasuredOperators, ModelOperators, agreement
 
@@ -31,14 +31,16 @@ from puzzle_search.arch import SearchSpace
 from puzzle_search.cost.fitting.operator_tables import OperatorTables, compare
 from puzzle_search.cost.modelled.derive import derive
 from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
+from puzzle_search.errors import InputError
 from puzzle_search.files import write_text
 from puzzle_search.resources import resource
 
+ENGINES = ("trtllm", "vllm")
 DIRECTIONS = (("h200", "h100"), ("h100", "h200"))
 DEMANDS = {"GEMM": 0.05, "prefill attention": 0.07, "decode attention": 0.07}
 TAU_DEMAND = 0.95
 
-_ATTENTION = ["batch_size", "num_heads", "num_key_value_heads"]
+_ATTENTION = ["batch_size", "num_heads", "num_key_value_heads", "head_dim"]
 _SHAPES = {
     "GEMM": ["m", "n", "k"],
     "prefill attention": [*_ATTENTION, "isl"],
@@ -54,6 +56,7 @@ def rows_of(tables: OperatorTables) -> list[pd.DataFrame]:
         for dtype in tables.dtypes
         for rows in (tables.gemm_rows(dtype), tables.prefill_rows(dtype), tables.decode_rows(dtype))
     ]
+    assert tables.all_reduce is not None
     return [*by_dtype, tables.all_reduce]
 
 
@@ -73,6 +76,7 @@ def derive_tables(
         prefill_attention=prefill,
         decode_attention=decode,
         all_reduce=parts[-1],
+        quantisation=timed.quantisation,
     )
 
 
@@ -99,7 +103,6 @@ def operator_errors(
     ):
         shape = _SHAPES[residuals.operator]
         both = truth.merge(rows, on=shape, suffixes=("", "_derived"), validate="one_to_one")
-        assert len(both) == len(truth)
         relative = both["us_derived"].to_numpy() / both["us"].to_numpy() - 1
         row: dict[str, Any] = {
             "engine": engine,
@@ -215,13 +218,13 @@ def demands(operators: list[dict[str, Any]], order: list[dict[str, Any]]) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     parser.add_argument("--results", type=Path, help="write the summary here, too")
     options = parser.parse_args()
-    if not (options.data / "operators").is_dir():
-        print(f"skipped: {options.data} has no operator tables (name their folder with --data)")
+    try:
+        tables = read_tables(("h100", "h200"))
+    except InputError as error:
+        print(f"skipped: {error} ({error.remedy})")
         return
-    tables = read_tables(options.data)
     models = {gpu: CostModel.from_file(find_cost_model(gpu)) for gpu in ("h100", "h200")}
     summary = {
         "benchmark": "derive",
@@ -232,7 +235,7 @@ def main() -> None:
         told = {
             "date": datetime.date.today().isoformat(),
             "evidence": "derived constants and points against published timings of the same device",
-            "command": "python bench/derive.py --data DIR",
+            "command": "python bench/derive.py",
         }
         write_text(options.results, json.dumps(told | summary, indent=1) + "\n")
 

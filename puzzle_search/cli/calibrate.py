@@ -8,18 +8,26 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import JsonOption, file_to_write
+from puzzle_search.cli.options import JsonOption
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Cost model to write.", callback=file_to_write)],
     source: Annotated[
         Path | None, typer.Argument(help="Folder of operator tables, or a profile folder.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Cost model to write. Default with --silicon: the GPU's name, here."),
+    ] = None,
+    silicon: Annotated[
+        str | None,
+        typer.Option(help="In place of a folder: GPU whose timings aiconfigurator-core publishes."),
     ] = None,
     sheet: Annotated[
         str | None,
         typer.Option(
-            help="Cost model whose hardware sheet to use. Default: that of a profile's GPU."
+            help="Cost model whose hardware sheet to use. Default: that of a profile's GPU, or of "
+            "--silicon."
         ),
     ] = None,
     derive_from: Annotated[
@@ -41,33 +49,45 @@ def calibrate(
     With --derive-from, carry the constants of another GPU over by the two data sheets instead.
     """
     from puzzle_search.cost.fitting.calibration import calibrate as fit
+    from puzzle_search.cost.fitting.calibration import calibrate_silicon
     from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model
     from puzzle_search.errors import InputError
     from puzzle_search.files import write_text
     from puzzle_search.report.residuals import plot_residuals
 
     if derive_from is not None:
-        of_measurements = (source, gpu, engine, origin, plots)
+        of_measurements = (source, silicon, gpu, engine, origin, plots)
         if any(given is not None for given in of_measurements):
             raise InputError(
                 "--derive-from takes no measurements of the device, nor options for them",
                 remedy="give --derive-from, --sheet and --out alone, or leave --derive-from out",
             )
-        if sheet is None:
+        if sheet is None or out is None:
             raise InputError(
-                "--derive-from needs the device to derive for",
-                remedy="name its cost model with --sheet",
+                "--derive-from needs the device to derive for, and a file to write",
+                remedy="name its cost model with --sheet, and the file with --out",
             )
         _derive(derive_from, sheet=sheet, out=out, as_json=as_json)
         return
-    if source is None:
+    start = CostModel.from_file(find_cost_model(sheet)) if sheet is not None else None
+    if silicon is not None:
+        if any(given is not None for given in (source, gpu, origin)):
+            raise InputError(
+                "--silicon takes neither a folder nor --gpu or --origin",
+                remedy="give --silicon with --engine, --sheet, --out and --plots alone",
+            )
+        result = calibrate_silicon(silicon, start, engines=engine or ())
+        out = out or Path(f"{result.model.gpu}.yaml")
+    elif source is None:
         raise InputError(
             "there is nothing to calibrate from",
-            remedy="name a folder of operator tables or a profile, or another GPU's cost model "
-            "with --derive-from",
+            remedy="name a folder of operator tables or a profile, a GPU with --silicon, or "
+            "another GPU's cost model with --derive-from",
         )
-    start = CostModel.from_file(find_cost_model(sheet)) if sheet is not None else None
-    result = fit(source, start, gpu=gpu, engines=engine or (), source=origin)
+    elif out is None:
+        raise InputError("there is no file to write", remedy="name it with --out")
+    else:
+        result = fit(source, start, gpu=gpu, engines=engine or (), source=origin)
     pictures = plot_residuals(result.errors, plots, title=result.model.gpu) if plots else []
     write_text(out, result.model.to_yaml())
     rows = [error.as_dict() for error in result.errors]

@@ -11,21 +11,57 @@ from puzzle_search.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Dtype:
-    """Bytes per number of a serving precision."""
+    """Bytes per number of a serving precision, their block scales among them.
+
+    ``kv_dtype`` is the precision of the KV cache and of attention, ``vector_dtype`` that of the
+    residual stream, norms, embedding and output head.
+    """
 
     name: str
-    matrix_bytes: int
+    matrix_bytes: float
     vector_bytes: int
     kv_bytes: int
+    kv_dtype: str
+    vector_dtype: str
 
 
 _DTYPES = {
     dtype.name: dtype
     for dtype in (
-        # FP8 engines keep norms, biases, embedding and output head in bf16.
-        Dtype(name="fp8", matrix_bytes=1, vector_bytes=2, kv_bytes=1),
-        Dtype(name="bf16", matrix_bytes=2, vector_bytes=2, kv_bytes=2),
-        Dtype(name="fp32", matrix_bytes=4, vector_bytes=4, kv_bytes=4),
+        # Quantised engines keep norms, biases, embedding and output head in bf16; those of NVFP4
+        # the KV cache in fp8. NVFP4 shares an fp8 scale between 16 values.
+        Dtype(
+            name="nvfp4",
+            matrix_bytes=1 / 2 + 1 / 16,
+            vector_bytes=2,
+            kv_bytes=1,
+            kv_dtype="fp8",
+            vector_dtype="bf16",
+        ),
+        Dtype(
+            name="fp8",
+            matrix_bytes=1,
+            vector_bytes=2,
+            kv_bytes=1,
+            kv_dtype="fp8",
+            vector_dtype="bf16",
+        ),
+        Dtype(
+            name="bf16",
+            matrix_bytes=2,
+            vector_bytes=2,
+            kv_bytes=2,
+            kv_dtype="bf16",
+            vector_dtype="bf16",
+        ),
+        Dtype(
+            name="fp32",
+            matrix_bytes=4,
+            vector_bytes=4,
+            kv_bytes=4,
+            kv_dtype="fp32",
+            vector_dtype="fp32",
+        ),
     )
 }
 

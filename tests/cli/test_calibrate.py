@@ -14,10 +14,10 @@ import yaml
 
 from puzzle_search.cli.main import main
 from puzzle_search.cost.modelled.hardware import CostModel, find_cost_model, load_cost_model
+from puzzle_search.cost.modelled.operators import gemm_us
 from tests.cost.synthetic_profile import whole_profile
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data" / "operators"
 PROFILE = ROOT / "profiles" / "amd-epyc-avx512-2-threads" / "stdlib-lm"
 
 
@@ -116,14 +116,18 @@ def test_known_constants_are_found(
     }
     for name, row in errors.items():
         assert 0 < row["held_out"] < row["points"]
-        # The toy's prefill has no tiles, which the fitted form has.
-        assert row["median"] < (0.15 if name[0] == "prefill attention" else 0.05), row
+        assert row["median"] < 0.08, (name, row)
         assert row["datasheet_median"] > row["median"]
     model = CostModel.from_file(out)
     engine = model.engine("engine")
     assert engine.dtypes == ("bf16",)
-    assert engine.gemm["bf16"].memory_fraction == pytest.approx(0.8, abs=0.05)
-    assert engine.gemm["bf16"].launch_us == pytest.approx(5, abs=1)
+    # A long product, a short one, and one that waits for memory.
+    for m, n, k in ((4096, 8192, 8192), (1, 1024, 8192), (64, 8192, 8192)):
+        timed_us = 5 + max(
+            2 * m * n * k / (0.8 * 989.4e6), 2 * (m * k + n * k + m * n) / (0.8 * 3.35e6)
+        )
+        us = gemm_us(m, n, k, dtype="bf16", sheet=model.sheet, constants=engine.gemm["bf16"])
+        assert float(us) == pytest.approx(timed_us, rel=0.05)
     assert engine.all_reduce is not None
     assert set(engine.all_reduce.by_tp) == {2, 4}
     # Whole models were not timed: the step constants are those of the sheet's first engine.
@@ -132,18 +136,17 @@ def test_known_constants_are_found(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="the calibration data is not beside the repository")
-@pytest.mark.parametrize("gpu", ["h100", "h200"])
+@pytest.mark.parametrize("gpu", ["h100", "b60"])
 def test_the_shipped_models_come_out_of_the_command(
     gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / f"{gpu}.yaml"
-    told = run(monkeypatch, capsys, DATA, "--gpu", f"{gpu}_sxm", "--sheet", gpu, "--out", out)
+    pytest.importorskip("aiconfigurator_core")
+    monkeypatch.chdir(tmp_path)
+    told = run(monkeypatch, capsys, "--silicon", gpu)
     assert "vllm decode attention, fp8" in told
     shipped = yaml.safe_load(find_cost_model(gpu).read_text())
-    np.testing.assert_allclose(
-        numbers(yaml.safe_load(out.read_text())), numbers(shipped), rtol=0.05, atol=0.05
-    )
+    found = yaml.safe_load((tmp_path / f"{gpu}.yaml").read_text())
+    np.testing.assert_allclose(numbers(found), numbers(shipped), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.slow
@@ -248,8 +251,8 @@ def test_one_gpu_is_derived_from_another(
         ("tables --derive-from h200 --sheet h100", "takes no measurements of the device"),
         ("--derive-from h200 --sheet h100 --gpu h100_sxm", "takes no measurements of the device"),
         ("--derive-from h200 --sheet h200", "h200 would be derived from itself"),
-        ("--derive-from l40s --sheet h100", "nothing was measured on l40s"),
-        ("--derive-from h200 --sheet cpu", "the sheet of cpu has no peak for bf16, fp8"),
+        ("--derive-from rtx4090 --sheet h100", "nothing was measured on rtx4090"),
+        ("--derive-from h200 --sheet cpu", "cpu is a chip of amd, h200 of nvidia"),
         ("--derive-from abacus --sheet h100", "no cost model for GPU 'abacus'"),
     ],
 )

@@ -34,7 +34,7 @@ def test_the_commands_of_the_docs_run(
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```bash\n(.*?)^```$", DOCS, flags=re.MULTILINE | re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         assert run(monkeypatch, shlex.split(command)) == 0, command
     told = capsys.readouterr().out
@@ -48,7 +48,7 @@ def test_the_commands_of_the_docs_run(
     ("options", "message"),
     [
         ("--gpu a100 --dtype fp8", "the cost model of a100 has no fp8 constants for trtllm"),
-        ("--gpu h100 --engine sglang", "the cost model of h100 has no engine 'sglang'"),
+        ("--gpu h100 --engine mlx", "the cost model of h100 has no engine 'mlx'"),
         ("--gpu h100 --dtype fp32", "the cost model of h100 has no fp32 constants for trtllm"),
         ("--gpu cpu --engine trtllm", "the cost model of cpu has no engine 'trtllm'"),
         ("--gpu cpu --engine torch --dtype fp32 --tp 2", "cpu has no costs for TP 2"),

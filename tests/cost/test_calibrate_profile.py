@@ -51,11 +51,12 @@ def test_constants_of_a_gpu_are_found_from_its_own_sheet(tmp_path: Path) -> None
         ideal.gemm["fp8"], launch_us=6.0, compute_fraction=0.6, memory_fraction=0.85, corner=1.0
     )
     decode = ideal.decode_attention["fp8"]
-    groups = {1: replace(decode.groups[1], floor_us=9.0, us_per_stream=0.02, memory_fraction=0.7)}
+    (kernel,) = decode.head_dims.values()
+    kernel = replace(kernel, floor_us=9.0, us_per_stream=0.02, memory_fraction=0.7)
     engine = replace(
         ideal,
         gemm={"fp8": gemm, "bf16": gemm},
-        decode_attention={"fp8": replace(decode, groups=groups)},
+        decode_attention={"fp8": replace(decode, head_dims={128: kernel})},
         elementwise=replace(ideal.elementwise, launch_us=3.0, memory_fraction=0.6),
         step=replace(ideal.step, step_us=30.0),
     )

@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from puzzle_search.cost.modelled.hardware import (
     CostModel,
+    device_cost_model,
     find_cost_model,
     known_gpus,
     load_cost_model,
@@ -31,6 +33,12 @@ MIB = 2**20
         ("l40s", 46068, 0.864e12, 362.05e12, 733e12, 32e9),
         ("b200", 183359, 7.672e12, 2250e12, 4500e12, 900e9),
         ("rtx4090", 24564, 1.008e12, 165.2e12, 330.3e12, 32e9),
+        # What the sheet of the package says, in one place or another of NVIDIA's data sheets too.
+        ("b300", 275040, 7.75e12, 2250e12, 4500e12, 900e9),
+        ("gb200", 189471, 8e12, 2500e12, 5000e12, 900e9),
+        ("gb300", 284208, 8e12, 2500e12, 5000e12, 900e9),
+        ("rtx_pro_6000", 97887, 1.792e12, 467.8e12, 935.6e12, 64e9),
+        ("b60", 24576, 0.456e12, 98.304e12, 98.304e12, 28.4e9),
     ],
 )
 def test_sheets(
@@ -39,20 +47,21 @@ def test_sheets(
     sheet = load_cost_model(gpu).sheet
     assert sheet.hbm_bytes == mib * MIB
     assert sheet.hbm_bytes_per_second == bytes_per_second
-    assert sheet.flops_per_second.get("bf16") == bf16
-    assert sheet.flops_per_second.get("fp8") == fp8
+    assert sheet.flops_per_second["bf16"] == pytest.approx(bf16, rel=1e-5)
+    assert sheet.flops_per_second.get("fp8") == (fp8 and pytest.approx(fp8, rel=1e-5))
     assert sheet.link_bytes_per_second == link
     assert sheet.provenance.evidence == "datasheet"
 
 
 def test_every_model_ships_with_constants() -> None:
-    assert known_gpus() == ["a100", "b200", "cpu", "h100", "h200", "l40s", "rtx4090"]
+    nvidia = ["h100", "h200", "l40s", "rtx4090", "rtx_pro_6000"]
+    assert known_gpus() == ["a100", "b200", "b300", "b60", "cpu", "gb200", "gb300", *nvidia]
     for gpu in known_gpus():
         model = load_cost_model(gpu)
         for engine in model.engines.values():
-            assert engine.dtypes == tuple(
-                dtype for dtype in engine.gemm if dtype in model.sheet.flops_per_second
-            )
+            assert set(engine.dtypes) == set(engine.gemm)
+            # What is timed on a GPU is what its sheet has; of the H100's, rtx4090 has all.
+            assert set(engine.dtypes) == set(model.sheet.flops_per_second)
             for group in (*engine.gemm.values(), *engine.decode_attention.values(), engine.step):
                 provenance = group.provenance
                 assert provenance.source
@@ -60,40 +69,56 @@ def test_every_model_ships_with_constants() -> None:
                 assert (provenance.error_median is not None) == fitted
 
 
+def test_a_gpu_has_its_long_name_too() -> None:
+    assert find_cost_model("H100_SXM") == find_cost_model("h100")
+    assert find_cost_model("rtx_pro_6000_server") == find_cost_model("rtx_pro_6000")
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", 81559, "h100"),
+        ("NVIDIA GB200", 189471, "gb200"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887, "rtx_pro_6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 97887, None),
+        ("NVIDIA GeForce RTX 4090", 24564, "rtx4090"),
+        ("NVIDIA H100 PCIe", 81559, None),
+    ],
+)
+def test_a_device_is_known_by_the_name_of_its_driver(name: str, mib: int, gpu: str | None) -> None:
+    model = device_cost_model(name, mib * MIB)
+    assert (model.gpu if model else None) == gpu
+
+
+def test_files_are_small() -> None:
+    sizes = [find_cost_model(gpu).stat().st_size for gpu in known_gpus()]
+    assert max(sizes) < 150 * 1024
+    assert sum(sizes) < 1.5 * 1024**2
+
+
 def test_constants_are_carried_by_the_ratios_of_the_sheets() -> None:
-    base, other = load_cost_model("h100"), load_cost_model("l40s")
+    base, other = load_cost_model("h100"), load_cost_model("rtx4090")
     assert other.based_on == "h100"
     ours, theirs = other.engine("vllm"), base.engine("vllm")
     assert ours.gemm["fp8"].launch_us == theirs.gemm["fp8"].launch_us
-    assert ours.gemm["bf16"].memory_fraction == pytest.approx(theirs.gemm["bf16"].memory_fraction)
-    # A head of 128 is read in bf16 and written in fp8; memory takes so much of it at most, at the
-    # best share of the bandwidth that any kernel reaches: decode attention in groups of two.
-    slower, fewer_sms = 3350 / 864, 132 / 142
+    assert str(ours.gemm["fp8"].ratios) == str(theirs.gemm["fp8"].ratios)
     ours, theirs = other.engine("trtllm"), base.engine("trtllm")
-    best = max(of.groups[2].memory_fraction for of in theirs.decode_attention.values())
-    for name, heads in (("us_per_token_query_head", 1), ("us_per_token_kv_head", 2)):
-        known = getattr(theirs.prefill_attention["fp8"], name)
-        memory = min(1.0, heads * 128 * 3 / (best * 3.35e6) / known)
-        expected = ((1 - memory**3.2) * fewer_sms**3.2 + (memory * slower) ** 3.2) ** (1 / 3.2)
-        assert getattr(ours.prefill_attention["fp8"], name) == pytest.approx(expected * known)
-    # A token by itself moves nothing.
-    assert ours.prefill_attention["fp8"].us_per_token == pytest.approx(
-        fewer_sms * theirs.prefill_attention["fp8"].us_per_token
-    )
-    assert ours.decode_attention["fp8"].groups[8].us_per_stream == pytest.approx(
-        132 / 142 * theirs.decode_attention["fp8"].groups[8].us_per_stream
+    assert ours.decode_attention["fp8"].head_dims[128].us_per_stream == pytest.approx(
+        132 / 128 * theirs.decode_attention["fp8"].head_dims[128].us_per_stream
     )
     assert ours.all_reduce is not None
     assert theirs.all_reduce is not None
-    assert ours.all_reduce.by_tp[2].two_shot_us_per_mib == pytest.approx(
-        450 / 32 * theirs.all_reduce.by_tp[2].two_shot_us_per_mib
+    # What the link adds to the smallest message takes 450 / 32 as long.
+    theirs_us, ours_us = (of.all_reduce.by_tp[2].us for of in (theirs, ours))
+    np.testing.assert_allclose(
+        ours_us - ours_us.min(), 450 / 32 * (theirs_us - theirs_us.min()), rtol=1e-6
     )
-    # A long product in bf16 is bound by compute: 362.05 against 989.4 TFLOP/s.
+    # A long product in bf16 is bound by compute: 165.2 against 989.4 TFLOP/s.
     slow, fast = (
         float(gemm_us(8192, 8192, 8192, dtype="bf16", sheet=model.sheet, constants=gemm))
         for model, gemm in ((other, ours.gemm["bf16"]), (base, theirs.gemm["bf16"]))
     )
-    assert slow / fast == pytest.approx(989.4 / 362.05, rel=0.1)
+    assert slow / fast == pytest.approx(989.4 / 165.2, rel=0.1)
 
 
 def test_memory_limit_and_name(tmp_path: Path) -> None:
@@ -108,7 +133,7 @@ def test_memory_limit_and_name(tmp_path: Path) -> None:
     assert find_cost_model(str(own)) == own
 
 
-@pytest.mark.parametrize("gpu", ["h100", "cpu", "b200"])
+@pytest.mark.parametrize("gpu", ["h100", "cpu", "b200", "rtx4090"])
 def test_a_written_model_reads_back(tmp_path: Path, gpu: str) -> None:
     file = tmp_path / "copy.yaml"
     file.write_text(load_cost_model(gpu).to_yaml())
@@ -124,12 +149,12 @@ def test_reading_is_quick() -> None:
         start = time.perf_counter()
         CostModel.from_file(path)
         seconds.append(time.perf_counter() - start)
-    # 8 ms on one core of a shared virtual machine; `solve` has to start in well under a second.
+    # 27 ms on one core of a shared virtual machine; `solve` has to start in well under a second.
     assert min(seconds) < 0.1
 
 
 GEMM = "engines.trtllm.gemm.fp8"
-DECODE = "engines.trtllm.decode_attention.fp8"
+DECODE = "engines.trtllm.decode_attention.fp8.head_dims.128"
 
 
 @pytest.mark.parametrize(
@@ -148,16 +173,17 @@ DECODE = "engines.trtllm.decode_attention.fp8"
         (f"{GEMM}.colour", 1, "'colour' is not known"),
         (f"{GEMM}.error_p90", None, r"error_p90 is missing"),
         (f"{GEMM}.source", "", r"gemm\.fp8\.source is ''"),
-        (f"{GEMM}.tiles", {1: "64x64"}, r"tiles\.1 is '64x64'"),
-        (f"{GEMM}.tiles", {1: "1x64x64@1.5"}, r"tiles\.1 is"),
-        (f"{GEMM}.tiles", {2: "1x64x64"}, "starts at 2 rows"),
-        ("engines.trtllm.prefill_attention.fp8.packs_groups", 1, "packs_groups is 1"),
-        ("engines.trtllm.prefill_attention.fp8.wave_share", 1.5, "wave_share is 1.5"),
+        (f"{GEMM}.ratios.axes.rows", "4 1", r"axes\.rows does not rise"),
+        (f"{GEMM}.ratios.axes.rows", "0 1", r"axes\.rows does not rise from above 0"),
+        (f"{GEMM}.ratios.tables", {"rows": "1"}, "has a table 'rows'"),
+        (f"{GEMM}.ratios.tables", {"rows depth": "1"}, "has a table 'rows depth'"),
+        (f"{GEMM}.ratios.axes", {"rows": "1 2"}, "'columns', 'inner', 'weights' are missing"),
+        ("sheet.vendor", "", r"sheet\.vendor is ''"),
+        ("engines.trtllm.all_reduce.by_tp.2.us", "1 2", "has 2 latencies for"),
         ("engines.trtllm.step.engine_scalar", 0.9, "beats the hardware"),
-        (f"{DECODE}.groups.8.ratio", "1.0 2.0\n", "no table of 17 rows of 9"),
-        (f"{DECODE}.groups.8.ratio", "one", "could not convert"),
-        (f"{DECODE}.groups.8.ratio", ("0 " * 9 + "\n") * 17, "not positive"),
-        (f"{DECODE}.context_log2", [7, 6], "does not rise"),
+        (f"{DECODE}.ratios.tables", {"group streams": "1.0 2.0\n"}, "no table of 7 rows of 8"),
+        (f"{DECODE}.ratios.tables", {"group streams": "one"}, "could not convert"),
+        (f"{DECODE}.ratios.tables", {"group streams": ("0 " * 8 + "\n") * 7}, "not positive"),
         ("engines.trtllm.gemm", {}, "at least one entry"),
         ("engines.trtllm.prefill_attention", {}, "at least one entry"),
     ],
@@ -186,11 +212,13 @@ def test_missing_evidence_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_a_model_may_be_based_on(tmp_path: Path) -> None:
-    data = yaml.safe_load(find_cost_model("a100").read_text())
-    refused(tmp_path, data | {"based_on": "b200"}, "itself based on h100")
+    data = yaml.safe_load(find_cost_model("rtx4090").read_text())
+    refused(tmp_path, data | {"based_on": "rtx4090"}, "itself based on h100")
     refused(tmp_path, data | {"based_on": "abacus"}, "no cost model for GPU 'abacus'")
     refused(tmp_path, data | {"based_on": "broken"}, "based on itself")
     refused(tmp_path, data | {"engines": {}}, "'engines' is not known")
+    sheet = data["sheet"] | {"vendor": "amd"}
+    refused(tmp_path, data | {"sheet": sheet}, "h100, a chip of nvidia, not of amd")
 
 
 def test_a_sheet_without_engines_says_so(tmp_path: Path) -> None:

@@ -125,3 +125,15 @@ def test_an_unknown_dtype_names_those_there_are() -> None:
     with pytest.raises(InputError, match="int3") as caught:
         parse_dtype("int3")
     assert "fp8" in caught.value.remedy
+
+
+def test_nvfp4_shares_an_fp8_scale_between_16_values() -> None:
+    nvfp4, fp8 = parse_dtype("nvfp4"), parse_dtype("fp8")
+    # Llama-70B's FFN: three matrices of 8192 x 28672, 9 bytes for 16 values, and its norm in bf16.
+    variant = parse_variant("ffn", "mlp_28672")
+    expected = 3 * 8192 * 28672 * 9 // 16 + 2 * 8192
+    assert weight_bytes(variant, LLAMA, nvfp4, 1) == expected
+    # The KV cache and what is outside the blocks are as under fp8.
+    attention = parse_variant("attention", "gqa_8")
+    assert kv_bytes_per_token(attention, LLAMA, nvfp4, 1) == 2 * 8 * 128
+    assert outside_bytes(LLAMA, nvfp4, 2) == outside_bytes(LLAMA, fp8, 2)

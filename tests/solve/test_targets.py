@@ -118,3 +118,10 @@ def test_a_profile_folder_is_a_target_for_its_own_shapes(tmp_path: Path) -> None
     assert np.isfinite(target.latency.outside_us(step("decode", batch=1, tokens=1, tp=1)))
     with pytest.raises(InputError, match="profile of pico, whose shape differs from wide"):
         find_target(str(tmp_path), replace(CONFIG, name="wide", hidden_size=128))
+
+
+def test_four_bits_are_asked_for() -> None:
+    assert "nvfp4" in load_cost_model("b200").engine("trtllm").dtypes
+    for gpu, dtype in (("b200", "fp8"), ("h100", "fp8"), ("a100", "bf16"), ("cpu", "fp32")):
+        assert find_target(gpu, CONFIG).dtype.name == dtype
+    assert find_target("b200", CONFIG, dtype="nvfp4").dtype.name == "nvfp4"

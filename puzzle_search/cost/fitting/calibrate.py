@@ -6,9 +6,9 @@ scipy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,79 +17,88 @@ from scipy.optimize import least_squares
 
 from puzzle_search.cost.fitting.operator_tables import (
     OperatorTables,
+    all_reduce_held_out,
     decode_held_out,
+    gemm_held_out,
     predict_all_reduce,
     predict_decode,
     predict_gemm,
     predict_prefill,
+    prefill_held_out,
 )
-from puzzle_search.cost.fitting.residuals import Residuals
+from puzzle_search.cost.fitting.ratio_fit import fit_ratios
 from puzzle_search.cost.modelled.constants import (
     AllReduceConstants,
     AllReduceLines,
     DecodeAttentionConstants,
-    DecodeGroup,
+    DecodeKernel,
     ElementwiseConstants,
     EngineConstants,
     GemmConstants,
     PrefillAttentionConstants,
+    PrefillKernel,
     Provenance,
     Sheet,
     StepConstants,
-    Tile,
 )
 from puzzle_search.cost.modelled.hardware import CostModel
-from puzzle_search.cost.modelled.operators import decode_guess_us, table_cells
+from puzzle_search.cost.modelled.operators import (
+    BYTES_PER_VALUE,
+    KV_BLOCK_TOKENS,
+    decode_guess_us,
+    gemm_limits_us,
+    prefill_guess_us,
+    roofline_us,
+)
 from puzzle_search.cost.modelled.roofline import roofline_engine
+from puzzle_search.errors import InputError
 
 _Array = NDArray[np.float64]
 
-# Tiles that libraries choose from freely, splitting the inner dimension too (cuBLAS and such).
-_FREE_SIZES = ((64, 64), (64, 128), (128, 64), (128, 128), (64, 256), (128, 256), (256, 128))
-_FREE = {1: tuple(Tile(cluster=1, rows=m, columns=n) for m, n in _FREE_SIZES)}
-# vLLM picks its CUTLASS fp8 kernel by the number of rows, and does not split.
-_BY_ROWS = {
-    1: Tile(cluster=1, rows=64, columns=64),
-    65: Tile(cluster=1, rows=64, columns=128),
-    129: Tile(cluster=2, rows=128, columns=128),
-    8192: Tile(cluster=2, rows=256, columns=128),
+# Knots of the tables. Kernels change with the rows at multiples of 16 and 128, hence the pairs.
+_SIDES = (256, 512, 1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
+_GEMM_AXES = {
+    "rows": (
+        *(1, 8, 16, 32, 33, 64, 65, 128, 129, 256, 257),
+        *(512, 1024, 2048, 4096, 8192, 16384, 32768),
+    ),
+    "columns": _SIDES,
+    "inner": _SIDES,
+    "weights": tuple(2.0**i for i in range(18, 33)),
 }
-_CUTLASS_FP8 = "CutlassFP8ScaledMMLinearKernel"
-_DECODE_WORK_LOG2 = np.arange(6.0, 23.0)
-_DECODE_CONTEXT_LOG2 = np.array([1.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 14.0, 17.0])
-# Weight of the second differences that fill cells without timings. It and the knots were chosen on
-# the held-out cells of the H100 with TensorRT-LLM, whose error flatters a little.
-_DECODE_SMOOTHNESS = 0.3
+_GEMM_TABLES = ("rows weights", "rows columns", "columns inner")
+_GROUPS = (1, 2, 4, 8, 16, 32, 64)
+_PREFILL_AXES = {
+    "context": (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+    "queries": tuple(4.0**i for i in range(1, 13)),
+    "group": _GROUPS,
+}
+_PREFILL_TABLES = ("context queries", "context group", "queries group")
+_DECODE_AXES = {
+    "work": tuple(2.0**i for i in range(6, 25)),
+    "context": (2, 64, 128, 512, 1024, 4096, 16384, 131072),
+    "group": _GROUPS,
+    "streams": tuple(4.0**i for i in range(8)),
+}
+_DECODE_TABLES = ("work context", "group work", "group context", "group streams")
 
-# Bounds of the GEMM constants: start, least, largest.
-_GEMM = {
-    "launch_us": (4.0, 0.0, 12.0),
-    "memory_fraction": (0.85, 0.4, 1.0),
-    "compute_fraction": (0.85, 0.4, 1.0),
-    "corner": (4.0, 1.0, 20.0),
-    "tile_us": (1.0, 0.0, 20.0),
-    "tile_penalty": (0.1, 0.0, 2.0),
-    "padding_penalty": (0.1, 0.0, 2.0),
-    "split_us": (2.0, 0.0, 40.0),
-    "power_slowdown": (0.02, 0.0, 0.3),
+# Bounds of the first guesses: start, least, largest.
+_ROOFLINE = {
+    "launch_us": (5.0, 0.0, 100.0),
+    "memory_fraction": (0.8, 0.1, 1.0),
+    "compute_fraction": (0.7, 0.05, 1.0),
+    "corner": (2.0, 1.0, 20.0),
 }
-_QUANTISATION = {
-    "quantisation_us": (7.0, 0.0, 20.0),
-    "quantisation_us_per_value": (2e-6, 0.0, 2e-5),
+_DECODE = {
+    "floor_us": (7.0, 0.5, 100.0),
+    "us_per_stream": (0.01, 0.0, 1.0),
+    "memory_fraction": (0.5, 1e-3, 1.0),
 }
-_PREFILL = {
-    "launch_us": (12.0, 1.0, 20.0),
-    "corner": (1.5, 1.0, 10.0),
-    "compute_fraction": (0.6, 0.1, 1.0),
-    "block_tokens": (100.0, 0.0, 3000.0),
-    "wave_share": (0.5, 0.0, 1.0),
-    "us_per_sequence_head": (1e-2, 0.0, 0.2),
-    "us_per_token": (1e-3, 0.0, 1e-2),
-    "us_per_token_query_head": (1e-4, 0.0, 1e-2),
-    "us_per_token_kv_head": (1e-4, 0.0, 1e-2),
-}
+# The guesses of matrix products are found on one timing in so many: there are 35,000.
+_GUESS_ONE_IN = 7
+# A product takes at least this share of its timing, however long its scaling took.
+_LEAST_SHARE = 0.1
 _Bounds = Mapping[str, tuple[float, float, float]]
-_Constants = TypeVar("_Constants", GemmConstants, PrefillAttentionConstants)
 
 
 def calibrate_tables(
@@ -102,7 +111,18 @@ def calibrate_tables(
         start: its sheet is used. An engine that it lacks takes the step constants of its first
             engine as ``reconstructed``, or none where it has no engine.
         source: where the timings come from.
+
+    Raises:
+        InputError: a dtype was timed that the sheet has no peak for.
     """
+    for name, timed in tables.items():
+        unknown = set(timed.dtypes) - start.sheet.flops_per_second.keys()
+        if unknown:
+            raise InputError(
+                f"{', '.join(sorted(unknown))} was timed with {name}, and the sheet of {start.gpu} "
+                "has no peak for it",
+                remedy="add it to flops_per_second of the sheet",
+            )
     engines = {
         name: calibrate_engine(
             timed,
@@ -118,7 +138,11 @@ def calibrate_tables(
 def step_for(start: CostModel, engine: str) -> StepConstants:
     """Step constants of an engine, which operator timings do not show, or what stands for them."""
     if engine in start.engines:
-        return start.engines[engine].step
+        step = start.engines[engine].step
+        if start.based_on is None:
+            return step
+        source = f"no whole model was timed: those of the {start.based_on} stand in"
+        return replace(step, provenance=_reconstructed(source))
     if start.engines:
         other, constants = next(iter(start.engines.items()))
         step, source = constants.step, f"no whole model was timed: those of {other} stand in"
@@ -135,26 +159,27 @@ def calibrate_engine(
     tables: OperatorTables, sheet: Sheet, *, source: str, step: StepConstants
 ) -> EngineConstants:
     """Fit every operator of one engine, in every dtype that was timed."""
-    gemm: dict[str, GemmConstants] = {}
-    for dtype in tables.dtypes:
-        launch_us = gemm["bf16"].launch_us if dtype == "fp8" and "bf16" in gemm else None
-        gemm[dtype] = fit_gemm(
-            tables.gemm_rows(dtype), dtype=dtype, sheet=sheet, source=source, launch_us=launch_us
-        )
+    attention = [
+        dtype
+        for dtype in tables.dtypes
+        if not (tables.prefill_rows(dtype).empty or tables.decode_rows(dtype).empty)
+    ]
+    common: dict[str, Any] = {"sheet": sheet, "source": source}
     return EngineConstants(
         version=tables.version,
-        gemm=gemm,
-        prefill_attention={
-            dtype: fit_prefill_attention(
-                tables.prefill_rows(dtype), dtype=dtype, sheet=sheet, source=source
+        gemm={
+            dtype: fit_gemm(
+                tables.gemm_rows(dtype), tables.quantisation_rows(dtype), dtype=dtype, **common
             )
             for dtype in tables.dtypes
         },
+        prefill_attention={
+            dtype: fit_prefill_attention(tables.prefill_rows(dtype), dtype=dtype, **common)
+            for dtype in attention
+        },
         decode_attention={
-            dtype: fit_decode_attention(
-                tables.decode_rows(dtype), dtype=dtype, sheet=sheet, source=source
-            )
-            for dtype in tables.dtypes
+            dtype: fit_decode_attention(tables.decode_rows(dtype), dtype=dtype, **common)
+            for dtype in attention
         },
         elementwise=ElementwiseConstants(
             provenance=_reconstructed(
@@ -164,148 +189,171 @@ def calibrate_engine(
             launch_us=2.5,
             memory_fraction=0.8,
         ),
-        all_reduce=fit_all_reduce(tables.all_reduce, sheet=sheet, source=source),
+        all_reduce=None
+        if tables.all_reduce is None
+        else fit_all_reduce(tables.all_reduce, sheet=sheet, source=source),
         step=step,
     )
 
 
 def fit_gemm(
-    rows: pd.DataFrame, *, dtype: str, sheet: Sheet, source: str, launch_us: float | None
+    rows: pd.DataFrame,
+    quantisation: pd.DataFrame | None,
+    *,
+    dtype: str,
+    sheet: Sheet,
+    source: str,
 ) -> GemmConstants:
     """Fit the GEMM constants of one dtype.
 
-    The fp8 rows include the dynamic quantisation of the activations. Its constant part cannot be
-    told from the launch, so the launch of bf16 is given for fp8.
+    Args:
+        rows: timings; those of fp8 include the dynamic scaling of the activations.
+        quantisation: timings of that scaling, which is taken out; without them it stays in.
+        dtype: of both.
+        sheet: the GPU.
+        source: where the timings come from.
     """
-    bounds = dict(_GEMM) | (_QUANTISATION if dtype == "fp8" else {})
-    fixed = {} if dtype == "fp8" else dict.fromkeys(_QUANTISATION, 0.0)
-    if launch_us is not None:
-        fixed["launch_us"] = launch_us
-        del bounds["launch_us"]
-
-    by_rows = set(rows["kernel_source"]) == {_CUTLASS_FP8}
-    if by_rows:
-        fixed |= {"compute_fraction": 1.0, "split_us": 0.0}
-        bounds |= {str(tile): (0.8, 0.1, 1.0) for tile in _BY_ROWS.values()}
-        bounds = {name: bound for name, bound in bounds.items() if name not in fixed}
-
-    def constants(**values: float) -> GemmConstants:
-        tiles = {
-            start: (replace(tile, efficiency=values.pop(str(tile))),)
-            for start, tile in (_BY_ROWS if by_rows else {}).items()
-        }
-        return GemmConstants(
-            provenance=_unknown(source),
-            tiles=tiles or _FREE,
-            max_split=1 if by_rows else 8,
-            **fixed,
-            **values,
+    scaling = {"quantisation_us": 0.0, "quantisation_us_per_value": 0.0}
+    if quantisation is not None:
+        values = (quantisation["m"] * quantisation["k"]).to_numpy(np.float64)
+        scaling_us = quantisation["us"].to_numpy(np.float64)
+        found = _least_squares(
+            lambda at: np.log((at[0] + at[1] * values) / scaling_us),
+            bounds={"us": (5.0, 1e-3, 50.0), "us_per_value": (2e-6, 0.0, 1e-4)},
         )
+        scaling = dict(zip(scaling, map(float, found), strict=True))
+    train = rows[~gemm_held_out(rows)]
+    m, n, k = (train[name].to_numpy(np.float64) for name in ("m", "n", "k"))
+    timed_us = train["us"].to_numpy(np.float64)
+    scaled_us = scaling["quantisation_us"] + scaling["quantisation_us_per_value"] * m * k
+    product_us = np.maximum(timed_us - scaled_us, _LEAST_SHARE * timed_us)
+    limits = gemm_limits_us(m, n, k, dtype=dtype, sheet=sheet)
 
-    def compared(found: GemmConstants, part: pd.DataFrame) -> Residuals:
-        return predict_gemm(part, dtype, sheet, found)
+    def constants(values: _Array) -> GemmConstants:
+        named = dict(zip(_ROOFLINE, map(float, values), strict=True))
+        return GemmConstants(provenance=_unknown(source), ratios=None, **named, **scaling)
 
-    return _fit(constants, compared, rows, bounds, source)
+    some = slice(None, None, _GUESS_ONE_IN if len(train) > 1000 else 1)
+    memory_us, compute_us = (limit[some] for limit in limits)
+    fitted = constants(
+        _least_squares(
+            lambda values: np.log(
+                roofline_us(memory_us, compute_us, constants(values)) / product_us[some]
+            ),
+            bounds=_ROOFLINE,
+        )
+    )
+    ratios = fit_ratios(
+        _GEMM_AXES,
+        _GEMM_TABLES,
+        {"rows": m, "columns": n, "inner": k, "weights": n * k},
+        product_us / roofline_us(*limits, fitted),
+    )
+    fitted = replace(fitted, ratios=ratios)
+    checked = predict_gemm(rows, dtype, sheet, fitted)
+    return replace(fitted, provenance=checked.provenance(source))
 
 
 def fit_prefill_attention(
     rows: pd.DataFrame, *, dtype: str, sheet: Sheet, source: str
 ) -> PrefillAttentionConstants:
-    """Fit prefill attention that caches in one dtype.
+    """Fit prefill attention that caches in one dtype, in every head_dim."""
+    train = rows[~prefill_held_out(rows)]
+    fitted = PrefillAttentionConstants(
+        provenance=_unknown(source),
+        head_dims={
+            int(head_dim): _prefill_kernel(part, int(head_dim), dtype=dtype, sheet=sheet)
+            for head_dim, part in train.groupby("head_dim")
+        },
+    )
+    checked = predict_prefill(rows, dtype, sheet, fitted)
+    return replace(fitted, provenance=checked.provenance(source))
 
-    Whether the kernel packs the query heads of a group into one tile is found by trying both.
-    """
 
-    def compared(found: PrefillAttentionConstants, part: pd.DataFrame) -> Residuals:
-        return predict_prefill(part, dtype, sheet, found)
+def _prefill_kernel(
+    rows: pd.DataFrame, head_dim: int, *, dtype: str, sheet: Sheet
+) -> PrefillKernel:
+    batch, length, heads, kv_heads = (
+        rows[name].to_numpy(np.float64)
+        for name in ("batch_size", "isl", "num_heads", "num_key_value_heads")
+    )
+    timed_us = rows["us"].to_numpy(np.float64)
 
-    def fitted(packs_groups: bool) -> PrefillAttentionConstants:
-        def constants(**values: float) -> PrefillAttentionConstants:
-            return PrefillAttentionConstants(
-                provenance=_unknown(source), packs_groups=packs_groups, **values
-            )
+    def kernel(values: _Array) -> PrefillKernel:
+        return PrefillKernel(ratios=None, **dict(zip(_ROOFLINE, map(float, values), strict=True)))
 
-        return _fit(constants, compared, rows, _PREFILL, source)
+    def guess_us(of: PrefillKernel) -> _Array:
+        shape = (batch, length, length, heads, kv_heads)
+        return prefill_guess_us(*shape, head_dim=head_dim, dtype=dtype, sheet=sheet, kernel=of)
 
-    def train_error(found: PrefillAttentionConstants) -> float:
-        checked = compared(found, rows)
-        return float(np.mean(np.abs(np.log1p(checked.relative[~checked.held_out]))))
-
-    return min(fitted(False), fitted(True), key=train_error)
+    fitted = kernel(
+        _least_squares(lambda values: np.log(guess_us(kernel(values)) / timed_us), bounds=_ROOFLINE)
+    )
+    sizes = {"context": length, "queries": batch * heads * length, "group": heads / kv_heads}
+    ratios = fit_ratios(_PREFILL_AXES, _PREFILL_TABLES, sizes, timed_us / guess_us(fitted))
+    return replace(fitted, ratios=ratios)
 
 
 def fit_decode_attention(
     rows: pd.DataFrame, *, dtype: str, sheet: Sheet, source: str
 ) -> DecodeAttentionConstants:
-    """Fit the latency tables of decode attention, one per GQA group."""
-    test = decode_held_out(rows)
-    named = rows.assign(
-        group=rows["num_heads"] // rows["num_key_value_heads"],
-        streams=rows["batch_size"] * rows["num_key_value_heads"],
-    )
-    groups = {
-        int(group): _decode_group(part, dtype=dtype, sheet=sheet)
-        for group, part in named[~test].groupby("group")
-    }
+    """Fit decode attention over a KV cache of one dtype, in every head_dim."""
+    train = rows[~decode_held_out(rows)]
     fitted = DecodeAttentionConstants(
         provenance=_unknown(source),
-        work_log2=_DECODE_WORK_LOG2,
-        context_log2=_DECODE_CONTEXT_LOG2,
-        groups=groups,
+        head_dims={
+            int(head_dim): _decode_kernel(part, int(head_dim), dtype=dtype, sheet=sheet)
+            for head_dim, part in train.groupby("head_dim")
+        },
     )
     checked = predict_decode(rows, dtype, sheet, fitted)
     return replace(fitted, provenance=checked.provenance(source))
 
 
-def _decode_group(rows: pd.DataFrame, *, dtype: str, sheet: Sheet) -> DecodeGroup:
-    """Fit the first guess of one GQA group, then the table that it is multiplied by."""
-    streams, context = (rows[name].to_numpy(np.float64) for name in ("streams", "kv_len"))
-    measured_us = rows["us"].to_numpy(np.float64)
-    shape = (len(_DECODE_WORK_LOG2), len(_DECODE_CONTEXT_LOG2))
+def _decode_kernel(rows: pd.DataFrame, head_dim: int, *, dtype: str, sheet: Sheet) -> DecodeKernel:
+    batch, context, heads, kv_heads = (
+        rows[name].to_numpy(np.float64)
+        for name in ("batch_size", "kv_len", "num_heads", "num_key_value_heads")
+    )
+    streams, timed_us = batch * kv_heads, rows["us"].to_numpy(np.float64)
+    kv_bytes = 2 * head_dim * BYTES_PER_VALUE[dtype] * streams * context
+    ceiling = min(1.0, float(np.max(kv_bytes / timed_us)) / (sheet.hbm_bytes_per_second / 1e6))
 
-    def entry(values: _Array) -> DecodeGroup:
-        floor, per_stream, fraction = map(float, values)
-        return DecodeGroup(
-            floor_us=floor, us_per_stream=per_stream, memory_fraction=fraction, ratio=np.ones(shape)
+    def kernel(values: _Array) -> DecodeKernel:
+        named = dict(zip(_DECODE, map(float, values), strict=True))
+        return DecodeKernel(ratios=None, ceiling_fraction=ceiling, **named)
+
+    def guess_us(of: DecodeKernel) -> _Array:
+        return decode_guess_us(
+            streams, context, head_dim=head_dim, dtype=dtype, sheet=sheet, kernel=of
         )
 
-    def guess(values: _Array) -> _Array:
-        return decode_guess_us(streams, context, entry=entry(values), dtype=dtype, sheet=sheet)
-
-    values = _least_squares(
-        lambda values: np.log(guess(values) / measured_us),
-        start=[7, 0.01, 0.5],
-        bounds=([1, 0, 1e-3], [50, 1, 1]),
+    fitted = kernel(
+        _least_squares(lambda values: np.log(guess_us(kernel(values)) / timed_us), bounds=_DECODE)
     )
-    weights, cells = table_cells(_DECODE_WORK_LOG2, _DECODE_CONTEXT_LOG2, streams, context)
-    basis = np.zeros((len(rows), shape[0] * shape[1]))
-    np.add.at(basis, (np.arange(len(rows)), cells), weights)
-    wanted = measured_us / guess(values)
-    penalty = _DECODE_SMOOTHNESS * _second_differences(shape)
-    # Weighted by 1 / wanted, the residuals are relative; the table stays near 1 where nothing is.
-    ratio = np.linalg.lstsq(
-        np.vstack([basis / wanted[:, None], penalty]),
-        np.concatenate([np.ones(len(rows)), np.zeros(len(penalty))]),
-        rcond=None,
-    )[0]
-    return replace(entry(values), ratio=np.maximum(ratio, 0.05).reshape(shape))
+    sizes = {
+        "work": streams * np.maximum(context, KV_BLOCK_TOKENS),
+        "context": context,
+        "group": heads / kv_heads,
+        "streams": streams,
+    }
+    ratios = fit_ratios(_DECODE_AXES, _DECODE_TABLES, sizes, timed_us / guess_us(fitted))
+    return replace(fitted, ratios=ratios)
 
 
 def fit_all_reduce(rows: pd.DataFrame, *, sheet: Sheet, source: str) -> AllReduceConstants:
-    """Fit the two lines of the all-reduce for each TP degree."""
-    names = ("one_shot_us", "one_shot_us_per_mib", "two_shot_us", "two_shot_us_per_mib")
-    by_tp: dict[int, AllReduceLines] = {}
-    for tp, frame in rows.groupby("num_gpus"):
+    """Lines through the all-reduce timings of each TP degree; sizes are in bf16 elements.
 
-        def residual(values: _Array, tp: int = int(tp), frame: pd.DataFrame = frame) -> _Array:
-            lines = AllReduceLines(**dict(zip(names, map(float, values), strict=True)))
-            found = predict_all_reduce(frame, sheet, {tp: lines})
-            return np.asarray(np.log1p(found.relative)[~found.held_out])
-
-        values = _least_squares(
-            residual, start=[3, 10, 20, 5], bounds=([0] * 4, [20, 100, 100, 20])
+    A message takes no longer than a larger one: where it was timed so, the machine had paused.
+    """
+    train = rows[~all_reduce_held_out(rows)].sort_values("message_size")
+    by_tp = {
+        int(tp): AllReduceLines(
+            message_bytes=2.0 * part["message_size"].to_numpy(np.float64),
+            us=np.minimum.accumulate(part["us"].to_numpy(np.float64)[::-1])[::-1],
         )
-        by_tp[int(tp)] = AllReduceLines(**dict(zip(names, map(float, values), strict=True)))
+        for tp, part in train.groupby("num_gpus")
+    }
     checked = predict_all_reduce(rows, sheet, by_tp)
     return AllReduceConstants(provenance=checked.provenance(source), by_tp=by_tp)
 
@@ -315,50 +363,16 @@ def _unknown(source: str) -> Provenance:
     return Provenance(evidence="published", source=source, error_median=None, error_p90=None)
 
 
-def _fit(
-    constants: Callable[..., _Constants],
-    compared: Callable[[_Constants, pd.DataFrame], Residuals],
-    rows: pd.DataFrame,
-    bounds: _Bounds,
-    source: str,
-) -> _Constants:
-    """Fit the rows that are not held out; the constants carry the errors of those that are."""
-    start, lower, upper = zip(*bounds.values(), strict=True)
-
-    def named(values: _Array) -> _Constants:
-        return constants(**dict(zip(bounds, map(float, values), strict=True)))
-
-    train = rows[~compared(named(np.array(start)), rows).held_out]
-    values = _least_squares(
-        lambda values: np.log1p(compared(named(values), train).relative),
-        start=start,
-        bounds=(lower, upper),
-    )
-    found = named(values)
-    return replace(found, provenance=compared(found, rows).provenance(source))
-
-
-def _least_squares(
-    residual: Callable[[_Array], _Array],
-    *,
-    start: Sequence[float],
-    bounds: tuple[Sequence[float], Sequence[float]],
-) -> _Array:
+def _least_squares(residual: Callable[[_Array], _Array], *, bounds: _Bounds) -> _Array:
     """Constants with the least log ratio of predicted to measured, robust to outliers."""
+    start, lower, upper = zip(*bounds.values(), strict=True)
     fit: Any = least_squares(
         residual,
         start,
-        bounds=bounds,
+        bounds=(lower, upper),
         loss="soft_l1",
         f_scale=0.05,
         diff_step=1e-3,
         x_scale=np.maximum(np.abs(start), 1e-9),
     )
     return np.asarray(fit.x, dtype=np.float64)
-
-
-def _second_differences(shape: tuple[int, int]) -> _Array:
-    """Rows that are zero on a table linear along both axes."""
-    entries = np.eye(shape[0] * shape[1]).reshape(*shape, -1)
-    flat = [np.diff(entries, n=2, axis=axis).reshape(-1, entries.shape[-1]) for axis in (0, 1)]
-    return np.vstack(flat)

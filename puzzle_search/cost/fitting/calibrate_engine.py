@@ -112,6 +112,7 @@ def fit_step(
     bare = {model.gpu: with_step(model, engine, _bare(model, engine)) for model, _ in rows}
     kernels = [_Kernels.of(row, config, bare[model.gpu], engine) for model, row in rows]
     steps = np.array([row.scenario.output_len for _, row in rows])
+    tp = np.array([row.tp for _, row in rows], dtype=np.float64)
     several = np.array([row.tp > 1 for _, row in rows])
     published = np.array([row.tokens_per_second_per_gpu * row.tp for _, row in rows])
     of_gpu = np.array([[model.gpu == gpu for gpu in bare] for model, _ in rows], dtype=np.float64)
@@ -123,14 +124,16 @@ def fit_step(
     # The best batch size depends a little on the constants: it is chosen again with those found.
     for _ in range(_CHOICES):
         work = values[len(releases) :]
-        root_ms = of_gpu @ work[: len(bare)] + several * (of_gpu @ work[len(bare) :])
+        root_ms = of_gpu @ work[: len(bare)] / tp + several * (of_gpu @ work[len(bare) :])
         best = [of.best(1e3 * ms) for of, ms in zip(kernels, root_ms, strict=True)]
         kernel_us, roots, batch = (np.array(column) for column in zip(*best, strict=True))
         roots_us = 1e3 * roots[:, None]
         totals = _Totals(
             published_us=1e6 * batch * steps / published,
             kernel_us=kernel_us,
-            work_us=np.hstack([of_gpu * roots_us, of_gpu * roots_us * several[:, None]]),
+            work_us=np.hstack(
+                [of_gpu * roots_us / tp[:, None], of_gpu * roots_us * several[:, None]]
+            ),
             of_release=of_release,
         )
         values = totals.fit(values, np.ones(len(rows), dtype=bool))
@@ -179,6 +182,7 @@ class _Totals:
     def fit(self, start: _Array, used: NDArray[np.bool_]) -> _Array:
         """Scalars of the releases, then work, for the least log ratio over some rows."""
         least = np.where(np.arange(len(start)) < self.of_release.shape[1], 0.5, 0.0)
+        least[0] = 1.0  # the engine's own: kernels do not run faster than they were timed
         solution: Any = least_squares(
             lambda values: np.log1p(self.errors(values))[used],
             np.maximum(start, least + 1e-3),

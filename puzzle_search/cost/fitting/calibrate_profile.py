@@ -9,7 +9,6 @@ sizes outside its grid. Needs scipy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,12 @@ from puzzle_search.cost.latency import Phase
 from puzzle_search.cost.measured.profile import Profile
 from puzzle_search.cost.measured.profile_rows import HEAD, STEP, LatencyRow
 from puzzle_search.cost.modelled.analytic import AnalyticLatency
-from puzzle_search.cost.modelled.constants import EngineConstants, Provenance, Tile
+from puzzle_search.cost.modelled.constants import (
+    DecodeAttentionConstants,
+    EngineConstants,
+    PrefillAttentionConstants,
+    Provenance,
+)
 from puzzle_search.cost.modelled.hardware import CostModel
 from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.cost.step import Step
@@ -33,10 +37,6 @@ _Array = NDArray[np.float64]
 ENGINE = "torch"
 """Engine of a model fitted to a profile: this package's own, in torch."""
 
-# Micro-kernels of matrix products on processors with 8 or 16 lanes; a GPU keeps the ideal tile of
-# the roofline, since whole subblocks do not show the tiles of their kernels.
-_CPU_TILES = {1: (Tile(cluster=1, rows=1, columns=16), Tile(cluster=1, rows=6, columns=16))}
-
 # Start, least and largest value of each constant, by kind of device.
 _CPU_BOUNDS = {
     "gemm.launch_us": (10.0, 0.1, 1000.0),
@@ -44,7 +44,7 @@ _CPU_BOUNDS = {
     "gemm.memory_fraction": (0.5, 0.01, 1.0),
     "prefill.launch_us": (50.0, 0.1, 1000.0),
     "prefill.compute_fraction": (0.2, 0.001, 1.0),
-    "prefill.us_per_token_query_head": (0.01, 0.0, 100.0),
+    "prefill.memory_fraction": (0.2, 0.001, 1.0),
     "decode.floor_us": (100.0, 0.1, 1000.0),
     "decode.us_per_stream": (1.0, 0.0, 1000.0),
     "decode.memory_fraction": (0.5, 0.001, 1.0),
@@ -59,7 +59,7 @@ _GPU_BOUNDS = {
     "gemm.memory_fraction": (0.8, 0.1, 1.0),
     "prefill.launch_us": (10.0, 0.1, 100.0),
     "prefill.compute_fraction": (0.5, 0.01, 1.0),
-    "prefill.us_per_token_query_head": (1e-4, 0.0, 1e-2),
+    "prefill.memory_fraction": (0.5, 0.01, 1.0),
     "decode.floor_us": (7.0, 0.1, 100.0),
     "decode.us_per_stream": (1e-2, 0.0, 1.0),
     "decode.memory_fraction": (0.5, 0.001, 1.0),
@@ -102,7 +102,7 @@ def calibrate_profile(profile: Profile, start: CostModel, *, source: str) -> Cos
 
     def model(values: _Array, provenance: Provenance) -> CostModel:
         named = dict(zip(bounds, map(float, values), strict=True))
-        engine = _engine(bare, named, dtype, provenance, tiles=_CPU_TILES if cpu else None)
+        engine = _engine(bare, named, profile, provenance)
         return replace(start, engines={ENGINE: engine})
 
     unknown = _provenance(source, None)
@@ -139,12 +139,11 @@ def _provenance(source: str, found: list[Residuals] | None) -> Provenance:
 def _engine(
     bare: EngineConstants,
     values: dict[str, float],
-    dtype: str,
+    profile: Profile,
     provenance: Provenance,
-    *,
-    tiles: Mapping[int, tuple[Tile, ...]] | None,
 ) -> EngineConstants:
-    """The ideal engine with these constants in place of its own, and its tiles where some are."""
+    """The ideal engine with these constants in place of its own."""
+    dtype, head_dim = profile.dtype.name, profile.config.head_dim
 
     def of(group: str) -> dict[str, Any]:
         prefix = f"{group}."
@@ -153,23 +152,21 @@ def _engine(
         }
 
     gemm = replace(bare.gemm[dtype], provenance=provenance, corner=1.0, **of("gemm"))
-    gemm = replace(gemm, tiles=tiles or gemm.tiles)
     # The output head is bf16 under fp8, and not timed apart.
     gemms = {dtype: gemm, "bf16": gemm} if dtype == "fp8" else {dtype: gemm}
-    prefill = replace(
-        bare.prefill_attention[dtype],
-        provenance=provenance,
-        packs_groups=False,
-        corner=1.0,
-        **of("prefill"),
+    (chunk,) = bare.prefill_attention[dtype].head_dims.values()
+    (step,) = bare.decode_attention[dtype].head_dims.values()
+    prefill = PrefillAttentionConstants(
+        provenance=provenance, head_dims={head_dim: replace(chunk, corner=1.0, **of("prefill"))}
     )
-    decode = bare.decode_attention[dtype]
-    groups = {size: replace(group, **of("decode")) for size, group in decode.groups.items()}
+    decode = DecodeAttentionConstants(
+        provenance=provenance, head_dims={head_dim: replace(step, **of("decode"))}
+    )
     return replace(
         bare,
         gemm=gemms,
         prefill_attention={dtype: prefill},
-        decode_attention={dtype: replace(decode, provenance=provenance, groups=groups)},
+        decode_attention={dtype: decode},
         elementwise=replace(bare.elementwise, provenance=provenance, **of("elementwise")),
         all_reduce=None,
         step=replace(bare.step, provenance=provenance, **of("step")),

@@ -11,8 +11,9 @@ from puzzle_search.cost.fitting.calibrate import calibrate_tables
 from puzzle_search.cost.fitting.calibrate_profile import ENGINE, calibrate_profile, compare_profile
 from puzzle_search.cost.fitting.operator_tables import OperatorTables, compare, gpus_and_engines
 from puzzle_search.cost.fitting.residuals import Residuals
+from puzzle_search.cost.fitting.silicon import Silicon
 from puzzle_search.cost.measured.profile import Profile
-from puzzle_search.cost.modelled.hardware import CostModel, device_cost_model
+from puzzle_search.cost.modelled.hardware import CostModel, device_cost_model, find_cost_model
 from puzzle_search.cost.modelled.roofline import roofline_engine
 from puzzle_search.errors import InputError
 
@@ -118,6 +119,27 @@ def _from_tables(
         for engine in engines or timed[chosen]
     }
     model = calibrate_tables(tables, start, source=f"{source}, {chosen}")
+    return Calibration(model=model, errors=table_errors(model, tables))
+
+
+def calibrate_silicon(
+    gpu: str, start: CostModel | None = None, *, engines: Sequence[str] = ()
+) -> Calibration:
+    """Fit a cost model to the timings of a GPU in the installed `aiconfigurator-core`.
+
+    Args:
+        gpu: its name there, or that of its shipped cost model.
+        start: its sheet and step constants are used; by default the shipped model of the GPU.
+        engines: all that were timed by default.
+
+    Raises:
+        InputError: the package is not installed or lacks the GPU or an engine, or nothing ships
+            for the GPU.
+    """
+    silicon = Silicon.installed(gpu)
+    start = start or CostModel.from_file(find_cost_model(silicon.gpu))
+    tables = {engine: silicon.tables(engine) for engine in engines or silicon.engines}
+    model = calibrate_tables(tables, start, source=f"{silicon.source}, {silicon.gpu}")
     return Calibration(model=model, errors=table_errors(model, tables))
 
 

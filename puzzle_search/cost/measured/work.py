@@ -91,7 +91,7 @@ def head_work(config: ParentConfig, dtype: Dtype, *, batch: int, tp: int) -> Ope
     values = config.vocab_size / tp * config.hidden_size
     return OperatorWork(
         name="head",
-        dtype="bf16" if dtype.name == "fp8" else dtype.name,
+        dtype=dtype.vector_dtype,
         flops=2 * batch * values,
         moved_bytes=values * dtype.vector_bytes,
     )

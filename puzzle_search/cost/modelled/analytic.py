@@ -32,15 +32,16 @@ _Array = NDArray[np.float64]
 class AnalyticLatency:
     """Predicts latencies of a parent's subblock variants from a cost model.
 
-    Weights, activations and KV cache are of ``dtype``; under fp8 the residual stream, norms,
-    embedding and output head stay bf16. Projections are column-parallel then row-parallel over the
-    TP group, with one all-reduce per subblock; KV heads fewer than the TP degree are replicated.
+    Weights, activations and KV cache are of ``dtype``, the KV cache fp8 under nvfp4; under both the
+    residual stream, norms, embedding and output head stay bf16. Projections are column-parallel
+    then row-parallel over the TP group, with one all-reduce per subblock; KV heads fewer than the
+    TP degree are replicated.
 
     Args:
         config: the parent.
         model: constants of the device.
         engine: serving engine whose constants to use.
-        dtype: ``bf16``, ``fp8`` or ``fp32``.
+        dtype: ``bf16``, ``fp8``, ``nvfp4`` or ``fp32``.
         dynamic_quantisation: charge each fp8 GEMM the quantisation of its activations, which
             engines with static scales do not pay.
 
@@ -66,6 +67,7 @@ class AnalyticLatency:
                 remedy=f"use {' or '.join(self.constants.dtypes)}, or another GPU or engine",
             )
         self.dtype = dtype
+        self.number = parse_dtype(dtype)
         self.dynamic_quantisation = dynamic_quantisation
         # Everything predicted went through the end-to-end calibration of the step constants.
         self.evidence: Evidence = self.constants.step.provenance.evidence
@@ -108,11 +110,15 @@ class AnalyticLatency:
         config, rows, sampled, tp = self.config, step.rows, step.sampled, step.tp
         vocabulary = -(-config.vocab_size // tp)
         value_bytes = STREAM_BYTES[self.dtype]
-        head_dtype = "bf16" if self.dtype == "fp8" else self.dtype
         # Logits are read twice: for the largest, then for the sum of exponentials.
         head = (
             self._norm(sampled)
-            + self._gemm(np.maximum(sampled, 1), vocabulary, config.hidden_size, dtype=head_dtype)
+            + self._gemm(
+                np.maximum(sampled, 1),
+                vocabulary,
+                config.hidden_size,
+                dtype=self.number.vector_dtype,
+            )
             + self._elementwise(2 * value_bytes * sampled * config.vocab_size)
         )
         embedding = self._elementwise(2 * value_bytes * rows * config.hidden_size)
@@ -137,11 +143,12 @@ class AnalyticLatency:
 
     def _attention(self, step: Step, heads: int, kv_heads: int) -> Microseconds:
         """Of the decode tokens, and of the prompts beside them, where there are any."""
+        dtype = self.number.kv_dtype
         shape: dict[str, Any] = {
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": self.config.head_dim,
-            "dtype": self.dtype,
+            "dtype": dtype,
             "sheet": self.sheet,
         }
         decodes, prefills = step.decoding > 0, step.prompts > 0
@@ -150,7 +157,7 @@ class AnalyticLatency:
             latency_us[decodes] += decode_attention_us(
                 step.decoding[decodes],
                 step.decode_context[decodes],
-                constants=self.constants.decode_attention[self.dtype],
+                constants=self.constants.decode_attention[dtype],
                 **shape,
             )
         if prefills.any():
@@ -158,7 +165,7 @@ class AnalyticLatency:
                 step.prompts[prefills],
                 step.prompt_tokens[prefills],
                 step.prompt_context[prefills],
-                constants=self.constants.prefill_attention[self.dtype],
+                constants=self.constants.prefill_attention[dtype],
                 **shape,
             )
         return latency_us

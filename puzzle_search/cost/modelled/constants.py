@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puzzle_search.cost.latency import Evidence
+from puzzle_search.cost.memory import parse_dtype
+from puzzle_search.cost.modelled.ratios import Ratios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +33,13 @@ class Provenance:
 class Sheet:
     """What the vendor and the driver say about the device.
 
-    Rates are dense peaks; ``link_bytes_per_second`` is one direction, None without a link;
+    ``vendor`` is of the chip, in lower case: constants are carried within one vendor only. Rates
+    are dense peaks; ``link_bytes_per_second`` is one direction, None without a link;
     ``flops_per_second`` holds the dtypes that the device computes in.
     """
 
     provenance: Provenance
+    vendor: str
     hbm_bytes: int
     reserve_bytes: int
     hbm_bytes_per_second: float
@@ -50,103 +54,72 @@ class Sheet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
-    """Output tile of a GEMM kernel; ``cluster`` tiles, one above the other, run together.
-
-    ``efficiency`` is the share of ``compute_fraction`` that the kernel of this tile reaches.
-    """
-
-    cluster: int
-    rows: int
-    columns: int
-    efficiency: float = 1.0
-
-    def __str__(self) -> str:
-        size = f"{self.cluster}x{self.rows}x{self.columns}"
-        share = f"{self.efficiency:.5g}"
-        return size if share == "1" else f"{size}@{share}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class GemmConstants:
-    """One matrix product: smooth maximum of memory time and tiled compute time, plus a launch.
+    """One matrix product: launch + (memory^p + compute^p)^(1/p), times a ratio.
 
-    ``tiles`` are the tiles that the library may use from so many rows on, up to the next entry; the
-    best of them is taken, with the inner dimension split up to ``max_split`` times. ``corner`` is
-    the exponent p of (memory^p + compute^p)^(1/p); ``tile_us`` the prologue and epilogue of a
-    128x128 tile, ``tile_penalty`` the efficiency that small tiles lose, ``padding_penalty`` what a
-    tile loses by rows beyond the matrix, ``split_us`` the reduction after a split,
-    ``power_slowdown`` the clock lost per doubling of the work above 1 TFLOP; the two quantisation
-    constants are the dynamic activation quantisation that static FP8 engines do not pay.
+    ``corner`` is the exponent p. ``ratios`` has the axes ``rows``, ``columns``, ``inner`` and
+    ``weights``, the entries of the matrix; it is None where single products were not timed. The two
+    quantisation constants are the dynamic scaling of the activations, which engines with static
+    scales do not pay.
     """
 
     provenance: Provenance
-    tiles: Mapping[int, tuple[Tile, ...]]
-    max_split: int
     launch_us: float
     memory_fraction: float
     compute_fraction: float
     corner: float
-    tile_us: float
-    tile_penalty: float
-    padding_penalty: float
-    split_us: float
-    power_slowdown: float
+    ratios: Ratios | None
     quantisation_us: float
     quantisation_us_per_value: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefillAttentionConstants:
-    """Causal attention over a prompt, with rope and the write into the KV cache.
+class PrefillKernel:
+    """Causal attention over a prompt, with rope and the write into the KV cache, in one head_dim.
 
-    A smooth maximum, of exponent ``corner``, of ``launch_us`` and the work. Tiles of 128 queries
-    compute whole: ``packs_groups`` says whether the query heads of one KV head share them, in half
-    a tile where that is enough (FlashAttention), or not.
-    ``block_tokens`` is the context that a tile computes in addition, by its mask and start-up;
-    ``wave_share`` how far a last, half-filled wave over the SMs is hidden (1: entirely).
+    The same form as of a matrix product. ``ratios`` has the axes ``context``, ``queries``, all
+    query heads of all tokens, and ``group``, query heads per KV head; None where not timed.
     """
 
-    provenance: Provenance
-    packs_groups: bool
     launch_us: float
-    corner: float
+    memory_fraction: float
     compute_fraction: float
-    block_tokens: float
-    wave_share: float
-    us_per_sequence_head: float
-    us_per_token: float
-    us_per_token_query_head: float
-    us_per_token_kv_head: float
+    corner: float
+    ratios: Ratios | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeGroup:
-    """Decode attention of one GQA group (query heads per KV head), head_dim 128.
+class PrefillAttentionConstants:
+    """Prefill attention by head_dim; between those, the nearest one's efficiency is used."""
 
-    A first guess, floor + streams x ``us_per_stream`` + KV bytes at ``memory_fraction`` of the
-    bandwidth, times the entry of ``ratio``, a table over the axes of `DecodeAttentionConstants`.
-    A stream is one KV head of one sequence.
+    provenance: Provenance
+    head_dims: Mapping[int, PrefillKernel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeKernel:
+    """Decode attention in one head_dim.
+
+    Floor + streams x ``us_per_stream`` + KV bytes at ``memory_fraction`` of the bandwidth, times a
+    ratio. A stream is one KV head of one sequence. ``ratios`` has the axes ``work``, streams x
+    context, ``context``, ``group``, query heads per KV head, and ``streams``; None where not timed.
+    ``ceiling_fraction`` is the largest share of the bandwidth that any timing reached: none is
+    predicted to reach more.
     """
 
     floor_us: float
     us_per_stream: float
     memory_fraction: float
-    ratio: NDArray[np.float64]
+    ceiling_fraction: float
+    ratios: Ratios | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeAttentionConstants:
-    """Decode attention by GQA group: which kernel runs, and how well, depends on the group.
-
-    The axes of the groups' tables are log2(streams x context), ``work_log2``, and log2(context),
-    ``context_log2``; a context below 64 tokens counts as 64 in the work.
-    """
+    """Decode attention by head_dim; between those, the nearest one's efficiency is used."""
 
     provenance: Provenance
-    work_log2: NDArray[np.float64]
-    context_log2: NDArray[np.float64]
-    groups: Mapping[int, DecodeGroup]
+    head_dims: Mapping[int, DecodeKernel]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +133,7 @@ class ElementwiseConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduceConstants:
-    """All-reduce within a node: the cheaper of a one-shot and a two-shot line, by TP degree."""
+    """All-reduce within a node, by TP degree."""
 
     provenance: Provenance
     by_tp: Mapping[int, AllReduceLines]
@@ -168,12 +141,13 @@ class AllReduceConstants:
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduceLines:
-    """min(one_shot_us + one_shot_us_per_mib x, two_shot_us + two_shot_us_per_mib x), x in MiB."""
+    """Latency over the size of the message: lines between the sizes that were timed, in logarithms.
 
-    one_shot_us: float
-    one_shot_us_per_mib: float
-    two_shot_us: float
-    two_shot_us_per_mib: float
+    Below the first size its latency holds, beyond the last one its bytes per second.
+    """
+
+    message_bytes: NDArray[np.float64]
+    us: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +155,10 @@ class StepConstants:
     """What an engine adds to its kernels: a scalar on all of them, and its own work in every step.
 
     That work is ``step_us`` + ``step_us_per_sequence`` x sequences + ``step_us_per_root_sequence``
-    x sqrt(sequences) on any number of devices (scheduling, launching, sampling, passing tokens on),
-    and ``rank_us_per_root_sequence`` x sqrt(sequences) more on several, which must agree on what
-    runs next. Fitted to published maximum throughput it grows with the number of sequences less
-    than in proportion, and is next to nothing for one; what TP costs besides is the all-reduce.
+    x sqrt(sequences) / devices (what the devices share, such as attention to caches of unlike
+    length), and ``rank_us_per_root_sequence`` x sqrt(sequences) more on several, which must agree
+    on what runs next. Fitted to published maximum throughput it grows with the sequences less than
+    in proportion, and is next to nothing for one; what TP costs besides is the all-reduce.
     ``max_batch`` is the most sequences, ``max_tokens`` the most new tokens that the engine takes in
     one step.
     """
@@ -200,7 +174,7 @@ class StepConstants:
 
     def engine_us(self, sequences: NDArray[np.float64], tp: int) -> NDArray[np.float64]:
         """Microseconds of the engine's own work in steps of so many sequences."""
-        of_root = self.step_us_per_root_sequence + (tp > 1) * self.rank_us_per_root_sequence
+        of_root = self.step_us_per_root_sequence / tp + (tp > 1) * self.rank_us_per_root_sequence
         return self.step_us + self.step_us_per_sequence * sequences + of_root * np.sqrt(sequences)
 
 
@@ -208,8 +182,9 @@ class StepConstants:
 class EngineConstants:
     """The calibrated constants of one serving engine on one device.
 
-    The mappings by dtype hold any of ``fp8``, ``bf16`` and ``fp32``. Attention's dtype is that of
-    the KV cache: an engine may compute in another (vLLM attends to an fp8 KV cache in bf16).
+    The mappings by dtype hold any of ``nvfp4``, ``fp8``, ``bf16``, ``fp32``. Attention's dtype is
+    that of the KV cache, fp8 under nvfp4: an engine may compute in another (vLLM attends to an fp8
+    KV cache in bf16).
     ``all_reduce`` is None where a device stands alone.
     """
 
@@ -224,7 +199,12 @@ class EngineConstants:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Serving precisions that the constants cover."""
-        return tuple(dtype for dtype in self.gemm if dtype in self.decode_attention)
+        return tuple(
+            name
+            for name in self.gemm
+            if parse_dtype(name).kv_dtype in self.decode_attention
+            and parse_dtype(name).vector_dtype in self.gemm
+        )
 
     @property
     def tp_degrees(self) -> tuple[int, ...]:

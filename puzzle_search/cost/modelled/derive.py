@@ -24,8 +24,8 @@ def derive(model: CostModel, *, gpu: str, sheet: Sheet) -> CostModel:
         sheet: its data sheet.
 
     Raises:
-        InputError: ``model`` has no constants of its own, is of the same device, or has no dtype
-            that the sheet has a peak for.
+        InputError: ``model`` has no constants of its own, is of the same device or another
+            vendor's, or has no dtype that the sheet has a peak for.
     """
     if model.based_on is not None or not model.engines:
         raise InputError(
@@ -35,6 +35,12 @@ def derive(model: CostModel, *, gpu: str, sheet: Sheet) -> CostModel:
     if model.gpu == gpu:
         raise InputError(
             f"{gpu} would be derived from itself", remedy="name the sheet of another device"
+        )
+    if model.sheet.vendor != sheet.vendor:
+        raise InputError(
+            f"{gpu} is a chip of {sheet.vendor}, {model.gpu} of {model.sheet.vendor}: its kernels "
+            "run on no other vendor's",
+            remedy="calibrate the chip, or profile it",
         )
     for engine, constants in model.engines.items():
         if not any(dtype in sheet.flops_per_second for dtype in constants.dtypes):

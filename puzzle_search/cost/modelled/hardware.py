@@ -1,6 +1,6 @@
 """A device as the cost model sees it: its data sheet and the constants calibrated for each engine.
 
-One YAML file per device, ``format: puzzle-search.cost-model/1``. Every group of constants says
+One YAML file per device, ``format: puzzle-search.cost-model/2``. Every group of constants says
 where it comes from (``evidence``, ``source``) and how far it is from points outside the fit
 (``error_median``, ``error_p90``, relative). A device that nothing was measured on has a sheet and
 ``based_on``, the device whose constants are transferred to it (`transfer`).
@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 from puzzle_search.cost.modelled.constants import EngineConstants, Sheet
@@ -29,7 +28,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_yaml
 from puzzle_search.resources import resource
 
-FORMAT = "puzzle-search.cost-model/1"
+FORMAT = "puzzle-search.cost-model/2"
 
 # Between the memory that CUDA reports and that of the sheet; other sizes of a card differ by more.
 _MEMORY_TOLERANCE = 0.05
@@ -91,6 +90,12 @@ class CostModel:
                 f"{where}: based_on is {name}, which is itself based on {base.based_on}",
                 remedy=f"write based_on: {base.based_on}",
             )
+        if base.sheet.vendor != sheet.vendor:
+            raise InputError(
+                f"{where}: based_on is {name}, a chip of {base.sheet.vendor}, not of "
+                f"{sheet.vendor}: its kernels run on no other vendor's",
+                remedy="calibrate the chip, or profile it",
+            )
         engines = {
             engine: transfer(constants, name=base.gpu, base=base.sheet, sheet=sheet)
             for engine, constants in base.engines.items()
@@ -107,6 +112,11 @@ class CostModel:
         return to_yaml(data)
 
 
+def short_name(gpu: str) -> str:
+    """The name of a GPU without the form that only tables of timings spell out."""
+    return gpu.lower().removesuffix("_sxm").removesuffix("_server")
+
+
 def known_gpus() -> list[str]:
     """Names of the GPUs that a cost model ships for."""
     return sorted(path.stem for path in resource("cost_models").glob("*.yaml"))
@@ -118,7 +128,7 @@ def find_cost_model(gpu: str) -> Path:
     Raises:
         InputError: no cost model ships for that GPU, and it is no YAML file.
     """
-    name = gpu.lower()
+    name = short_name(gpu)
     if name in known_gpus():
         return resource("cost_models", f"{name}.yaml")
     if Path(gpu).suffix in (".yaml", ".yml"):
@@ -134,19 +144,19 @@ def find_cost_model(gpu: str) -> Path:
 def device_cost_model(name: str, memory_bytes: int) -> CostModel | None:
     """The shipped cost model of a device by the name that its driver gives, None without one.
 
-    A card of that name with other memory is another device, and so are PCIe and NVL cards, whose
-    bandwidths are not those of the SXM modules that the sheets describe.
+    A card of that name with other memory is another device, and so are PCIe, NVL and workstation
+    cards, whose bandwidths or clocks are not those that the sheets describe.
 
     Args:
         name: such as ``NVIDIA H100 80GB HBM3``.
         memory_bytes: as CUDA reports it, a little less than the driver does.
     """
     words = re.findall(r"[a-z0-9]+", name.lower())
-    if {"pcie", "nvl"} & set(words):
+    if {"pcie", "nvl", "workstation"} & set(words):
         return None
-    terms = {*words, *(first + second for first, second in pairwise(words))}
+    terms = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, i + 4)}
     for gpu in known_gpus():
-        if gpu in terms:
+        if gpu.replace("_", "") in terms:
             model = load_cost_model(gpu)
             if math.isclose(memory_bytes, model.sheet.hbm_bytes, rel_tol=_MEMORY_TOLERANCE):
                 return model

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
@@ -17,21 +16,23 @@ import yaml
 from numpy.typing import NDArray
 
 from puzzle_search.cost.latency import Evidence
+from puzzle_search.cost.memory import parse_dtype
 from puzzle_search.cost.modelled.constants import (
     AllReduceConstants,
     AllReduceLines,
     DecodeAttentionConstants,
-    DecodeGroup,
+    DecodeKernel,
     ElementwiseConstants,
     EngineConstants,
     GemmConstants,
     PrefillAttentionConstants,
+    PrefillKernel,
     Provenance,
     Sheet,
     StepConstants,
-    Tile,
 )
 from puzzle_search.cost.modelled.operators import BYTES_PER_VALUE
+from puzzle_search.cost.modelled.ratios import Ratios
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys
 
@@ -69,28 +70,31 @@ def plain(value: Any) -> Any:
         return fields
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return " ".join(str(tile) for tile in value)
     if isinstance(value, np.ndarray) and value.ndim == 2:
-        return "".join(" ".join(f"{item:.5g}" for item in row) + "\n" for row in value)
+        return "".join(" ".join(_short(item) for item in row) + "\n" for row in value)
     if isinstance(value, np.ndarray):
-        return [plain(item) for item in value.tolist()]
+        return " ".join(f"{item:.5g}" for item in value)
     return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _short(ratio: float) -> str:
+    """Three digits: half a percent at most, below the noise of any timing."""
+    return f"{ratio:.3g}".removeprefix("0")
 
 
 # --- strict reading -------------------------------------------------------------------------
 
 _PROVENANCE = {"evidence", "source", "error_median", "error_p90"}
-# Cluster, rows and columns of a tile, with its efficiency where that is below 1.
-_TILE = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)(?:@(0?\.\d*[1-9]\d*))?")
+_GEMM_AXES = {"rows", "columns", "inner", "weights"}
+_PREFILL_AXES = {"context", "queries", "group"}
+_DECODE_AXES = {"work", "context", "group", "streams"}
 _Constants = TypeVar(
     "_Constants",
     GemmConstants,
-    PrefillAttentionConstants,
+    PrefillKernel,
+    DecodeKernel,
     ElementwiseConstants,
-    AllReduceLines,
     StepConstants,
-    Tile,
 )
 _Value = TypeVar("_Value")
 
@@ -158,19 +162,19 @@ def _provenance(data: Mapping[str, Any], where: str) -> Provenance:
     return Provenance(evidence=evidence, source=source, **errors)
 
 
-def _constants(kind: type[_Constants], data: object, where: str) -> _Constants:
-    """Read a group: its own fields are numbers, flags or tiles, beside them its provenance."""
+def _constants(
+    kind: type[_Constants], data: object, where: str, axes: set[str] | None = None
+) -> _Constants:
+    """Read a group: its own fields are numbers or ratios, beside them its provenance."""
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     proven = fields.pop("provenance", None) is not None
     check_keys(data, where, required=set(fields) | (_PROVENANCE if proven else set()))
     values = _mapping(data, where)
-    read: dict[str, Callable[[object, str], Any]] = {
-        "int": _whole,
-        "float": _number,
-        "bool": _flag,
-    }
+    read: dict[str, Callable[[object, str], Any]] = {"int": _whole, "float": _number}
     given: dict[str, Any] = {
-        name: read.get(str(kind_of), _tiles)(values[name], f"{where}.{name}")
+        name: _ratios(values[name], f"{where}.{name}", axes or set())
+        if name == "ratios"
+        else read[str(kind_of)](values[name], f"{where}.{name}")
         for name, kind_of in fields.items()
     }
     if proven:
@@ -197,6 +201,7 @@ def read_sheet(data: object, where: str) -> Sheet:
     link = values["link_bytes_per_second"]
     sheet = Sheet(
         provenance=_provenance(values, where),
+        vendor=read_text_value(values["vendor"], f"{where}.vendor"),
         hbm_bytes=_whole(values["hbm_bytes"], f"{where}.hbm_bytes"),
         reserve_bytes=_whole(values["reserve_bytes"], f"{where}.reserve_bytes"),
         num_sms=_whole(values["num_sms"], f"{where}.num_sms"),
@@ -218,58 +223,73 @@ def _rate(value: object, where: str) -> float:
     return rate
 
 
-def _decode_attention(data: object, where: str) -> DecodeAttentionConstants:
-    check_keys(data, where, required={"work_log2", "context_log2", "groups"} | _PROVENANCE)
+def _attention(data: object, where: str, kernel: Callable[[object, str], _Value]) -> dict[str, Any]:
+    """Kernels by head_dim, and their provenance."""
+    check_keys(data, where, required={"head_dims"} | _PROVENANCE)
     values = _mapping(data, where)
+    found = {
+        _whole(size, f"{where}.head_dims"): kernel(entry, f"{where}.head_dims.{size}")
+        for size, entry in _mapping(values["head_dims"], f"{where}.head_dims").items()
+    }
+    return {"provenance": _provenance(values, where), "head_dims": dict(sorted(found.items()))}
+
+
+def _ratios(value: object, where: str, names: set[str]) -> Ratios | None:
+    """Tables over pairs of axes, or nothing."""
+    if value is None:
+        return None
+    check_keys(value, where, required={"axes", "tables"})
+    values = _mapping(value, where)
+    check_keys(values["axes"], f"{where}.axes", required=names)
     axes = {
-        axis: _numbers(values[axis], f"{where}.{axis}") for axis in ("work_log2", "context_log2")
+        str(name): _knots(knots, f"{where}.axes.{name}")
+        for name, knots in _mapping(values["axes"], f"{where}.axes").items()
     }
-    for axis, knots in axes.items():
-        if knots.ndim != 1 or len(knots) < 2 or np.any(np.diff(knots) <= 0):
-            raise InputError(f"{where}.{axis} does not rise", remedy="list the knots in order")
-    shape = (len(axes["work_log2"]), len(axes["context_log2"]))
-    groups = {
-        _whole(group, f"{where}.groups"): _decode_group(entry, f"{where}.groups.{group}", shape)
-        for group, entry in _mapping(values["groups"], f"{where}.groups").items()
-    }
-    return DecodeAttentionConstants(
-        provenance=_provenance(values, where), groups=dict(sorted(groups.items())), **axes
-    )
+    tables = {}
+    for name, text in _mapping(values["tables"], f"{where}.tables").items():
+        pair = str(name).split()
+        if len(pair) != 2 or not set(pair) <= names:
+            raise InputError(
+                f"{where}.tables has a table {name!r}",
+                remedy=f"name a table by two of {', '.join(sorted(names))}",
+            )
+        shape = (len(axes[pair[0]]), len(axes[pair[1]]))
+        tables[str(name)] = _table(text, f"{where}.tables.{name}", shape)
+    return Ratios(axes=axes, tables=tables)
 
 
-def _decode_group(data: object, where: str, shape: tuple[int, int]) -> DecodeGroup:
-    numbers = ("floor_us", "us_per_stream", "memory_fraction")
-    check_keys(data, where, required={*numbers, "ratio"})
-    values = _mapping(data, where)
-    return DecodeGroup(
-        ratio=_table(values["ratio"], f"{where}.ratio", shape),
-        **{name: _number(values[name], f"{where}.{name}") for name in numbers},
-    )
+def _knots(value: object, where: str) -> NDArray[np.float64]:
+    """Sizes on one line, rising from above 0."""
+    knots = _row(str(value), where)
+    if len(knots) < 2 or knots[0] <= 0 or np.any(np.diff(knots) <= 0):
+        raise InputError(f"{where} does not rise from above 0", remedy="list the knots in order")
+    return knots
 
 
 def _table(value: object, where: str, shape: tuple[int, int]) -> NDArray[np.float64]:
     """Block text, one row of numbers a line."""
-    try:
-        rows = [[float(item) for item in line.split()] for line in str(value).splitlines()]
-    except ValueError as error:
-        raise InputError(f"{where}: {error}", remedy="write rows of numbers") from error
+    rows = [_row(line, where) for line in str(value).splitlines()]
     if [len(row) for row in rows] != [shape[1]] * shape[0]:
         raise InputError(
             f"{where} is no table of {shape[0]} rows of {shape[1]} numbers",
-            remedy="give one row per knot of work_log2, one column per knot of context_log2",
+            remedy="give one row per knot of its first axis, one column per knot of its second",
         )
-    table = np.array(rows, dtype=np.float64)
+    return _positive(np.array(rows), where)
+
+
+def _row(text: str, where: str) -> NDArray[np.float64]:
+    try:
+        return np.array([float(item) for item in text.split()])
+    except ValueError as error:
+        raise InputError(f"{where}: {error}", remedy="write rows of numbers") from error
+
+
+def _positive(table: NDArray[np.float64], where: str) -> NDArray[np.float64]:
     if not np.all(np.isfinite(table) & (table > 0)):
         raise InputError(
             f"{where} has entries that are not positive", remedy="write numbers above 0"
         )
     return table
-
-
-def _numbers(value: object, where: str) -> NDArray[np.float64]:
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{where} is {value!r}", remedy="write a list of numbers")
-    return np.array([_number(item, f"{where}[{i}]") for i, item in enumerate(value)])
 
 
 def _all_reduce(data: object, where: str) -> AllReduceConstants:
@@ -279,41 +299,23 @@ def _all_reduce(data: object, where: str) -> AllReduceConstants:
     return AllReduceConstants(
         provenance=_provenance(values, where),
         by_tp={
-            _whole(tp, f"{where}.by_tp"): _constants(AllReduceLines, lines, f"{where}.by_tp.{tp}")
+            _whole(tp, f"{where}.by_tp"): _lines(lines, f"{where}.by_tp.{tp}")
             for tp, lines in by_tp.items()
         },
     )
 
 
-def _tiles(value: object, where: str) -> dict[int, tuple[Tile, ...]]:
-    """Tiles by the least number of rows that they are used for."""
-    tiers = {}
-    for rows, text in _mapping(value, where).items():
-        words = [_TILE.fullmatch(word) for word in str(text).split()]
-        found = [word.groups() for word in words if word]
-        if len(found) != len(words) or not found:
-            raise InputError(
-                f"{where}.{rows} is {text!r}",
-                remedy="write tiles as CLUSTERxROWSxCOLUMNS@EFFICIENCY: 1x64x128 2x128x128@0.8",
-            )
-        tiers[_whole(rows, f"{where}, rows")] = tuple(
-            Tile(
-                cluster=int(cluster),
-                rows=int(tile_rows),
-                columns=int(columns),
-                efficiency=float(share or 1),
-            )
-            for cluster, tile_rows, columns, share in found
+def _lines(data: object, where: str) -> AllReduceLines:
+    check_keys(data, where, required={"message_bytes", "us"})
+    values = _mapping(data, where)
+    sizes = _knots(values["message_bytes"], f"{where}.message_bytes")
+    us = _positive(_row(str(values["us"]), f"{where}.us"), f"{where}.us")
+    if len(us) != len(sizes):
+        raise InputError(
+            f"{where} has {len(us)} latencies for {len(sizes)} sizes",
+            remedy="give one for each of message_bytes",
         )
-    if min(tiers) != 1:
-        raise InputError(f"{where} starts at {min(tiers)} rows", remedy="give tiles for 1 row on")
-    return dict(sorted(tiers.items()))
-
-
-def _flag(value: object, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{where} is {value!r}", remedy="write true or false")
-    return value
+    return AllReduceLines(message_bytes=sizes, us=us)
 
 
 def read_engines(data: object, where: str, sheet: Sheet) -> dict[str, EngineConstants]:
@@ -335,10 +337,19 @@ def _engine(data: object, where: str, sheet: Sheet) -> EngineConstants:
     values = _mapping(data, where)
 
     def gemm(entry: object, place: str) -> GemmConstants:
-        return _constants(GemmConstants, entry, place)
+        return _constants(GemmConstants, entry, place, _GEMM_AXES)
 
     def prefill(entry: object, place: str) -> PrefillAttentionConstants:
-        return _constants(PrefillAttentionConstants, entry, place)
+        def kernel(data: object, inside: str) -> PrefillKernel:
+            return _constants(PrefillKernel, data, inside, _PREFILL_AXES)
+
+        return PrefillAttentionConstants(**_attention(entry, place, kernel))
+
+    def decode(entry: object, place: str) -> DecodeAttentionConstants:
+        def kernel(data: object, inside: str) -> DecodeKernel:
+            return _constants(DecodeKernel, data, inside, _DECODE_AXES)
+
+        return DecodeAttentionConstants(**_attention(entry, place, kernel))
 
     reduce = values["all_reduce"]
     engine = EngineConstants(
@@ -347,18 +358,17 @@ def _engine(data: object, where: str, sheet: Sheet) -> EngineConstants:
         prefill_attention=_by_dtype(
             values["prefill_attention"], f"{where}.prefill_attention", prefill
         ),
-        decode_attention=_by_dtype(
-            values["decode_attention"], f"{where}.decode_attention", _decode_attention
-        ),
+        decode_attention=_by_dtype(values["decode_attention"], f"{where}.decode_attention", decode),
         elementwise=_constants(ElementwiseConstants, values["elementwise"], f"{where}.elementwise"),
         all_reduce=None if reduce is None else _all_reduce(reduce, f"{where}.all_reduce"),
         step=_constants(StepConstants, values["step"], f"{where}.step"),
     )
     served = set(engine.prefill_attention)
     missing = served - engine.gemm.keys() | served ^ engine.decode_attention.keys()
-    if missing or ("fp8" in served and "bf16" not in engine.gemm):
+    missing |= {parse_dtype(name).vector_dtype for name in served} - engine.gemm.keys()
+    if missing:
         raise InputError(
-            f"{where}: {', '.join(sorted(missing)) or 'bf16'} constants are incomplete",
+            f"{where}: {', '.join(sorted(missing))} constants are incomplete",
             remedy="give gemm, prefill_attention and decode_attention for each dtype, and gemm of "
             "bf16 beside fp8: the output head needs it",
         )

@@ -11,18 +11,19 @@ from puzzle_search.cost.modelled.constants import (
     AllReduceConstants,
     AllReduceLines,
     DecodeAttentionConstants,
-    DecodeGroup,
+    DecodeKernel,
     ElementwiseConstants,
     EngineConstants,
     GemmConstants,
     PrefillAttentionConstants,
+    PrefillKernel,
     Provenance,
     Sheet,
     StepConstants,
-    Tile,
 )
 
 _SHARP = 1000.0  # exponent of a corner that is a plain maximum
+_ANY_HEAD_DIM = 128  # a roofline is the same in all
 
 
 def roofline_engine(
@@ -43,54 +44,38 @@ def roofline_engine(
     )
     gemm = GemmConstants(
         provenance=provenance,
-        tiles={1: (Tile(cluster=1, rows=1, columns=1),)},
-        max_split=1,
         launch_us=0.0,
         memory_fraction=1.0,
         compute_fraction=1.0,
         corner=_SHARP,
-        tile_us=0.0,
-        tile_penalty=0.0,
-        padding_penalty=0.0,
-        split_us=0.0,
-        power_slowdown=0.0,
+        ratios=None,
         quantisation_us=0.0,
         quantisation_us_per_value=0.0,
     )
-    prefill = PrefillAttentionConstants(
-        provenance=provenance,
-        packs_groups=True,
-        launch_us=0.0,
-        corner=_SHARP,
-        compute_fraction=1.0,
-        block_tokens=0.0,
-        wave_share=1.0,
-        us_per_sequence_head=0.0,
-        us_per_token=0.0,
-        us_per_token_query_head=0.0,
-        us_per_token_kv_head=0.0,
+    prefill = PrefillKernel(
+        launch_us=0.0, memory_fraction=1.0, compute_fraction=1.0, corner=_SHARP, ratios=None
     )
-    decode = DecodeAttentionConstants(
-        provenance=provenance,
-        work_log2=np.array([6.0, 22.0]),
-        context_log2=np.array([6.0, 17.0]),
-        groups={
-            1: DecodeGroup(
-                floor_us=0.0, us_per_stream=0.0, memory_fraction=1.0, ratio=np.ones((2, 2))
-            )
-        },
+    decode = DecodeKernel(
+        floor_us=0.0, us_per_stream=0.0, memory_fraction=1.0, ceiling_fraction=1.0, ratios=None
     )
-    line = AllReduceLines(
-        one_shot_us=0.0, one_shot_us_per_mib=0.0, two_shot_us=0.0, two_shot_us_per_mib=0.0
-    )
+    # As good as nothing: what binds is the link of the sheet.
+    line = AllReduceLines(message_bytes=np.array([1.0, 2.0]), us=np.array([1e-9, 2e-9]))
     linked = sheet.link_bytes_per_second is not None
     return EngineConstants(
         version="none: peaks of the data sheet",
         gemm=dict.fromkeys(sheet.flops_per_second, gemm),
-        prefill_attention=dict.fromkeys(sheet.flops_per_second, prefill),
-        decode_attention=dict.fromkeys(sheet.flops_per_second, decode),
+        prefill_attention=dict.fromkeys(
+            sheet.flops_per_second,
+            PrefillAttentionConstants(provenance=provenance, head_dims={_ANY_HEAD_DIM: prefill}),
+        ),
+        decode_attention=dict.fromkeys(
+            sheet.flops_per_second,
+            DecodeAttentionConstants(provenance=provenance, head_dims={_ANY_HEAD_DIM: decode}),
+        ),
         elementwise=ElementwiseConstants(provenance=provenance, launch_us=0.0, memory_fraction=1.0),
-        all_reduce=AllReduceConstants(provenance=provenance, by_tp=dict.fromkeys((2, 4, 8), line))
+        all_reduce=AllReduceConstants(
+            provenance=provenance, by_tp=dict.fromkeys((2, 4, 8, 16), line)
+        )
         if linked
         else None,
         step=StepConstants(

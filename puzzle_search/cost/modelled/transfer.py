@@ -4,8 +4,8 @@ What scales with the data sheet follows it; what does not, a launch or an effici
 
 | constants | on the other device |
 |---|---|
-| launches, floors, the cost per tile, split, step and sequence | the same microseconds |
-| fractions of peak, corners, penalties, tables of tiles | the same |
+| launches, floors, the cost per step and sequence | the same microseconds |
+| fractions of peak, corners, ratios of matrix products and of prefill | the same |
 | work bound by memory | times the ratio of bandwidths |
 | work bound on chip | times the ratio of SM counts |
 | slopes of the all-reduce | times the ratio of link bandwidths |
@@ -33,19 +33,19 @@ from puzzle_search.cost.modelled.constants import (
     AllReduceConstants,
     AllReduceLines,
     DecodeAttentionConstants,
-    DecodeGroup,
+    DecodeKernel,
     EngineConstants,
     GemmConstants,
     PrefillAttentionConstants,
+    PrefillKernel,
     Provenance,
     Sheet,
 )
 from puzzle_search.cost.modelled.operators import (
     BYTES_PER_VALUE,
-    HEAD_DIM,
-    KV_BLOCK_TOKENS,
     STREAM_BYTES,
     decode_guess_us,
+    decode_ratio,
 )
 
 _Array = NDArray[np.float64]
@@ -54,6 +54,9 @@ _Group = TypeVar("_Group", GemmConstants, PrefillAttentionConstants, DecodeAtten
 # How sharply time on chip and time of memory overlap: the mean of the corners that fit the matrix
 # products of the H200, in bf16 and fp8, with TensorRT-LLM and vLLM (2.6 to 3.5).
 _CORNER = 3.2
+# The table of decode attention that says how well its kernels use the device, and the context at
+# which that is judged.
+_BY_SIZE, _CONTEXT = "group work", 1024.0
 
 
 def transfer(
@@ -96,9 +99,9 @@ def carry(
         products,
         constants.elementwise.memory_fraction,
         *(
-            group.memory_fraction
+            kernel.ceiling_fraction
             for decode in constants.decode_attention.values()
-            for group in decode.groups.values()
+            for kernel in decode.head_dims.values()
         ),
     )
     matrices = _Move(base=base, sheet=sheet, ceiling=products)
@@ -163,44 +166,48 @@ class _Move:
         )
 
     def prefill(self, old: PrefillAttentionConstants, dtype: str) -> PrefillAttentionConstants:
-        """Carry what a token costs beside the products."""
-        # Rope reads a head in the dtype of the residual stream and writes it in that of the KV
-        # cache; of a token itself only the position is read.
-        head_bytes = float(HEAD_DIM * (STREAM_BYTES[dtype] + BYTES_PER_VALUE[dtype]))
-        per_token_us = self.us(
-            np.array([old.us_per_token, old.us_per_token_query_head, old.us_per_token_kv_head]),
-            np.array([0.0, head_bytes, 2 * head_bytes]),
-        )
-        token, query_head, kv_head = map(float, per_token_us)
-        return replace(
-            old,
-            us_per_token=token,
-            us_per_token_query_head=query_head,
-            us_per_token_kv_head=kv_head,
-        )
+        """Carry the share of the bandwidth."""
+
+        def moved(kernel: PrefillKernel) -> PrefillKernel:
+            return replace(kernel, memory_fraction=self.memory_fraction(kernel.memory_fraction))
+
+        return replace(old, head_dims={size: moved(of) for size, of in old.head_dims.items()})
 
     def decode(self, old: DecodeAttentionConstants, dtype: str) -> DecodeAttentionConstants:
-        """Carry every entry of the tables by itself: how far memory binds depends on the size."""
-        work, context = np.meshgrid(2**old.work_log2, 2**old.context_log2, indexing="ij")
-        streams = work / np.maximum(context, KV_BLOCK_TOKENS)
-        kv_bytes = 2 * HEAD_DIM * BYTES_PER_VALUE[dtype] * work
+        """Carry the guess, and its ratio at every size: how far memory binds depends on that."""
         fewer_sms = self.base.num_sms / self.sheet.num_sms
 
-        def guess_us(entry: DecodeGroup, sheet: Sheet) -> _Array:
-            return decode_guess_us(streams, context, entry=entry, dtype=dtype, sheet=sheet)
-
-        def moved(group: DecodeGroup) -> DecodeGroup:
-            known_us = guess_us(group, self.base) * group.ratio
-            launch_us = np.minimum(known_us, group.floor_us)
-            moved_us = launch_us + self.us(known_us - launch_us, kv_bytes)
-            entry = replace(
-                group,
-                us_per_stream=group.us_per_stream * fewer_sms,
-                memory_fraction=self.memory_fraction(group.memory_fraction),
+        def moved(head_dim: int, old: DecodeKernel) -> DecodeKernel:
+            kernel = replace(
+                old,
+                us_per_stream=old.us_per_stream * fewer_sms,
+                memory_fraction=self.memory_fraction(old.memory_fraction),
+                ceiling_fraction=self.memory_fraction(old.ceiling_fraction),
             )
-            return replace(entry, ratio=moved_us / guess_us(entry, self.sheet))
+            if old.ratios is None:
+                return kernel
+            knots = [old.ratios.axes[axis] for axis in _BY_SIZE.split()]
+            group, work = np.meshgrid(*knots, indexing="ij")
+            streams = np.maximum(1.0, work / _CONTEXT)
+            context = work / streams
 
-        return replace(old, groups={size: moved(group) for size, group in old.groups.items()})
+            def guess_us(of: DecodeKernel, sheet: Sheet) -> _Array:
+                shape = (streams, context)
+                return decode_guess_us(
+                    *shape, head_dim=head_dim, dtype=dtype, sheet=sheet, kernel=of
+                )
+
+            ratio = decode_ratio(streams, context, group, old.ratios)
+            known_us = np.asarray(ratio * guess_us(old, self.base))
+            launch_us = np.minimum(known_us, old.floor_us)
+            kv_bytes = np.asarray(2 * head_dim * BYTES_PER_VALUE[dtype] * work)
+            moved_us = launch_us + self.us(known_us - launch_us, kv_bytes)
+            change = moved_us / guess_us(kernel, self.sheet) / ratio
+            tables = dict(old.ratios.tables)
+            tables[_BY_SIZE] = np.asarray(tables[_BY_SIZE] * change)
+            return replace(kernel, ratios=replace(old.ratios, tables=tables))
+
+        return replace(old, head_dims={size: moved(size, of) for size, of in old.head_dims.items()})
 
 
 def _all_reduce(
@@ -215,11 +222,9 @@ def _all_reduce(
     slower = base.link_bytes_per_second / sheet.link_bytes_per_second
 
     def scaled(lines: AllReduceLines) -> AllReduceLines:
-        return replace(
-            lines,
-            one_shot_us_per_mib=lines.one_shot_us_per_mib * slower,
-            two_shot_us_per_mib=lines.two_shot_us_per_mib * slower,
-        )
+        """The latency of the smallest message stays, what the link adds is scaled."""
+        launch_us = lines.us.min()
+        return replace(lines, us=launch_us + (lines.us - launch_us) * slower)
 
     by_tp = {tp: scaled(lines) for tp, lines in old.by_tp.items()}
     return AllReduceConstants(provenance=provenance(old.provenance), by_tp=by_tp)

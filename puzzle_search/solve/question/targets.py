@@ -47,7 +47,7 @@ def find_target(
         gpu: name of a cost model, path of one, or a profile folder.
         config: the parent.
         engine: of the cost model; by default its first one.
-        dtype: serving precision; by default the smallest that the engine has on this GPU.
+        dtype: serving precision; by default the smallest from 8 bits up that the engine has.
         tp: TP degrees that are asked; see `profile_target` for a profile.
         serving: what is asked of serving; the rest is the engine's own.
 
@@ -67,10 +67,14 @@ def find_target(
         return profile_target(profile, tp=degrees, serving=serving)
     model = CostModel.from_file(find_cost_model(gpu))
     engine = engine or next(iter(model.engines))
-    dtype = dtype or min(
-        model.engine(engine).dtypes, key=lambda name: parse_dtype(name).matrix_bytes
-    )
+    dtype = dtype or _smallest_dtype(model.engine(engine).dtypes)
     return modelled_target(model, config, engine=engine, dtype=dtype, serving=serving)
+
+
+def _smallest_dtype(dtypes: Sequence[str]) -> str:
+    """Of 8 bits or more where there is one: scores know nothing of what 4 bits cost in quality."""
+    sizes = {name: parse_dtype(name).matrix_bytes for name in dtypes}
+    return min(sizes, key=lambda name: (sizes[name] < 1, sizes[name]))
 
 
 def _degrees_of(config: ParentConfig, tp: tuple[int, ...]) -> tuple[int, ...]:

@@ -78,12 +78,10 @@ def test_shards_are_joined_by_the_all_reduce_of_the_devices_cost_model() -> None
     assert lines is not None
 
     def message_us(tokens: int, tp: int) -> float:
-        """The cheaper of two lines, but at least what a link takes."""
+        """A line between the sizes timed, in logarithms; at least what a link takes."""
         line, size = lines.by_tp[tp], tokens * 64 * 2
-        mib = size / 2**20
-        one = line.one_shot_us + line.one_shot_us_per_mib * mib
-        two = line.two_shot_us + line.two_shot_us_per_mib * mib
-        return max(min(one, two), size * (tp - 1) / tp / 450e3)
+        timed = np.exp(np.interp(np.log(size), np.log(line.message_bytes), np.log(line.us)))
+        return float(max(timed, size * (tp - 1) / tp / 450e3))
 
     at = {"tokens": 1, "context": 50}
     for tp in (2, 4):

@@ -164,7 +164,7 @@ def fit_step(
 class _Totals:
     """Times of whole batches, (rows,), and what they are made of.
 
-    ``work_us`` is (rows, GPUs twice): the engine's work on any number of devices, then on several,
+    ``work_us`` is (rows, GPUs twice): the engine's work that devices share, then that of several,
     for a millisecond per root; ``of_release`` is (rows, releases), 1 where a row is of it.
     """
 

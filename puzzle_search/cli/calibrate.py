@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import JsonOption
+from puzzle_search.cli.options import JsonOption, file_to_write
 
 
 def calibrate(
@@ -17,7 +17,10 @@ def calibrate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Cost model to write. Default with --silicon: the GPU's name, here."),
+        typer.Option(
+            help="Cost model to write. Default with --silicon: the GPU's name, here.",
+            callback=file_to_write,
+        ),
     ] = None,
     silicon: Annotated[
         str | None,

@@ -19,8 +19,10 @@ ServingMode = Literal["in-flight", "static"]
 # Engines of which it is known what children they load.
 LoadingEngine = Literal["trtllm", "vllm", "sglang", "llama.cpp", "mlx-lm"]
 
-# Precisions that models are served in, and those that torch computes in here.
-ServingDtype = Literal["fp8", "bf16", "fp32"]
+# Precisions that models are served in, those of them that can be measured here, and those that
+# torch computes in here.
+ServingDtype = Literal["nvfp4", "fp8", "bf16", "fp32"]
+MeasuredDtype = Literal["fp8", "bf16", "fp32"]
 TorchDtype = Literal["fp32", "bf16"]
 
 DeviceName = Literal["cpu", "cuda"]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puzzle_search.choices import DeviceName, ServingDtype
+from puzzle_search.choices import DeviceName, MeasuredDtype
 from puzzle_search.cli.checked import CheckedCommand
 from puzzle_search.cli.default_group import DefaultGroup
 from puzzle_search.cli.options import (
     DeviceOption,
     JsonOption,
-    ServingDtypeOption,
+    MeasuredDtypeOption,
     folder_to_write,
     text_to_write,
 )
@@ -76,7 +76,7 @@ def latency(
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
-    dtype: ServingDtypeOption = "fp32",
+    dtype: MeasuredDtypeOption = "fp32",
     output_json: Annotated[
         Path | None,
         typer.Option(help="Also write the JSON object there.", callback=text_to_write),
@@ -141,7 +141,7 @@ def sweep(
     num_iters_warmup: WarmupOption = 1,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
-    dtype: ServingDtypeOption = "fp32",
+    dtype: MeasuredDtypeOption = "fp32",
     as_json: JsonOption = False,
 ) -> None:
     """Throughput against tokens per second of each user, over batch sizes; parent first."""
@@ -175,7 +175,7 @@ def _parse_batch(text: str) -> int | None:
 
 
 def _open(
-    names: list[str], model: str | None, scenario: str, device: DeviceName, dtype: ServingDtype
+    names: list[str], model: str | None, scenario: str, device: DeviceName, dtype: MeasuredDtype
 ) -> tuple[Device, ServingBench]:
     from puzzle_search.cost import Scenario
     from puzzle_search.errors import InputError

@@ -13,6 +13,7 @@ from puzzle_search.choices import (
     DeviceName,
     ExecutorName,
     LoadingEngine,
+    MeasuredDtype,
     ServingDtype,
     TorchDtype,
 )
@@ -63,7 +64,7 @@ DataOption = Annotated[
 LengthOption = Annotated[int, typer.Option("--length", min=2, help="Tokens in a block of text.")]
 DeviceOption = Annotated[DeviceName, typer.Option("--device", help="What computes.")]
 TorchDtypeOption = Annotated[TorchDtype, typer.Option("--dtype", help="What it computes in.")]
-ServingDtypeOption = Annotated[ServingDtype, typer.Option("--dtype", help="Serving precision.")]
+MeasuredDtypeOption = Annotated[MeasuredDtype, typer.Option("--dtype", help="Serving precision.")]
 ExecutorOption = Annotated[
     ExecutorName, typer.Option("--executor", help="Where jobs run: here, or on a Ray cluster.")
 ]

@@ -14,7 +14,7 @@ from puzzle_search.cli.options import (
     ExecutorOption,
     GpusPerJobOption,
     JsonOption,
-    ServingDtypeOption,
+    MeasuredDtypeOption,
     SpaceOption,
     folder_to_write,
 )
@@ -50,7 +50,7 @@ def profile(
     device: Annotated[
         DeviceName | None, typer.Option(help="What torch computes on. (default: cpu)")
     ] = None,
-    dtype: ServingDtypeOption = "fp32",
+    dtype: MeasuredDtypeOption = "fp32",
     engine: Annotated[
         ProfileEngine, typer.Option(help="What runs the variants; vLLM must be installed.")
     ] = "torch",

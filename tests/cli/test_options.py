@@ -12,10 +12,11 @@ import pytest
 
 from puzzle_search import choices
 from puzzle_search.cli.main import app
-from puzzle_search.cost import parse_dtype
+from puzzle_search.cost import memory
 from puzzle_search.distill.trackers import TRACKERS
 from puzzle_search.errors import InputError
 from puzzle_search.model.dtypes import torch_dtype
+from puzzle_search.runtime import precision
 from puzzle_search.solve.problem import engine_limits
 from puzzle_search.solve.question import tables
 from tests.pico import Pico, environment, run_here
@@ -46,7 +47,7 @@ CHOICES: list[tuple[str, str, dict[str, Any]]] = [
         "--model x --space y --out z",
         {
             "--device": choices.DeviceName,
-            "--dtype": choices.ServingDtype,
+            "--dtype": choices.MeasuredDtype,
             "--engine": choices.ProfileEngine,
             "--executor": choices.ExecutorName,
         },
@@ -64,7 +65,7 @@ CHOICES: list[tuple[str, str, dict[str, Any]]] = [
         "--parent . --child . --data . --out y --tokens 1",
         {"--out-dtype": choices.TorchDtype, "--track": choices.Tracker},
     ),
-    ("bench latency", "x", {"--dtype": choices.ServingDtype, "--device": choices.DeviceName}),
+    ("bench latency", "x", {"--dtype": choices.MeasuredDtype, "--device": choices.DeviceName}),
 ]  # fmt: skip
 CASES = [(c, needed, o, t) for c, needed, options in CHOICES for o, t in options.items()]
 
@@ -96,9 +97,8 @@ def test_choices_are_what_the_library_knows() -> None:
     assert get_args(choices.Tracker) == TRACKERS
     assert get_args(choices.LoadingEngine) == tuple(engine_limits.ENGINES)
     assert set(get_args(choices.TableGoal)) == set(tables._GOALS)
-    assert {parse_dtype(name).name for name in get_args(choices.ServingDtype)} == {
-        "fp8", "bf16", "fp32"
-    }  # fmt: skip
+    assert set(get_args(choices.ServingDtype)) == set(memory._DTYPES)
+    assert set(get_args(choices.MeasuredDtype)) == set(precision._PRECISIONS)
     assert len({torch_dtype(name) for name in get_args(choices.TorchDtype)}) == 2
 
 

@@ -24,7 +24,9 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     chat_template: Any
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = ..., verbose: bool = ...
+    ) -> list[int]:
         """Return the token ids of a text."""
         ...
 
@@ -106,7 +108,8 @@ def text_tokens(text: str, tokenizer: Tokenizer, where: str) -> list[int]:
         raise InputError(
             f"{where} is not UTF-8 text: {error}", remedy="drop or mend that character"
         ) from error
-    return tokenizer.encode(text, add_special_tokens=False)
+    # Documents are longer than the model reads at once, and are cut later: no word of that.
+    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 def chat_tokens(message: str, tokenizer: Tokenizer, *, system: str | None = None) -> list[int]:

@@ -76,7 +76,9 @@ def test_documents_are_tokenised_when_their_turn_comes() -> None:
     seen: list[str] = []
 
     class Watched(Codepoints):
-        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        def encode(
+            self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
+        ) -> list[int]:
             seen.append(text)
             return super().encode(text, add_special_tokens=add_special_tokens)
 

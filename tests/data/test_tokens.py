@@ -21,7 +21,9 @@ class Codepoints:
     def __init__(self, eos_token_id: int | None = END) -> None:
         self.eos_token_id = eos_token_id
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
+    ) -> list[int]:
         assert not add_special_tokens, "a BOS token in the middle of a block"
         return [ord(character) for character in text]
 

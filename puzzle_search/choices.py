@@ -19,15 +19,17 @@ ServingMode = Literal["in-flight", "static"]
 # Engines of which it is known what children they load.
 LoadingEngine = Literal["trtllm", "vllm", "sglang", "llama.cpp", "mlx-lm"]
 
-# Precisions that models are served in, those of them that can be measured here, and those that
-# torch computes in here.
-ServingDtype = Literal["nvfp4", "fp8", "bf16", "fp32"]
+# Precisions that models are served in, those of them that the runtime serves here, those that an
+# engine can be profiled in, and those that torch computes in here. The last three of the first are
+# those of GGUF files.
+ServingDtype = Literal["nvfp4", "fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"]
 MeasuredDtype = Literal["fp8", "bf16", "fp32"]
+ProfileDtype = Literal["fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"]
 TorchDtype = Literal["fp32", "bf16"]
 
 DeviceName = Literal["cpu", "cuda"]
 ExecutorName = Literal["local", "ray"]
-ProfileEngine = Literal["torch", "vllm"]
+ProfileEngine = Literal["torch", "vllm", "llama.cpp"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 

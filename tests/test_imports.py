@@ -16,13 +16,12 @@ PACKAGE = "puzzle_search"
 HEAVY = ("torch", "transformers")
 
 # Down this list only. Verbs share a level and do not see each other; everyone may import HELPERS.
-HELPERS = {"choices", "errors", "executor", "files", "packages", "progress", "resources"}
+HELPERS = {"choices", "engines", "errors", "executor", "files", "packages", "progress", "resources"}
 VERBS = {
     "build",
     "distill",
     "evaluate",
     "explain",
-    "export",
     "imports",
     "library",
     "profile",
@@ -34,6 +33,7 @@ LEVELS: list[set[str]] = [
     {"cli"},
     {"pipeline"},
     VERBS,
+    {"export"},
     {"data"},
     {"runtime"},
     {"checkpoint"},

@@ -164,6 +164,43 @@ def sweep(
         print(f"written to {out}")
 
 
+@bench_app.command(cls=CheckedCommand)
+def gguf(
+    files: Annotated[list[Path], typer.Argument(help="GGUF files; the first is compared with.")],
+    input_len: InputLenOption = 128,
+    output_len: OutputLenOption = 128,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "--batch", min=1, help="Prompts at once.")
+    ] = 1,
+    num_iters: Annotated[int, typer.Option(min=1, help="Counted runs of each file.")] = 10,
+    num_iters_warmup: WarmupOption = 1,
+    engine_python: Annotated[
+        str | None,
+        typer.Option(help="Python interpreter that has xllamacpp. (default: this one)"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure GGUF files side by side in llama.cpp's server on this machine, in turn."""
+    from puzzle_search.cost import Scenario
+    from puzzle_search.evaluate import measure_gguf_files
+    from puzzle_search.report.serving import serving_table
+
+    figures = measure_gguf_files(
+        files,
+        Scenario(input_len=input_len, output_len=output_len),
+        batch=batch_size,
+        iterations=num_iters,
+        warm_up=num_iters_warmup,
+        python=engine_python,
+    )
+    rows = [one.as_dict() for one in figures]
+    if as_json:
+        print(json.dumps({str(file): row for file, row in zip(files, rows, strict=True)}))
+        return
+    print(f"llama.cpp, {input_len}/{output_len}, batch {batch_size}, files in turn")
+    print(serving_table(rows, [file.name for file in files]))
+
+
 def _parse_batch(text: str) -> int | None:
     from puzzle_search.errors import InputError
 

@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.choices import DeviceName, ProfileEngine
+from puzzle_search.choices import DeviceName, ProfileDtype, ProfileEngine
 from puzzle_search.cli.options import (
     AddressOption,
     ExecutorOption,
     GpusPerJobOption,
     JsonOption,
-    MeasuredDtypeOption,
     SpaceOption,
     folder_to_write,
 )
@@ -50,13 +49,18 @@ def profile(
     device: Annotated[
         DeviceName | None, typer.Option(help="What torch computes on. (default: cpu)")
     ] = None,
-    dtype: MeasuredDtypeOption = "fp32",
+    dtype: Annotated[
+        ProfileDtype | None,
+        typer.Option(help="Serving precision. (default: fp32; bf16 of vllm, q8_0 of llama.cpp)"),
+    ] = None,
     engine: Annotated[
-        ProfileEngine, typer.Option(help="What runs the variants; vLLM must be installed.")
+        ProfileEngine, typer.Option(help="What runs the variants; it must be installed.")
     ] = "torch",
-    vllm_python: Annotated[
+    engine_python: Annotated[
         str | None,
-        typer.Option(help="Python interpreter that has vLLM. (default: the one that runs this)"),
+        typer.Option(
+            help="Python interpreter that has the engine. (default: the one that runs this)"
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None,
@@ -80,24 +84,28 @@ def profile(
     """
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.cost import Scenario, parse_dtype
+    from puzzle_search.engines.process import worker_command
     from puzzle_search.errors import InputError
     from puzzle_search.executor import open_executor
     from puzzle_search.files import Journal
     from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
-    from puzzle_search.profile.engines.vllm import VllmGrid, measure_vllm_profile, worker_command_of
+    from puzzle_search.profile.engines import ENGINES, EngineGrid, measure_engine_profile
     from puzzle_search.solve.question.targets import parse_tp
 
-    if vllm_python and engine != "vllm":
-        raise InputError("--vllm-python is for --engine vllm", remedy="add that, or leave it out")
-    if engine == "vllm" and (executor != "local" or address or gpus_per_job or jobs):
+    served = ENGINES.get(engine)
+    if engine_python and not served:
         raise InputError(
-            "vLLM is measured by one job on this machine",
-            remedy="leave out --executor, --address, --gpus-per-job and --jobs, or --engine vllm",
+            "--engine-python is for engines of their own", remedy="add --engine, or leave it out"
         )
-    if engine == "vllm" and (device is not None or max_minutes is not None):
+    if served and (executor != "local" or address or gpus_per_job or jobs):
         raise InputError(
-            "vLLM chooses its device, and is measured to the end",
-            remedy="leave out --device and --max-minutes, or --engine vllm",
+            f"{served.installed.name} is measured by one job on this machine",
+            remedy="leave out --executor, --address, --gpus-per-job and --jobs, or --engine",
+        )
+    if served and (device is not None or max_minutes is not None):
+        raise InputError(
+            f"{served.installed.name} chooses its device, and is measured to the end",
+            remedy="leave out --device and --max-minutes, or --engine",
         )
     if scenario and (contexts or prompts):
         raise InputError(
@@ -118,23 +126,25 @@ def profile(
             tp=grid.tp,
             adaptive=grid.adaptive,
         )
-    searched, number = SearchSpace.from_file(space, config), parse_dtype(dtype)
+    searched = SearchSpace.from_file(space, config)
+    number = parse_dtype(dtype or (served.dtypes[0] if served else "fp32"))
     journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
-    if engine == "vllm":
-        through_vllm = VllmGrid(
-            batches=grid.batches,
-            prefill_tokens=grid.prompts,
-            decode_contexts=grid.contexts,
-            blocks=max(1, config.num_layers // 2),
-            tp_degrees=grid.tp,
-        )
-        measured = measure_vllm_profile(
+    if served:
+        measured = measure_engine_profile(
+            served,
             config,
             searched,
             number,
-            through_vllm,
+            EngineGrid(
+                batches=grid.batches,
+                prefill_tokens=grid.prompts,
+                decode_contexts=grid.contexts,
+                blocks=max(1, config.num_layers // 2),
+                tp_degrees=grid.tp,
+                chunk_tokens=served.chunk_tokens,
+            ),
             journal=journal,
-            worker_command=worker_command_of(vllm_python) if vllm_python else None,
+            command=worker_command(served.installed, engine_python),
         )
     else:
         measured = measure_profile(

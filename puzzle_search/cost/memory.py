@@ -14,7 +14,7 @@ class Dtype:
     """Bytes per number of a serving precision, their block scales among them.
 
     ``kv_dtype`` is the precision of the KV cache and of attention, ``vector_dtype`` that of the
-    residual stream, norms, embedding and output head.
+    residual stream and norms, ``table_bytes`` of embedding and output head.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Dtype:
     kv_bytes: int
     kv_dtype: str
     vector_dtype: str
+    table_bytes: float
 
 
 _DTYPES = {
@@ -37,6 +38,7 @@ _DTYPES = {
             kv_bytes=1,
             kv_dtype="fp8",
             vector_dtype="bf16",
+            table_bytes=2,
         ),
         Dtype(
             name="fp8",
@@ -45,6 +47,7 @@ _DTYPES = {
             kv_bytes=1,
             kv_dtype="fp8",
             vector_dtype="bf16",
+            table_bytes=2,
         ),
         Dtype(
             name="bf16",
@@ -53,6 +56,7 @@ _DTYPES = {
             kv_bytes=2,
             kv_dtype="bf16",
             vector_dtype="bf16",
+            table_bytes=2,
         ),
         Dtype(
             name="fp32",
@@ -61,6 +65,21 @@ _DTYPES = {
             kv_bytes=4,
             kv_dtype="fp32",
             vector_dtype="fp32",
+            table_bytes=4,
+        ),
+        # Of GGUF files, which share a scale of 2 bytes among 32 weights and keep tables in 8 bits
+        # at least; llama.cpp computes in fp32 and caches in f16.
+        *(
+            Dtype(
+                name=name,
+                matrix_bytes=matrix_bytes,
+                vector_bytes=4,
+                kv_bytes=2,
+                kv_dtype="f16",
+                vector_dtype="fp32",
+                table_bytes=max(matrix_bytes, 34 / 32),
+            )
+            for name, matrix_bytes in (("f16", 2), ("q8_0", 34 / 32), ("q4_0", 18 / 32))
         ),
     )
 }
@@ -116,7 +135,8 @@ def outside_bytes(config: ParentConfig, dtype: Dtype, tp: int) -> int:
     """Embedding, output head and final norm on one of ``tp`` devices."""
     tables = 1 if config.tie_embeddings else 2
     table = config.vocab_size * config.hidden_size
-    return math.ceil((tables * table / tp + config.hidden_size) * dtype.vector_bytes)
+    norm_bytes = config.hidden_size * dtype.vector_bytes
+    return math.ceil(tables * table / tp * dtype.table_bytes) + norm_bytes
 
 
 def activation_bytes(

@@ -1,5 +1,6 @@
 """Quality of children against their parent, and throughput measured against predicted."""
 
+from puzzle_search.evaluate.engine_bench import measure_gguf_files
 from puzzle_search.evaluate.evaluation import Evaluation, evaluate_children
 from puzzle_search.evaluate.max_load import MaxLoad, measure_max_load
 from puzzle_search.evaluate.quality import Quality, measure_quality
@@ -26,6 +27,7 @@ __all__ = [
     "Throughput",
     "evaluate_children",
     "measure_checkpoints",
+    "measure_gguf_files",
     "measure_max_load",
     "measure_quality",
     "measure_throughput",

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from puzzle_search.arch import ArchitectureSpec, Gqa, Mlp, ParentConfig, Subblock
 from puzzle_search.arch.slots import Block, Part, in_blocks, parts_of, told_blocks, uniform_sizes
 from puzzle_search.arch.variants import Shape
-from puzzle_search.checkpoint import CheckpointReader
 from puzzle_search.checkpoint.names import (
     EMBEDDING,
     FINAL_NORM,
@@ -51,18 +50,25 @@ _LOCAL = {
 }
 
 
+class Weights(Protocol):
+    """Where tensors come from, a `CheckpointReader` for one."""
+
+    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
+        """The tensor of that name in the child."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
     """What every tensor of a plan is made with."""
 
     config: ParentConfig
-    reader: CheckpointReader
+    reader: Weights
     dtype: str
     architecture: str
 
 
 def plan_gguf(
-    config: ParentConfig, spec: ArchitectureSpec, reader: CheckpointReader, dtype: str
+    config: ParentConfig, spec: ArchitectureSpec, reader: Weights, dtype: str
 ) -> ExportPlan:
     """Plan the file of a parent or child.
 

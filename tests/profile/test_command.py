@@ -107,8 +107,8 @@ def test_killed_and_run_again_it_goes_on_where_it_was(pico: Pico, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "vllm", "--vllm-python", "/no/python"], "cannot be started"),
-        (["--vllm-python", "/no/python"], "--vllm-python is for --engine vllm"),
+        (["--engine", "vllm", "--engine-python", "/no/python"], "cannot be started"),
+        (["--engine-python", "/no/python"], "--engine-python is for engines"),
         (["--engine", "vllm", "--executor", "ray"], "measured by one job"),
         (["--engine", "vllm", "--jobs", "2"], "measured by one job"),
         (["--gpus-per-job", "1"], "are of a Ray cluster"),

@@ -17,35 +17,38 @@ from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import LatencyRow, Profile, parse_dtype
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.files import Journal
-from puzzle_search.profile.engines.vllm import VllmGrid, measure_vllm_profile
+from puzzle_search.profile.engines import EngineGrid, measure_engine_profile
+from puzzle_search.profile.engines.vllm import Vllm
 from tests.cost.steps import step
+from tests.profile.engine_stub import ENGINE_US, attention_us, ffn_us
 from tests.profile.test_vllm_worker import LLAMA, parent
-from tests.profile.vllm_stub import ENGINE_US, attention_us, ffn_us
 
-STUB = Path(__file__).with_name("vllm_stub.py")
-GRID = VllmGrid(
+STUB = Path(__file__).with_name("engine_stub.py")
+GRID = EngineGrid(
     batches=(1, 4, 16),
     prefill_tokens=(64, 256),
     decode_contexts=(128, 300),
     blocks=4,
     chunk_tokens=512,
+    min_seconds=0,
 )
 Measure = Callable[..., Profile]
 
 
 @pytest.fixture
 def measure(tmp_path: Path) -> Measure:
-    def run(grid: VllmGrid = GRID, config: ParentConfig | None = None, **mode: Any) -> Profile:
+    def run(grid: EngineGrid = GRID, config: ParentConfig | None = None, **mode: Any) -> Profile:
         config = config or parent()
         attention = ["gqa_2", "gqa_1", "linear", "no_op"]
         space = SearchSpace.uniform(config, attention=attention, ffn=["mlp_512", "mlp_256"])
-        return measure_vllm_profile(
+        return measure_engine_profile(
+            Vllm(),
             config,
             space,
             parse_dtype("bf16"),
             grid,
             journal=Journal(tmp_path / "journal.jsonl"),
-            worker_command=[sys.executable, str(STUB), json.dumps(mode)],
+            command=[sys.executable, str(STUB), json.dumps(mode)],
             answer_seconds=2,
         )
 
@@ -144,8 +147,7 @@ def test_the_sidecar_names_engine_and_device(measure: Measure, tmp_path: Path) -
     profile = measure()
     assert profile.sidecar["engine"] == "vllm 0.24.0"
     assert profile.sidecar["device"] == {
-        "kind": "cuda", "name": "Stub GPU", "memory_bytes": 85 * 10**9, "cuda": "13.0",
-        "python": "3.12.0", "torch": "2.11.0", "vllm": "0.24.0",
+        "kind": "cuda", "name": "Stub GPU", "memory_bytes": 85 * 10**9, "vllm": "0.24.0",
     }  # fmt: skip
     assert profile.sidecar["prefill_chunk_tokens"] == 512
     profile.write(tmp_path / "profile")
@@ -191,7 +193,7 @@ def test_a_worker_that_dies_is_told_and_the_profile_goes_on(
 def test_results_of_another_engine_or_run_are_not_mixed(measure: Measure) -> None:
     with pytest.raises(InputError):
         measure(dies_after=30)
-    with pytest.raises(InputError, match="results of another vllm"):
+    with pytest.raises(InputError, match="results of another device and engine"):
         measure(vllm="0.25.0")
     with pytest.raises(InputError, match="another run: grid differ"):
         measure(replace(GRID, blocks=2))
@@ -266,12 +268,13 @@ def test_what_vllm_cannot_serve_is_refused(measure: Measure, tmp_path: Path) -> 
     config = parent()
     space = SearchSpace.uniform(config, attention=[], ffn=[])
     journal = Journal(tmp_path / "other.jsonl")
-    with pytest.raises(InputError, match="not profiled in fp32"):
-        measure_vllm_profile(config, space, parse_dtype("fp32"), GRID, journal=journal)
+    with pytest.raises(InputError, match="not profiled in q8_0"):
+        measure_engine_profile(Vllm(), config, space, parse_dtype("q8_0"), GRID, journal=journal)
     with pytest.raises(InputError, match="cannot be started"):
-        measure_vllm_profile(
+        measure_engine_profile(
+            Vllm(),
             config, space, parse_dtype("bf16"), GRID, journal=journal,
-            worker_command=[str(tmp_path / "no-python")],
+            command=[str(tmp_path / "no-python")],
         )  # fmt: skip
 
 
@@ -287,7 +290,9 @@ def test_a_small_parent_is_profiled_through_vllm_itself(tmp_path: Path) -> None:
     space = SearchSpace.uniform(config, attention=["gqa_2"], ffn=["mlp_4096"])
     grid = replace(GRID, blocks=16)
     journal = Journal(tmp_path / "journal.jsonl")
-    profile = measure_vllm_profile(config, space, parse_dtype("bf16"), grid, journal=journal)
+    profile = measure_engine_profile(
+        Vllm(), config, space, parse_dtype("bf16"), grid, journal=journal
+    )
     assert {r.variant for r in profile.rows} == {"gqa_8", "gqa_2", "mlp_8192", "mlp_4096", "step"}
     assert profile.sidecar["engine"].startswith("vllm ")
     wide, narrow = (

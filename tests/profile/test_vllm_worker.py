@@ -13,10 +13,11 @@ import pytest
 
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.checkpoint import read_model_config
+from puzzle_search.cost import parse_dtype
+from puzzle_search.engines import VLLM as ENGINE
+from puzzle_search.engines.process import OutOfMemoryError, Request, Worker, worker_command
 from puzzle_search.errors import InputError, MissingDependencyError
-from puzzle_search.profile.engines.vllm.children import stacks
-from puzzle_search.profile.engines.vllm.grid import Request
-from puzzle_search.profile.engines.vllm.process import OutOfMemoryError, Worker, worker_command_of
+from puzzle_search.profile.engines.vllm import Vllm
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -73,6 +74,7 @@ import types
 __version__ = "2.11.0"
 version = types.SimpleNamespace(cuda="13.0")
 cuda = types.SimpleNamespace(
+    is_available=lambda: True,
     current_device=lambda: 0,
     get_device_properties=lambda _: types.SimpleNamespace(name="Stub", total_memory=7),
 )
@@ -86,7 +88,15 @@ def parent(**changes: Any) -> ParentConfig:
 def start(folder: Path, batch: int = 8) -> Worker:
     (folder / "config.json").write_text("{}")
     settings = {"engine": {"max_num_seqs": batch}, "vocab_size": 300}
-    return Worker(worker_command_of(), folder, settings, start_seconds=60, answer_seconds=60)
+    return Worker(
+        ENGINE,
+        worker_command(ENGINE),
+        folder,
+        settings,
+        log=folder / "worker.log",
+        start_seconds=60,
+        answer_seconds=60,
+    )
 
 
 @pytest.fixture
@@ -102,8 +112,10 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_worker_times_every_step_of_the_engine(tmp_path: Path) -> None:
     with start(tmp_path) as worker:
         assert worker.identity["kv_tokens"] == 1600
-        assert worker.identity["vllm"] == "0.24.0"
-        assert worker.identity["device"] == "Stub"
+        assert worker.identity["kv_block_tokens"] == 16
+        assert worker.identity["engine"] == "vllm 0.24.0"
+        device = worker.identity["device"]
+        assert (device["kind"], device["name"], device["vllm"]) == ("cuda", "Stub", "0.24.0")
         for _ in range(2):
             steps = worker.run(Request(batch=3, input_len=5, output_len=4))
             assert [sequences for _, sequences in steps] == [3, 3, 3, 3]
@@ -167,10 +179,12 @@ def test_transformers_reads_a_folder_as_vllm_needs_it(
     tmp_path: Path, name: str, expected: list[list[int | None]]
 ) -> None:
     config = parent(rope_theta=500000.0)
-    found, _ = stacks(config, SearchSpace.uniform(config, attention=[], ffn=["mlp_256"]), (1,))
+    found, _ = Vllm().stacks(
+        config, SearchSpace.uniform(config, attention=[], ffn=["mlp_256"]), (1,)
+    )
     stack = next(s for s in found if s.name == name)
     folder = tmp_path / "child-1.0"
-    stack.write(folder, 3)
+    Vllm().write(stack, 3, parse_dtype("bf16"), folder)
     done = subprocess.run(
         [sys.executable, "-c", CHECK, str(folder)],
         capture_output=True,
@@ -192,7 +206,7 @@ def test_a_shard_has_the_heads_and_widths_of_one_device() -> None:
              "intermediate_size": 1024, "vocab_size": 304}  # fmt: skip
     config = ParentConfig.from_dict(LLAMA | sizes, name="pico")
     space = SearchSpace.uniform(config, attention=["gqa_2"], ffn=[])
-    found, skipped = stacks(config, space, (4,))
+    found, skipped = Vllm().stacks(config, space, (4,))
     assert not skipped
     assert [(s.name, s.local) for s in found] == [
         ("gqa_4", "gqa_1"), ("gqa_2", "gqa_1"), ("mlp_1024", "mlp_256"),

@@ -51,7 +51,8 @@ def _expected(row: MemoryRow, config: ParentConfig, dtype: Dtype) -> tuple[int, 
         variant = parse_variant(row.subblock, row.variant)
         weights = weight_bytes(variant, config, dtype, row.tp)
         return weights, kv_bytes_per_token(variant, config, dtype, row.tp)
-    table = math.ceil(config.vocab_size * config.hidden_size / row.tp) * dtype.vector_bytes
+    values = math.ceil(config.vocab_size * config.hidden_size / row.tp)
+    table = math.ceil(values * dtype.table_bytes)
     if row.variant == EMBEDDING:
         return table, 0
     if row.variant == HEAD:

@@ -93,7 +93,7 @@ def head_work(config: ParentConfig, dtype: Dtype, *, batch: int, tp: int) -> Ope
         name="head",
         dtype=dtype.vector_dtype,
         flops=2 * batch * values,
-        moved_bytes=values * dtype.vector_bytes,
+        moved_bytes=values * dtype.table_bytes,
     )
 
 

@@ -1,6 +1,7 @@
-"""A vLLM worker whose engine is a closed form: python vllm_stub.py MODE FOLDER SETTINGS.
+"""A worker whose engine is a closed form: python engine_stub.py MODE FOLDER SETTINGS.
 
-It schedules as vLLM does: decodes first, then prompts in order, up to a budget of tokens a step.
+The folder is one of vLLM or of llama.cpp. It schedules as both do: decodes first, then prompts in
+order, up to a budget of tokens a step.
 MODE is a JSON object; its keys are those of ``MODE`` below.
 """
 
@@ -51,36 +52,36 @@ def ffn_us(width: int, rows: int) -> float:
 
 class Engine:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        assert config["architectures"] == ["DeciLMForCausalLM"]
-        assert (folder / "configuration_decilm.py").exists()
-        self.blocks = config["block_configs"]
-        assert not self.blocks[0]["attention"]["no_op"]
-        self.heads, self.hidden = config["num_attention_heads"], config["hidden_size"]
-        self.settings = settings["engine"]
+        if (folder / "model.gguf").exists():
+            self.blocks = gguf_blocks(folder / "model.gguf")
+            self.budget, self.longest = settings["chunk_tokens"], settings["max_length"]
+            self.most = settings["max_batch"]
+        else:
+            self.blocks = decilm_blocks(folder)
+            engine = settings["engine"]
+            self.budget, self.longest = engine["max_num_batched_tokens"], engine["max_model_len"]
+            self.most = engine["max_num_seqs"]
+        assert self.blocks[0][0]
 
     def step_us(self, sequences: list[tuple[int, int]]) -> float:
         rows = sum(new for new, _ in sequences)
         total = ENGINE_US
-        for block in self.blocks:
-            if not block["attention"]["no_op"]:
-                kv_heads = self.heads // block["attention"]["n_heads_in_group"]
+        for kv_heads, width in self.blocks:
+            if kv_heads:
                 total += attention_us(kv_heads, sequences)
-            if not block["ffn"]["no_op"]:
-                width = round(2 * block["ffn"]["ffn_mult"] * self.hidden / 3)
+            if width:
                 total += ffn_us(width, rows)
         return total
 
     def run(
         self, batch: int, input_len: int, output_len: int, noise: float
     ) -> list[tuple[float, int]]:
-        budget = self.settings["max_num_batched_tokens"]
-        assert input_len + output_len <= self.settings["max_model_len"]
-        assert batch <= self.settings["max_num_seqs"]
+        assert input_len + output_len <= self.longest
+        assert batch <= self.most
         held, made = [0] * batch, [0] * batch
         seconds, steps = 0.0, []
         while any(count < output_len for count in made):
-            left, scheduled = budget, []
+            left, scheduled = self.budget, []
             for decoding in (True, False):
                 for i in range(batch):
                     if made[i] == output_len or (held[i] >= input_len) != decoding:
@@ -103,6 +104,36 @@ class Engine:
         return steps
 
 
+def decilm_blocks(folder: Path) -> list[tuple[int, int]]:
+    """KV heads and FFN width of every block of a folder for vLLM, 0 for none."""
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["DeciLMForCausalLM"]
+    assert (folder / "configuration_decilm.py").exists()
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    return [
+        (
+            0 if block["attention"]["no_op"] else heads // block["attention"]["n_heads_in_group"],
+            0 if block["ffn"]["no_op"] else round(2 * block["ffn"]["ffn_mult"] * hidden / 3),
+        )
+        for block in config["block_configs"]
+    ]
+
+
+def gguf_blocks(file: Path) -> list[tuple[int, int]]:
+    """The same of a GGUF file; linear attention is attention with as many heads as none."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    architecture = fields["general.architecture"].contents()
+
+    def sizes(key: str) -> list[int]:
+        found = fields[f"{architecture}.{key}"].contents()
+        count = fields[f"{architecture}.block_count"].contents()
+        return found if isinstance(found, list) else [found] * count
+
+    return list(zip(sizes("attention.head_count_kv"), sizes("feed_forward_length"), strict=True))
+
+
 def main() -> None:
     mode = MODE | json.loads(sys.argv[1])
     folder, settings = Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -115,8 +146,11 @@ def main() -> None:
         answer({"failed": "memory", "message": "no available memory for the cache blocks"})
         return
     identity = {
-        "vllm": mode["vllm"], "torch": "2.11.0", "cuda": "13.0", "python": "3.12.0",
-        "device": mode["device"], "memory_bytes": 85 * 10**9, "kv_tokens": mode["kv_tokens"],
+        "engine": f"vllm {mode['vllm']}", "kv_tokens": mode["kv_tokens"], "kv_block_tokens": 16,
+        "device": {
+            "kind": "cuda", "name": mode["device"], "memory_bytes": 85 * 10**9,
+            "vllm": mode["vllm"],
+        },
     }  # fmt: skip
     answer({"ready": identity})
     seen: set[str] = set()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from puzzle_search.arch import ParentConfig
 from puzzle_search.cost.memory import PREFILL_CHUNK_TOKENS
+from puzzle_search.engines.process import Request
 from puzzle_search.errors import InputError
 from puzzle_search.profile.points.point import Point
 
@@ -15,7 +16,7 @@ WARM_UP_STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class VllmGrid:
+class EngineGrid:
     """Where to measure, and how often.
 
     Attributes:
@@ -27,7 +28,8 @@ class VllmGrid:
         chunk_tokens: most new tokens in one engine step.
         decode_steps: decode steps of a run that are measured, after some that warm up.
         min_samples: samples of the time of every point, at least.
-        max_samples: samples of it, at most.
+        max_samples: samples of it, at most, where they take ``min_seconds``.
+        min_seconds: of measuring a point that is not steady, so that short steps have more samples.
         spread_limit: (p90 - p10) / median of a latency that counts as steady.
     """
 
@@ -40,6 +42,7 @@ class VllmGrid:
     decode_steps: int = 32
     min_samples: int = 5
     max_samples: int = 16
+    min_seconds: float = 4.0
     spread_limit: float = 0.02
 
     def check(self, config: ParentConfig) -> None:
@@ -54,7 +57,7 @@ class VllmGrid:
                     f"a prompt of {tokens} tokens ends inside a chunk of {self.chunk_tokens}",
                     remedy=f"profile multiples of {self.chunk_tokens} tokens",
                 )
-        if min(r.input_len for p in self.points("attention") for r in self.requests(p)) < 1:
+        if min(r.input_len for p in self.points(attends=True) for r in self.requests(p)) < 1:
             raise InputError(
                 f"a context of {min(self.decode_contexts)} tokens is shorter than the "
                 f"{self.decode_steps + WARM_UP_STEPS} decode steps of a run allow",
@@ -70,23 +73,23 @@ class VllmGrid:
     @property
     def max_length(self) -> int:
         """Tokens of the longest sequence that any run holds, prompt and output."""
-        points = self.points("attention")
+        points = self.points(attends=True)
         return max(request.length for point in points for request in self.requests(point))
 
     @property
     def max_batch(self) -> int:
         """Sequences that run at once, at most."""
-        return max(point.batch for point in self.points("attention"))
+        return max(point.batch for point in self.points(attends=True))
 
-    def points(self, subblock: str) -> Iterator[Point]:
-        """The points of an attention or FFN variant, small ones first.
+    def points(self, *, attends: bool) -> Iterator[Point]:
+        """The points of a variant, small ones first.
 
-        An FFN's time depends on the rows of a step alone, so it is measured once for each number
-        of rows.
+        The time of what does not attend depends on the rows of a step alone, so it is measured once
+        for each number of rows.
         """
         rows: set[int] = set()
         for point in sorted([*self._prefill(), *self._decode()], key=lambda p: (p.phase, p.size)):
-            if subblock == "attention":
+            if attends:
                 yield point
             elif point.history == 0 and point.rows not in rows:
                 rows.add(point.rows)
@@ -127,17 +130,3 @@ class VllmGrid:
         return [
             Request(batch=point.batch, input_len=point.context - ahead, output_len=entering + steps)
         ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A batch of prompts that vLLM answers to a fixed length."""
-
-    batch: int
-    input_len: int
-    output_len: int
-
-    @property
-    def length(self) -> int:
-        """Tokens of each sequence at its end."""
-        return self.input_len + self.output_len

@@ -2,7 +2,7 @@
 
 Run as a script by an interpreter that has vLLM, which may be another than this package's:
 
-    python worker.py FOLDER SETTINGS
+    python vllm_worker.py FOLDER SETTINGS
 
 SETTINGS is a JSON object: ``engine`` holds keyword arguments of ``vllm.LLM``, ``vocab_size`` bounds
 the random prompt ids. JSON lines on standard input ask (``batch``, ``input_len``, ``output_len``),
@@ -24,6 +24,7 @@ import platform
 import random
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 _OUT_OF_MEMORY = ("out of memory", "KV cache", "cache blocks")
@@ -91,19 +92,37 @@ def run(
 
 def _identity(version: str, llm: Any) -> dict[str, Any]:
     """Software and device, and the tokens that the KV cache holds."""
+    cache = llm.llm_engine.vllm_config.cache_config
+    return {
+        "engine": f"vllm {version}",
+        "device": _device() | {"python": platform.python_version(), "vllm": version},
+        "kv_tokens": cache.num_gpu_blocks * cache.block_size,
+        "kv_block_tokens": cache.block_size,
+    }
+
+
+def _device() -> dict[str, Any]:
     import torch
 
-    cache = llm.llm_engine.vllm_config.cache_config
+    software = {"torch": str(torch.__version__)}
+    if not torch.cuda.is_available():
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        threads = torch.get_num_threads()
+        name = _processor()
+        return software | {"kind": "cpu", "name": name, "threads": threads, "memory_bytes": memory}
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return {
-        "vllm": version,
-        "torch": str(torch.__version__),
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "device": properties.name,
+    return software | {
+        "kind": "cuda",
+        "name": properties.name,
         "memory_bytes": properties.total_memory,
-        "kv_tokens": cache.num_gpu_blocks * cache.block_size,
+        "cuda": torch.version.cuda,
     }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def _out_of_memory(error: Exception) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A worker process that serves one folder: started, asked, and ended, with its failures told."""
+"""A worker process that serves one model: started, asked, and ended, with its failures told."""
 
 from __future__ import annotations
 
@@ -11,19 +11,34 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from puzzle_search.engines import InstalledEngine
 from puzzle_search.errors import InputError, MissingDependencyError
-from puzzle_search.profile.engines.vllm.grid import Request
 
 _LOG_LINES = 5
 
 
-def worker_command_of(python: str = sys.executable) -> list[str]:
-    """The command of a worker in the environment of a Python interpreter that has vLLM."""
-    return [python, str(Path(__file__).with_name("worker.py"))]
+def worker_command(engine: InstalledEngine, python: str | None = None) -> list[str]:
+    """The command of a worker in the environment of a Python interpreter that has the engine."""
+    return [python or sys.executable, str(engine.worker)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A batch of prompts that an engine answers to a fixed length."""
+
+    batch: int
+    input_len: int
+    output_len: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of each sequence at its end."""
+        return self.input_len + self.output_len
 
 
 class OutOfMemoryError(Exception):
@@ -34,47 +49,53 @@ class Worker:
     """One worker process, a context manager.
 
     Args:
-        command: starts a worker when the folder and the settings are appended to it.
-        folder: the child to serve; the worker's log is written into it.
-        settings: what the worker is told, see ``worker.py``.
+        engine: what it runs.
+        command: starts a worker when the model and the settings are appended to it.
+        model: the folder or file to serve.
+        log: where what the engine prints is written.
+        settings: what the worker is told, see the engine's ``worker.py``.
         start_seconds: time until it must be ready.
         answer_seconds: time for each answer.
 
     Attributes:
-        identity: software, device and KV cache size, as the worker says them.
+        identity: as the worker says it: ``engine`` with its version, ``device`` with its software,
+            ``kv_tokens`` of the KV cache, and ``kv_block_tokens``, which a sequence takes at once.
 
     Raises:
         OutOfMemoryError: the model does not fit.
-        MissingDependencyError: the worker's interpreter has no vLLM.
+        MissingDependencyError: the worker's interpreter lacks the engine.
         InputError: the worker ended, hung, or answered what is no answer.
     """
 
     def __init__(
         self,
+        engine: InstalledEngine,
         command: Sequence[str],
-        folder: Path,
+        model: Path,
         settings: dict[str, Any],
         *,
+        log: Path,
         start_seconds: float,
         answer_seconds: float,
     ) -> None:
+        self._engine = engine
         self._answer_seconds = answer_seconds
-        self._log = folder / "worker.log"
-        arguments = [*command, str(folder), json.dumps(settings)]
-        with self._log.open("w", encoding="utf-8") as log:
+        self._log = log
+        arguments = [*command, str(model), json.dumps(settings)]
+        with log.open("w", encoding="utf-8") as errors:
             try:
                 self._process = subprocess.Popen(
                     arguments,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=log,
+                    stderr=errors,
                     text=True,
                     start_new_session=True,
                 )
             except OSError as error:
                 raise InputError(
-                    f"the vLLM worker {command[0]!r} cannot be started: {error}",
-                    remedy="name the Python interpreter of an environment with vLLM",
+                    f"the {engine.name} worker {command[0]!r} cannot be started: {error}",
+                    remedy=f"name the Python interpreter of an environment with {engine.name}",
                 ) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -108,13 +129,8 @@ class Worker:
             OutOfMemoryError: there was no memory for it; the worker is gone.
             InputError: the worker ended, hung, or answered what is no answer.
         """
-        asked = {
-            "batch": request.batch,
-            "input_len": request.input_len,
-            "output_len": request.output_len,
-        }
         try:
-            self._requests.write(json.dumps(asked) + "\n")
+            self._requests.write(json.dumps(asdict(request)) + "\n")
             self._requests.flush()
         except BrokenPipeError as error:
             raise self._ended() from error
@@ -123,6 +139,13 @@ class Worker:
         if not isinstance(steps, list) or not all(map(_is_step, steps)) or not steps:
             raise self._nonsense(json.dumps(answer))
         return [(float(seconds), sequences) for seconds, sequences in steps]
+
+    @property
+    def resident_bytes(self) -> int:
+        """The most memory that the process held so far, its weights and cache among it."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
+        kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(kib) << 10
 
     def close(self) -> None:
         """End the process and whatever it started."""
@@ -137,8 +160,8 @@ class Worker:
             line = self._lines.get(timeout=seconds)
         except queue.Empty as error:
             raise InputError(
-                f"the vLLM worker has not answered for {seconds:g} s; {self._log} ends:\n"
-                f"{self._tail()}",
+                f"the {self._engine.name} worker has not answered for {seconds:g} s; {self._log} "
+                f"ends:\n{self._tail()}",
                 remedy="look into that log; what was measured is kept, run the command again",
             ) from error
         if not line:
@@ -154,28 +177,29 @@ class Worker:
             raise OutOfMemoryError(str(answer.get("message")))
         if failed == "missing":
             raise MissingDependencyError(
-                f"the vLLM worker has no vLLM: {answer.get('message')}",
-                remedy="pip install 'vllm>=0.10' into an environment of its own, and name its "
-                "Python interpreter",
+                f"the worker has no {self._engine.name}: {answer.get('message')}",
+                remedy=f"pip install '{self._engine.package}' into an environment of its own, and "
+                "name its Python interpreter with --engine-python",
             )
         return answer
 
     def _ready(self, answer: dict[str, Any]) -> dict[str, Any]:
         identity = answer.get("ready")
-        if not isinstance(identity, dict) or not identity.keys() >= _IDENTITY:
+        if not isinstance(identity, dict) or not identity.keys() == _IDENTITY:
             raise self._nonsense(json.dumps(answer))
         return identity
 
     def _ended(self) -> InputError:
         code = self._process.wait()
         return InputError(
-            f"the vLLM worker ended with exit code {code}; {self._log} ends:\n{self._tail()}",
+            f"the {self._engine.name} worker ended with exit code {code}; {self._log} ends:\n"
+            f"{self._tail()}",
             remedy="mend what that log says; what was measured is kept, run the command again",
         )
 
     def _nonsense(self, line: str) -> InputError:
         return InputError(
-            f"the vLLM worker answered {line.strip():.200}",
+            f"the {self._engine.name} worker answered {line.strip():.200}",
             remedy="use a worker command that runs this version's worker.py",
         )
 
@@ -184,7 +208,7 @@ class Worker:
         return "\n".join(lines[-_LOG_LINES:])
 
 
-_IDENTITY = {"vllm", "torch", "cuda", "python", "device", "memory_bytes", "kv_tokens"}
+_IDENTITY = {"engine", "device", "kv_tokens", "kv_block_tokens"}
 
 
 def _is_step(step: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal, resume_journal
-from puzzle_search.profile.engines.vllm.children import Stack
+from puzzle_search.profile.engines.stacks import Stack
 from puzzle_search.profile.points.point import Point
 
 _Place = tuple[str, int, Point]  # stack, blocks, point

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.profile.engines.vllm.grid import WARM_UP_STEPS
+from puzzle_search.profile.engines.grid import WARM_UP_STEPS
 
 # Decode steps averaged into one sample: a single one carries the scheduler's own jitter.
 STEPS_PER_SAMPLE = 8
@@ -32,6 +32,15 @@ class Latency:
         if self.median_us <= 0:
             return float("inf")
         return (self.p90_us - self.p10_us) / self.median_us
+
+    def less(self, us: float) -> Latency:
+        """With so much taken off."""
+        return replace(
+            self,
+            median_us=self.median_us - us,
+            p10_us=self.p10_us - us,
+            p90_us=self.p90_us - us,
+        )
 
 
 def prefill_sample(steps: Steps) -> float:

@@ -1,0 +1,53 @@
+"""What a profile needs to know of a serving engine, one class of it in each engine's file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.cost import Dtype
+from puzzle_search.engines import InstalledEngine
+from puzzle_search.profile.engines.grid import EngineGrid
+from puzzle_search.profile.engines.stacks import Skipped, Stack
+
+
+class ServingEngine(ABC):
+    """How an engine is profiled: its children, and what its workers are told.
+
+    Attributes:
+        installed: the engine.
+        dtypes: precisions that it serves, the default first.
+        chunk_tokens: most new tokens in a step, by default.
+        side_by_side: whether two children are held in memory at once, so that a drift of the
+            machine falls on both alike.
+    """
+
+    installed: InstalledEngine
+    dtypes: Sequence[str]
+    chunk_tokens: int
+    side_by_side: bool
+
+    @abstractmethod
+    def stacks(
+        self, config: ParentConfig, space: SearchSpace, tp_degrees: Sequence[int]
+    ) -> tuple[list[Stack], Skipped]:
+        """Every variant that the engine loads, and those that it does not, each with the reason.
+
+        Raises:
+            InputError: it cannot load any child of this parent, or serve a TP degree.
+        """
+
+    @abstractmethod
+    def write(self, stack: Stack, blocks: int, dtype: Dtype, folder: Path) -> None:
+        """Write a child of so many repeats into a folder, its weights random or left to the engine.
+
+        Raises:
+            MissingDependencyError: a package that writes the format is absent.
+        """
+
+    @abstractmethod
+    def settings(self, dtype: Dtype, grid: EngineGrid) -> dict[str, Any]:
+        """What a worker is told: how the engine is to run."""

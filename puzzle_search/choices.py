@@ -17,7 +17,7 @@ Backend = Literal["scip", "highs", "cp-sat"]
 ServingMode = Literal["in-flight", "static"]
 
 # Engines of which it is known what children they load.
-LoadingEngine = Literal["trtllm", "vllm", "sglang", "llama.cpp", "mlx-lm"]
+LoadingEngine = Literal["trtllm", "vllm", "sglang", "llama.cpp", "mlx-lm", "transformers"]
 
 # Precisions that models are served in, those of them that the runtime serves here, those that an
 # engine can be profiled in, and those that torch computes in here. The last three of the first are

@@ -25,15 +25,15 @@ from puzzle_search.arch import (
     Variant,
 )
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
-from puzzle_search.checkpoint import configuration_decilm
 from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
 
 STOCK_TYPE = "nemotron-nas"
 OWN_TYPE = "puzzle-search"
-CONFIGURATION = Path(configuration_decilm.__file__)
-"""Module that a stock child's folder brings along, for ``trust_remote_code``."""
+# Modules that a folder brings along, for ``trust_remote_code``.
+CONFIGURATION_MODULE = "configuration_decilm"
+MODEL_MODULE = "modeling_puzzle_search"
 
 _FFN_SIZES = ("ffn_mult", "intermediate_size")
 _KEPT = (
@@ -63,7 +63,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
         _fits_multiplier(ffn, config.hidden_size) for ffn in widths if isinstance(ffn, Mlp)
     )
     # Engines know DeciLM's blocks but not its configuration: the folder brings it along.
-    brought = {"auto_map": {"AutoConfig": f"{CONFIGURATION.stem}.DeciLMConfig"}} if stock else {}
+    brought = {"auto_map": {"AutoConfig": f"{CONFIGURATION_MODULE}.DeciLMConfig"}} if stock else {}
     return {
         "architectures": ["DeciLMForCausalLM" if stock else "PuzzleSearchForCausalLM"],
         "model_type": STOCK_TYPE if stock else OWN_TYPE,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
-from puzzle_search.checkpoint.child import CONFIGURATION, child_config
+from puzzle_search.checkpoint.child import child_config
 from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, checkpoint_name
 from puzzle_search.checkpoint.writer import CheckpointWriter
 from puzzle_search.errors import InputError
@@ -45,10 +45,10 @@ def check_replaceable(target: Path) -> None:
 
 
 def write_child_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write a child's ``config.json`` and, where it names one, the module with its class."""
+    """Write a child's ``config.json`` and the modules of the classes that it names."""
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if "auto_map" in config:
-        shutil.copyfile(CONFIGURATION, folder / CONFIGURATION.name)
+    for module in {name.partition(".")[0] for name in config.get("auto_map", {}).values()}:
+        shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
 
 
 def write_child(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def export(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder: a child, or a parent.")],
-    to: Annotated[str, typer.Option(help="Engine: llama.cpp, vllm or mlx-lm.")],
+    to: Annotated[str, typer.Option(help="Engine: llama.cpp, vllm, mlx-lm or transformers.")],
     out: Annotated[
         Path | None,
         typer.Option(help="File (llama.cpp) or new folder to write; not needed with --dry-run."),

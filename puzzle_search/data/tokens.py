@@ -126,6 +126,19 @@ def chat_tokens(message: str, tokenizer: Tokenizer, *, system: str | None = None
     messages = [{"role": "user", "content": message}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
+    return conversation_tokens(messages, tokenizer)
+
+
+def conversation_tokens(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a conversation, up to where the answer begins, by the chat template.
+
+    Args:
+        messages: each with its ``role`` and ``content``.
+        tokenizer: of a chat model.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or it refuses the messages.
+    """
     document = Document(name="the prompt", text="", messages=tuple(messages))
     text = _conversation(document, tokenizer, add_generation_prompt=True)
     return text_tokens(text, tokenizer, document.name)

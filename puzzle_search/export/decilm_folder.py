@@ -20,7 +20,7 @@ def write_folder(plan: ExportPlan, model: Path, out: Path) -> None:
     """Write the folder, whole or not at all; the same plan gives the same bytes.
 
     Args:
-        plan: of vLLM or mlx-lm.
+        plan: of any engine that reads folders.
         model: folder whose tokenizer is copied.
         out: folder to write.
 

@@ -27,7 +27,7 @@ from puzzle_search.arch import (
 from puzzle_search.arch.slots import Block, Part, in_blocks, parts_of, told_blocks, uniform_sizes
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint import CheckpointReader, child_config, outside_names
-from puzzle_search.checkpoint.child import CONFIGURATION, STOCK_TYPE, both_rope_forms
+from puzzle_search.checkpoint.child import CONFIGURATION_MODULE, STOCK_TYPE, both_rope_forms
 from puzzle_search.checkpoint.names import checkpoint_name, subblock_shapes
 from puzzle_search.errors import InputError
 from puzzle_search.export.plan import ExportPlan, PlannedTensor, SubstituteForm
@@ -52,6 +52,18 @@ class _Setting:
     output_bias: bool
 
 
+def check_type(engine: str, dtype: str) -> None:
+    """Check that matrices can be written in a type.
+
+    Raises:
+        InputError: it is not known.
+    """
+    if dtype not in TYPES:
+        raise InputError(
+            f"dtype {dtype!r} is not known to {engine}", remedy=f"use one of {', '.join(TYPES)}"
+        )
+
+
 def plan_decilm(
     engine: str,
     config: ParentConfig,
@@ -64,10 +76,7 @@ def plan_decilm(
     Raises:
         InputError: the type is not known, or the engine cannot compute the model.
     """
-    if dtype not in TYPES:
-        raise InputError(
-            f"dtype {dtype!r} is not known to {engine}", remedy=f"use one of {', '.join(TYPES)}"
-        )
+    check_type(engine, dtype)
     check_exportable(engine, spec, config)
     blocks = in_blocks(parts_of(spec), linear_as="ffn")
     uniform = uniform_sizes(blocks)
@@ -256,7 +265,7 @@ def _decilm_config(
     return given | {
         "model_type": STOCK_TYPE,
         "architectures": ["DeciLMForCausalLM"],
-        "auto_map": {"AutoConfig": f"{CONFIGURATION.stem}.DeciLMConfig"},
+        "auto_map": {"AutoConfig": f"{CONFIGURATION_MODULE}.DeciLMConfig"},
         "attention_bias": config.qkv_bias,
         "mlp_bias": setting.mlp_bias,
     }

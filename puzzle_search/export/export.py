@@ -7,13 +7,13 @@ from pathlib import Path
 
 from puzzle_search.checkpoint import CheckpointReader, read_model_config
 from puzzle_search.errors import InputError
-from puzzle_search.export import decilm_plan, gguf_plan
+from puzzle_search.export import decilm_plan, gguf_plan, transformers_plan
 from puzzle_search.export.decilm_folder import write_folder
 from puzzle_search.export.gguf_file import write_gguf
 from puzzle_search.export.gguf_tokenizer import tokenizer_header
 from puzzle_search.export.plan import ExportPlan
 
-TARGETS = (gguf_plan.ENGINE, *decilm_plan.ENGINES)
+TARGETS = (gguf_plan.ENGINE, *decilm_plan.ENGINES, transformers_plan.ENGINE)
 
 
 def plan_export(model: str | Path, to: str, *, dtype: str | None = None) -> ExportPlan:
@@ -32,6 +32,8 @@ def plan_export(model: str | Path, to: str, *, dtype: str | None = None) -> Expo
         raise InputError(f"engine {to!r} is not known", remedy=f"use one of {', '.join(TARGETS)}")
     config, spec = read_model_config(model)
     reader = CheckpointReader(model)
+    if to == transformers_plan.ENGINE:
+        return transformers_plan.plan_transformers(config, spec, reader, dtype or "bf16")
     if to != gguf_plan.ENGINE:
         return decilm_plan.plan_decilm(to, config, spec, reader, dtype or "bf16")
     plan = gguf_plan.plan_gguf(config, spec, reader, dtype or "f16")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from puzzle_search.arch import Gqa
 from puzzle_search.cost.chunks import prefill_chunks
 from puzzle_search.cost.memory import PREFILL_CHUNK_TOKENS
 from puzzle_search.errors import InputError
+from puzzle_search.model import Sampler, draw
 from puzzle_search.model.decoder import check_context
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.runtime.attention import make_decode_attention
@@ -26,7 +27,7 @@ class Engine:
     """Runs a decoder over a fixed number of slots, each one sequence.
 
     On CUDA a decode step is one graph, captured here and replayed, unless the attention asked for
-    cannot be captured; sequences of any length share it. Greedy.
+    cannot be captured; sequences of any length share it. Greedy, where no sampler is given.
 
     Args:
         decoder: the weights.
@@ -58,6 +59,8 @@ class Engine:
         self.lengths = [0] * slots
         self._in_use = [False] * slots
         self._checked = False
+        self._samplers: dict[int, Sampler] = {}
+        self._logits_BV: torch.Tensor | None = None  # of the last decode step
         config, device = decoder.config, decoder.device
         keep_freed_memory(device)
         kv_heads = {
@@ -97,8 +100,18 @@ class Engine:
         return self.cache.num_bytes
 
     @torch.inference_mode()
-    def prefill(self, slots: Sequence[int], ids_BL: torch.Tensor) -> torch.Tensor:
+    def prefill(
+        self,
+        slots: Sequence[int],
+        ids_BL: torch.Tensor,
+        samplers: Mapping[int, Sampler] | None = None,
+    ) -> torch.Tensor:
         """Put prompts of equal length into slots; return the first token after each, (B,).
+
+        Args:
+            slots: one a prompt.
+            ids_BL: prompts.
+            samplers: by slot; until it is released its tokens are drawn, those of others greedy.
 
         Raises:
             InputError: a prompt leaves no room for a token, or the engine's first prompts give
@@ -110,6 +123,7 @@ class Engine:
                 f"a prompt of {length} tokens leaves no room in slots of {self.max_length}",
                 remedy="shorten the prompt, or make the slots longer",
             )
+        self._samplers |= samplers or {}
         ids_BL = ids_BL.to(self.decoder.device)
         slots_B = torch.tensor(slots, device=self.decoder.device)
         next_B = torch.empty(sequences, dtype=torch.long, device=self.decoder.device)
@@ -120,7 +134,7 @@ class Engine:
             if chunk.last:
                 logits_BV = self.decoder.logits(*states)
                 self._check_once(logits_BV)
-                next_B[rows] = logits_BV.argmax(-1)
+                next_B[rows] = self._chosen(slots[rows], logits_BV, logits_BV.argmax(-1))
         self._ids_B[slots_B] = next_B
         self._positions_B[slots_B] = length
         self._growth_B[slots_B] = 1
@@ -146,6 +160,9 @@ class Engine:
             self._decode_step()
         else:
             self._graph.replay()
+        if self._samplers:
+            assert self._logits_BV is not None
+            self._chosen(range(self.slots), self._logits_BV, self._ids_B)
         return self._ids_B
 
     @torch.inference_mode()
@@ -174,6 +191,7 @@ class Engine:
         for slot in slots:
             self.lengths[slot] = 0
             self._in_use[slot] = False
+            self._samplers.pop(slot, None)
 
     @torch.inference_mode()
     def calibrate(self, ids_BL: torch.Tensor) -> None:
@@ -202,6 +220,15 @@ class Engine:
         last = slice(length - 1, None, length)
         return residual_ND[last], None if delta_ND is None else delta_ND[last]
 
+    def _chosen(
+        self, slots: Sequence[int], logits_BV: torch.Tensor, ids_B: torch.Tensor
+    ) -> torch.Tensor:
+        """Overwrite the greedy tokens of slots that have a sampler."""
+        rows = [row for row, slot in enumerate(slots) if slot in self._samplers]
+        if rows:
+            ids_B[rows] = draw(logits_BV[rows], [self._samplers[slots[row]] for row in rows])
+        return ids_B
+
     def _check_once(self, logits_BV: torch.Tensor) -> None:
         """Refuse weights whose text would mean nothing; the device is waited for once."""
         if not self._checked and not bool(logits_BV.isfinite().all()):
@@ -222,7 +249,11 @@ class Engine:
             attention=self._attention,
         )
         residual_BD, delta_BD = self.decoder.hidden_states(self._ids_B, step, self.cache)
-        self._ids_B.copy_(self.decoder.logits(residual_BD, delta_BD).argmax(-1))
+        logits_BV = self.decoder.logits(residual_BD, delta_BD)
+        self._ids_B.copy_(logits_BV.argmax(-1))
+        # A graph writes them to the same place every time.
+        is_kept = self._samplers or logits_BV.device.type == "cuda"
+        self._logits_BV = logits_BV if is_kept else None
         self._positions_B.add_(self._growth_B).clamp_(max=self.max_length - 1)
 
     def _rotary(self, positions_N: torch.Tensor) -> RotarySlice:

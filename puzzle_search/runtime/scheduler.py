@@ -12,15 +12,27 @@ import torch
 
 from puzzle_search.cost.chunks import sequences_per_chunk
 from puzzle_search.errors import InputError
+from puzzle_search.model import Sampler, Sampling
 from puzzle_search.runtime.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """A prompt, (L,) token ids, and how many tokens to add to it."""
+    """A prompt and what to add to it.
+
+    Attributes:
+        ids_L: token ids of the prompt.
+        output_len: tokens to add at most.
+        stop_tokens: any of them ends the output, as its last token.
+        sampling: greedy by default.
+        on_token: is told each token in turn.
+    """
 
     ids_L: torch.Tensor
     output_len: int
+    stop_tokens: frozenset[int] = frozenset()
+    sampling: Sampling | None = None
+    on_token: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +40,13 @@ class ServedRequest:
     """What became of a request; times are seconds of the scheduler's clock.
 
     Attributes:
+        request: what was asked.
         tokens: the output.
         arrival_s: when it was submitted.
         first_token_s, last_token_s: when these tokens were on the host.
     """
 
+    request: Request
     tokens: tuple[int, ...]
     arrival_s: float
     first_token_s: float
@@ -63,7 +77,8 @@ class _Sequence:
 
     @property
     def ended(self) -> bool:
-        return len(self.tokens) == self.request.output_len
+        request = self.request
+        return len(self.tokens) == request.output_len or self.tokens[-1] in request.stop_tokens
 
 
 class Scheduler:
@@ -87,6 +102,16 @@ class Scheduler:
         """Whether a request is waiting or running."""
         return bool(self._waiting or self._running)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many requests have a slot."""
+        return len(self._running)
+
     def submit(self, request: Request) -> None:
         """Let a request wait for a slot; it arrives now.
 
@@ -105,6 +130,13 @@ class Scheduler:
                 "a request has no prompt or asks for no token", remedy="give at least one of each"
             )
         self._waiting.append(_Sequence(request=request, arrival_s=self._clock()))
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request that waits or runs, between turns; its slot is free at once."""
+        self._waiting = deque(s for s in self._waiting if s.request is not request)
+        for slot, sequence in list(self._running.items()):
+            if sequence.request is request:
+                self._vacate([slot])
 
     def turn(self) -> list[ServedRequest]:
         """Fill free slots by one chunk of prompts, then add a token to every running sequence.
@@ -127,7 +159,12 @@ class Scheduler:
             self._waiting.popleft()
             self._running[slot] = sequence
         prompts_BL = torch.stack([sequence.request.ids_L for sequence in admitted])
-        tokens = self._engine.prefill(slots, prompts_BL).tolist()
+        samplers = {
+            slot: Sampler(sequence.request.sampling)
+            for sequence, slot in zip(admitted, slots, strict=True)
+            if sequence.request.sampling is not None and sequence.request.sampling.temperature
+        }
+        tokens = self._engine.prefill(slots, prompts_BL, samplers).tolist()
         now = self._clock()
         for sequence in admitted:
             sequence.first_token_s = now
@@ -142,13 +179,16 @@ class Scheduler:
     def _extend(self, tokens: dict[int, int], now: float) -> list[ServedRequest]:
         """Add a token to sequences by slot, and free the slots of those that end."""
         for slot, token in tokens.items():
-            self._running[slot].tokens.append(token)
-        ended = {slot: self._running.pop(slot) for slot in tokens if self._running[slot].ended}
+            sequence = self._running[slot]
+            sequence.tokens.append(token)
+            if sequence.request.on_token is not None:
+                sequence.request.on_token(token)
+        ended = {slot: self._running[slot] for slot in tokens if self._running[slot].ended}
         if ended:
-            self._free.extend(ended)
-            self._engine.release(list(ended))
+            self._vacate(list(ended))
         return [
             ServedRequest(
+                request=sequence.request,
                 tokens=tuple(sequence.tokens),
                 arrival_s=sequence.arrival_s,
                 first_token_s=sequence.first_token_s,
@@ -156,3 +196,9 @@ class Scheduler:
             )
             for sequence in ended.values()
         ]
+
+    def _vacate(self, slots: list[int]) -> None:
+        for slot in slots:
+            del self._running[slot]
+        self._free.extend(slots)
+        self._engine.release(slots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,10 +32,10 @@ class Machine:
         self.prefilled: list[int] = []
         prefill, decode = engine.prefill, engine.decode
 
-        def slow_prefill(slots: list[int], ids_BL: torch.Tensor) -> torch.Tensor:
+        def slow_prefill(slots: list[int], ids_BL: torch.Tensor, samplers: Any) -> torch.Tensor:
             self.now += 3.0
             self.prefilled.append(len(slots))
-            return prefill(slots, ids_BL)
+            return prefill(slots, ids_BL, samplers)
 
         def slow_decode() -> torch.Tensor:
             self.now += 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from tests.pico import ROOT, Pico, run_here
 
 TEXT = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+PYTHON = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
 
@@ -56,13 +58,27 @@ def test_the_command_runs(
 @pytest.mark.engines
 def test_the_child_answers_in_llama_cpp(workplace: Path) -> None:
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
-    (command,) = (line for line in COMMANDS if "child-q8.gguf" in line)
-    if not (workplace / "child-q8.gguf").exists():
+    answers(workplace, "child-q8.gguf")
+
+
+def test_the_child_answers_in_transformers(workplace: Path) -> None:
+    answers(workplace, "child-transformers")
+
+
+def answers(workplace: Path, exported: str) -> None:
+    """Run the page's code that reads an export."""
+    (code,) = (block for block in PYTHON if exported in block)
+    (command,) = (line for line in COMMANDS if exported in line)
+    if not (workplace / exported).exists():
         run_here(*shlex.split(command.replace("child", f"{workplace}/child"))[1:])
     # The engine ends its process where it cannot go on.
+    environment = os.environ | {"HF_HOME": str(workplace / "cache"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=workplace, capture_output=True, check=False
+        [sys.executable, "-c", code],
+        cwd=workplace,
+        capture_output=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
+from puzzle_search.model import Sampling, generate
 from puzzle_search.runtime import (
     Engine,
     Request,
@@ -121,3 +124,77 @@ def test_requests_that_cannot_be_served(decoder: ServingDecoder, length: int, ou
     scheduler = Scheduler(Engine(decoder, slots=1, max_length=16))
     with pytest.raises(InputError, match="a request"):
         scheduler.submit(Request(ids_L=random_ids(length), output_len=output))
+
+
+def test_stop_tokens_end_a_request_and_nothing_else(
+    reference: torch.nn.Module, decoder: ServingDecoder
+) -> None:
+    asked = requests([6, 6, 11, 3])
+    whole = [greedy(reference, replace(request, output_len=12)) for request in asked]
+    stops = [frozenset({tokens[n]}) for n, tokens in enumerate(whole)]
+    scheduler = Scheduler(Engine(decoder, slots=2, max_length=32))
+    told: list[list[int]] = [[] for _ in asked]
+    for request, stop, heard in zip(asked, stops, told, strict=True):
+        scheduler.submit(replace(request, output_len=12, stop_tokens=stop, on_token=heard.append))
+    while scheduler.busy:
+        scheduler.turn()
+    expected = [
+        tokens[: next(n for n, token in enumerate(tokens) if token in stop) + 1]
+        for tokens, stop in zip(whole, stops, strict=True)
+    ]
+    assert [tuple(heard) for heard in told] == expected
+
+
+def test_a_cancelled_request_leaves_its_slot_to_the_next(
+    reference: torch.nn.Module, decoder: ServingDecoder
+) -> None:
+    kept, running, waiting, last = (
+        replace(request, output_len=9) for request in requests([6, 11, 3, 6])
+    )
+    scheduler = Scheduler(Engine(decoder, slots=2, max_length=32))
+    for request in (kept, running, waiting, last):
+        scheduler.submit(request)
+    scheduler.turn()
+    scheduler.turn()
+    assert (scheduler.running, scheduler.waiting) == (2, 2)
+    scheduler.cancel(running)
+    scheduler.cancel(waiting)
+    scheduler.cancel(waiting)  # once more is nothing
+    assert (scheduler.running, scheduler.waiting) == (1, 1)
+    scheduler.turn()
+    assert (scheduler.running, scheduler.waiting) == (2, 0)
+    done = []
+    while scheduler.busy:
+        done += scheduler.turn()
+    assert {one.request: one.tokens for one in done} == {
+        request: greedy(reference, request) for request in (kept, last)
+    }
+
+
+def test_a_seed_decides_what_is_drawn_whatever_runs_beside_it(
+    folder: Path, decoder: ServingDecoder
+) -> None:
+    asked = [
+        replace(
+            request,
+            output_len=9,
+            sampling=Sampling(temperature=1.5, top_p=top_p, seed=seed) if top_p else None,
+        )
+        for seed, (request, top_p) in enumerate(
+            zip(requests([6, 6, 11, 3, 6]), (1.0, None, 0.7, 1.0, 0.9), strict=True)
+        )
+    ]
+    model = load_decoder(folder)
+    alone = [
+        tuple(
+            int(token)
+            for token in generate(
+                model, request.ids_L[None], max_new_tokens=9, sampling=request.sampling
+            )
+        )
+        for request in asked
+    ]
+    assert len(set(alone)) == len(alone)
+    engine = Engine(decoder, slots=3, max_length=32)
+    served = serve(Scheduler(engine), asked)
+    assert [one.tokens for one in served] == alone

@@ -33,6 +33,7 @@ REFUSED = {
     ),
     "llama.cpp": lambda a, f, n: a == "no_op" and n == 0,
     "mlx-lm": lambda a, f, n: False,
+    "transformers": lambda a, f, n: False,
 }
 
 
@@ -65,11 +66,18 @@ def test_verdicts_on_a_whole_child() -> None:
     pairs = [("no_op", "no_op"), ("no_op", "mlp_256"), ("linear", "linear"), ("gqa_4", "no_op")]
     told = {v.engine: v for v in verdicts(ArchitectureSpec.of("tiny", pairs), CONFIG)}
     assert {name for name, v in told.items() if v.as_built} == {"trtllm"}
-    assert {name for name, v in told.items() if v.exported} == {"vllm", "llama.cpp", "mlx-lm"}
+    assert {name for name, v in told.items() if not v.exported} == {"trtllm", "sglang"}
     assert "linear FFN in block 2 (refused)" in told["sglang"].reasons
     nothing = ArchitectureSpec.of("tiny", [("no_op", "mlp_256")] * 4)
     with pytest.raises(InputError, match="no attention in any block"):
         check_exportable("mlx-lm", nothing, CONFIG)
+
+
+def test_transformers_loads_what_is_exported_for_it_alone() -> None:
+    same = ArchitectureSpec.identity(CONFIG)
+    for verdict in verdicts(same, CONFIG):
+        assert verdict.as_built is (verdict.engine != "transformers")
+    assert not allows_as_built("transformers", CONFIG.attention, CONFIG.ffn, 1, CONFIG)
 
 
 def test_the_docs_have_the_table() -> None:
@@ -104,7 +112,7 @@ def test_an_unknown_engine_is_refused() -> None:
 
 
 @pytest.mark.parametrize("engine", REFUSED)
-def test_widths_that_the_stock_format_cannot_say_load_nowhere(engine: str) -> None:
+def test_widths_that_the_stock_format_cannot_say_need_a_class_of_ours(engine: str) -> None:
     config = tiny_config(4, intermediate_size=600)
-    assert not allows(engine, "gqa_4", "mlp_600", 1, config)
+    assert allows(engine, "gqa_4", "mlp_600", 1, config) is (engine == "transformers")
     assert allows(engine, "gqa_4", "mlp_512", 1, config)

@@ -20,12 +20,18 @@ Native = Literal["right", "refused", "wrong in silence"]
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine, and how its column is known."""
+    """An engine, and how its column is known.
+
+    Attributes:
+        exported: whether ``puzzle-search export`` writes for it.
+        loads_built: whether it loads the folder that ``build`` writes, or an export alone.
+    """
 
     name: str
     version: str
     known: Literal["run", "read"]
     exported: bool
+    loads_built: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,13 @@ ENGINES = {
         Engine(name="sglang", version="published code", known="read", exported=False),
         Engine(name="llama.cpp", version="xllamacpp 2026.10.11549", known="run", exported=True),
         Engine(name="mlx-lm", version="mlx-lm 0.32.2", known="run", exported=True),
+        Engine(
+            name="transformers",
+            version="transformers 5.17.0, 5.23.0",
+            known="run",
+            exported=True,
+            loads_built=False,
+        ),
     )
 }
 
@@ -198,6 +211,7 @@ _COLUMNS: dict[str, tuple[Cell, ...]] = {
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _form(_OWN_NAME), _form(_OWN_NAME),
         _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _REFUSED, _REFUSED,
     ),
+    "transformers": (_RIGHT,) * len(FEATURES),
 }  # fmt: skip
 
 
@@ -217,12 +231,15 @@ def markdown_table() -> str:
         + " |",
     ]
     for key, feature in FEATURES.items():
-        lines.append(f"| {feature.text} | " + " | ".join(_text(cell(n, key)) for n in names) + " |")
+        lines.append(f"| {feature.text} | " + " | ".join(_text(n, key) for n in names) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _text(one: Cell) -> str:
+def _text(engine: str, feature: str) -> str:
+    one = cell(engine, feature)
+    if one.native == "right":
+        return "yes" if ENGINES[engine].loads_built else "exported"
     if one.form is None:
-        return "yes" if one.native == "right" else one.native
+        return one.native
     cost = f" ({one.form.weights})" if one.form.weights else ""
     return f"{one.native}; exported: {one.form.text}{cost}"

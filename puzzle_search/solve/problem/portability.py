@@ -40,7 +40,7 @@ def allows_as_built(
         InputError: the engine is not known.
     """
     met = _met(engine, attention, ffn, layer == 0, config)
-    return all(found.native == "right" for _, found in met)
+    return _engine(engine).loads_built and all(found.native == "right" for _, found in met)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def _verdict(engine: str, spec: ArchitectureSpec, config: ParentConfig) -> Verdi
     parts = parts_of(spec)
     alike = uniform_sizes(in_blocks(parts, linear_as="attention")) is not None
     exported = _engine(engine).exported
-    as_built = True
+    as_built = _engine(engine).loads_built
     against: dict[str, str] = {}
     for number, block in enumerate(spec.blocks):
         # What comes before the first subblock is no block to an engine.

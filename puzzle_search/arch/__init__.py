@@ -4,7 +4,9 @@ from puzzle_search.arch.config import ParentConfig
 from puzzle_search.arch.parameters import (
     architecture_parameters,
     embedding_parameters,
+    kept_tokens,
     kv_values_per_token,
+    mean_kv_values_per_token,
     subblock_parameters,
 )
 from puzzle_search.arch.space import Replacement, SearchSpace, canonical
@@ -26,7 +28,9 @@ __all__ = [
     "architecture_parameters",
     "canonical",
     "embedding_parameters",
+    "kept_tokens",
     "kv_values_per_token",
+    "mean_kv_values_per_token",
     "parse_variant",
     "subblock_parameters",
 ]

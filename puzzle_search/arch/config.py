@@ -76,10 +76,8 @@ class ParentConfig:
 
     @property
     def max_context(self) -> int:
-        """Tokens that can attend to each other: positions, or the sliding window."""
-        return min(
-            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
-        )
+        """Most tokens of a sequence; a window bounds what each attends to, not their number."""
+        return self.max_position_embeddings
 
     @property
     def rope_settings(self) -> dict[str, Any]:

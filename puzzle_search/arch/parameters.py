@@ -35,3 +35,23 @@ def architecture_parameters(spec: ArchitectureSpec, config: ParentConfig) -> int
 def kv_values_per_token(variant: Variant, config: ParentConfig) -> int:
     """Numbers (not bytes) that one token leaves in the KV cache of this subblock."""
     return 2 * variant.kv_heads * config.head_dim if isinstance(variant, Gqa) else 0
+
+
+def kept_tokens(variant: Variant, config: ParentConfig, tokens: int) -> int:
+    """Tokens of a sequence of ``tokens`` whose keys and values are kept: those in the window."""
+    if not isinstance(variant, Gqa):
+        return 0
+    window = variant.window(config)
+    return tokens if window is None else min(tokens, window)
+
+
+def mean_kv_values_per_token(spec: ArchitectureSpec, config: ParentConfig, tokens: int) -> int:
+    """Numbers in the KV cache of a sequence of ``tokens``, by its tokens, rounded up.
+
+    Without windows that is what every token leaves there.
+    """
+    kept = sum(
+        kv_values_per_token(variant, config) * kept_tokens(variant, config, tokens)
+        for variant in (block.attention_variant for block in spec.blocks)
+    )
+    return -(-kept // tokens)

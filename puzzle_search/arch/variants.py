@@ -28,6 +28,10 @@ class Gqa:
     def __str__(self) -> str:
         return f"gqa_{self.kv_heads}"
 
+    def window(self, config: ParentConfig) -> int | None:
+        """Tokens that a query attends to at most, its own among them; None where all before it."""
+        return config.sliding_window
+
     def tensors(self, config: ParentConfig) -> dict[str, Shape]:
         """Weights by Llama tensor name within the subblock, as (out, in) shapes."""
         hidden = config.hidden_size

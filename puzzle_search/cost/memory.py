@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from puzzle_search.arch import Gqa, Mlp, ParentConfig, Variant
+from puzzle_search.arch import Gqa, Mlp, ParentConfig, Variant, kept_tokens
 from puzzle_search.errors import InputError
 
 
@@ -110,6 +110,12 @@ def kv_bytes_per_token(variant: Variant, config: ParentConfig, dtype: Dtype, tp:
         return 0
     local_heads = math.ceil(variant.kv_heads / tp)
     return 2 * local_heads * config.head_dim * dtype.kv_bytes
+
+
+def kv_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int, tokens: int) -> int:
+    """KV cache of a sequence of ``tokens`` in one subblock, which stops growing at its window."""
+    kept = kept_tokens(variant, config, tokens)
+    return kept * kv_bytes_per_token(variant, config, dtype, tp)
 
 
 def outside_bytes(config: ParentConfig, dtype: Dtype, tp: int) -> int:

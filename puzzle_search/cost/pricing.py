@@ -17,7 +17,7 @@ from puzzle_search.arch import (
 from puzzle_search.cost.memory import (
     activation_bytes,
     ffn_width,
-    kv_bytes_per_token,
+    kv_bytes,
     outside_bytes,
     weight_bytes,
 )
@@ -145,10 +145,9 @@ class _Pricing:
         return [np.stack(column, axis=1) for column in zip(*columns, strict=True)]
 
     def _memory(self, variant: Variant) -> Floats:
-        tokens = self.batches * (self.scenario.input_len + self.scenario.output_len)
-        dtype = self.target.dtype
-        kv_bytes = tokens * kv_bytes_per_token(variant, self.config, dtype, self.tp)
-        return weight_bytes(variant, self.config, dtype, self.tp) + kv_bytes
+        dtype, tokens = self.target.dtype, self.scenario.tokens
+        of_sequence = kv_bytes(variant, self.config, dtype, self.tp, tokens)
+        return weight_bytes(variant, self.config, dtype, self.tp) + self.batches * of_sequence
 
     def outside(self, widest_ffn: int) -> list[Floats]:
         """The same two times, weights and activations outside the blocks, (batches,) each."""

@@ -13,7 +13,7 @@ from puzzle_search.cost import Dtype, Scenario
 from puzzle_search.cost.memory import (
     activation_bytes,
     ffn_width,
-    kv_bytes_per_token,
+    kv_bytes,
     outside_bytes,
     weight_bytes,
 )
@@ -61,11 +61,10 @@ def serving_bytes(
 ) -> int:
     """Weights, KV cache and activations of a batch on one device, by closed form."""
     variants = [v for block in spec.blocks for v in (block.attention_variant, block.ffn_variant)]
-    tokens = batch * (scenario.input_len + scenario.output_len)
     return (
         sum(weight_bytes(variant, config, dtype, 1) for variant in variants)
         + outside_bytes(config, dtype, 1)
-        + tokens * sum(kv_bytes_per_token(variant, config, dtype, 1) for variant in variants)
+        + batch * sum(kv_bytes(variant, config, dtype, 1, scenario.tokens) for variant in variants)
         + activation_bytes(
             config,
             dtype,

@@ -18,14 +18,14 @@ from puzzle_search.model.subblocks import make_subblock
 
 
 def check_context(config: ParentConfig, length: int, remedy: str) -> None:
-    """Check that so many tokens can attend to each other.
+    """Check that a model has positions for so many tokens.
 
     Raises:
-        InputError: they are more than the positions or the sliding window.
+        InputError: it has fewer.
     """
     if length > config.max_context:
         raise InputError(
-            f"{length} tokens exceed the {config.max_context} that {config.name} can attend to",
+            f"{length} tokens exceed the {config.max_context} positions of {config.name}",
             remedy=remedy,
         )
 
@@ -69,7 +69,7 @@ class HeterogeneousDecoder(nn.Module):
         """An empty cache for ``batch`` sequences of up to ``max_length`` tokens.
 
         Raises:
-            InputError: the context is longer than the model can attend to.
+            InputError: the context is longer than the model has positions.
         """
         check_context(self.config, max_length, "ask for a shorter prompt or fewer new tokens")
         weight = self.embedding.weight
@@ -91,7 +91,7 @@ class HeterogeneousDecoder(nn.Module):
         inside it (activation checkpointing).
 
         Raises:
-            InputError: a full pass is longer than the model can attend to.
+            InputError: a full pass is longer than the model has positions.
         """
         if cache is None:
             check_context(self.config, ids_BL.shape[1], "use shorter blocks of tokens")
@@ -112,7 +112,7 @@ class HeterogeneousDecoder(nn.Module):
         """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given.
 
         Raises:
-            InputError: a full pass is longer than the model can attend to.
+            InputError: a full pass is longer than the model has positions.
         """
         return deque(self.block_states(ids_BL, cache), maxlen=1).pop()
 

@@ -123,6 +123,7 @@ def silu_multiply(gate_up_N2W: torch.Tensor, scale: torch.Tensor | None) -> torc
     values_BSKE=(0, 1),
     slots_N=(0,),
     positions_N=(0,),
+    kept_N=(0,),
 )
 def rotate_and_store(
     qkv_NX: torch.Tensor,
@@ -132,6 +133,7 @@ def rotate_and_store(
     values_BSKE: torch.Tensor,
     slots_N: torch.Tensor,
     positions_N: torch.Tensor,
+    kept_N: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split heads, rotate queries and keys, write keys and values into the cache.
 
@@ -141,8 +143,9 @@ def rotate_and_store(
         norms: weights of the norms of queries and of keys with their epsilon, if any.
         keys_BSKE: cached keys, written in place.
         values_BSKE: cached values, written in place.
-        slots_N: cache slot of each row.
-        positions_N: position of each row within its slot.
+        slots_N: cache slot of each row that is kept.
+        positions_N: where each of these lies in its slot.
+        kept_N: which rows are kept; None where all are.
 
     Returns:
         Queries (N, H, E), keys and values (N, K, E), before the cache rounds them.
@@ -157,6 +160,7 @@ def rotate_and_store(
         q_NHE = F.rms_norm(q_NHE, q_weight_E.shape, q_weight_E, eps)
         k_NKE = F.rms_norm(k_NKE, k_weight_E.shape, k_weight_E, eps)
     q_NHE, k_NKE = rotate(q_NHE, rotary), rotate(k_NKE, rotary)
-    keys_BSKE[slots_N, positions_N] = _cached(k_NKE, keys_BSKE.dtype)
-    values_BSKE[slots_N, positions_N] = _cached(v_NKE, values_BSKE.dtype)
+    kept = slice(None) if kept_N is None else kept_N
+    keys_BSKE[slots_N, positions_N] = _cached(k_NKE[kept], keys_BSKE.dtype)
+    values_BSKE[slots_N, positions_N] = _cached(v_NKE[kept], values_BSKE.dtype)
     return q_NHE, k_NKE, v_NKE

@@ -42,6 +42,7 @@ PARENTS: dict[str, dict[str, Any]] = {
     "llama-tied": {"tie_word_embeddings": True},
     "mistral": FEWER_KV | {"model_type": "mistral", "head_dim": 32, "sliding_window": None},
     "mistral-window": FEWER_KV | {"model_type": "mistral", "head_dim": 24, "sliding_window": 64},
+    "mistral-passed-window": FEWER_KV | {"model_type": "mistral", "sliding_window": 11},
     "qwen2": FEWER_KV | {"model_type": "qwen2"},
     "qwen3": FEWER_KV | {"model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": True},
     "qwen3-biases": FEWER_KV | {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
@@ -137,9 +138,9 @@ def test_table_made_while_generating_serves_training_too(tmp_path: Any) -> None:
 
 
 @torch.no_grad()
-def test_full_pass_beyond_the_window_is_refused(tmp_path: Any) -> None:
-    write_parent(tmp_path, model_type="mistral", sliding_window=16)
+def test_full_pass_beyond_the_positions_is_refused(tmp_path: Any) -> None:
+    write_parent(tmp_path)
     decoder = load_decoder(tmp_path)
-    decoder(random_ids(1, 16))
-    with pytest.raises(InputError, match="16"):
-        decoder(random_ids(1, 17))
+    decoder(random_ids(1, 128))
+    with pytest.raises(InputError, match="128"):
+        decoder(random_ids(1, 129))

@@ -395,7 +395,7 @@ def test_keys_and_values_lie_as_in_the_engine_and_each_copy_has_its_own(pico: Pi
     precision = precision_on("fp32", torch.device("cpu"))
     rig = Rig(pico.config, open_device("cpu"), precision)
     point = Point(phase="decode", batch=2, tokens=1, context=5)
-    layers = rig.slots(point, Heads(query=4, kv=2), copies=3)
+    layers = rig.slots(point, Heads(query=4, kv=2, window=None), copies=3)
     cache = LayerSlots(
         2, 16, slots=2, max_length=5, dtype=torch.float32, device=torch.device("cpu")
     )

@@ -30,6 +30,7 @@ def arguments(name: str, rows: int) -> tuple[Any, ...]:
         torch.zeros(rows, 8, kv_heads, head_dim).to(torch.float8_e4m3fn),
         torch.arange(rows),
         torch.full((rows,), 3),
+        None,
     )
 
 
@@ -52,9 +53,9 @@ def test_numbers_beyond_fp8_saturate() -> None:
 
 
 def test_keys_and_values_beyond_fp8_saturate_in_the_cache() -> None:
-    qkv_NX, rotary, _, keys, values, slots, positions = arguments("rotate_and_store", 2)
+    qkv_NX, rotary, _, keys, values, slots, positions, _ = arguments("rotate_and_store", 2)
     still = RotarySlice(torch.ones_like(rotary.cos_LE), torch.zeros_like(rotary.sin_LE))
     qkv_NX.fill_(1e4)
-    fuse.rotate_and_store(qkv_NX, still, None, keys, values, slots, positions)
+    fuse.rotate_and_store(qkv_NX, still, None, keys, values, slots, positions, None)
     for cached in (keys, values):
         assert cached[0, 3].float().unique().tolist() == [448.0]

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from puzzle_search.arch import Gqa, Mlp, ParentConfig, Subblock, Variant, parse_variant
-from puzzle_search.cost.memory import kv_bytes_per_token, parse_dtype, weight_bytes
+from puzzle_search.cost.memory import kv_bytes, kv_bytes_per_token, parse_dtype, weight_bytes
 from puzzle_search.errors import InputError
 from puzzle_search.model import KvCache, Rotary, make_subblock
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.runtime import make_serving_subblock, precision_on
 from puzzle_search.runtime.attention import make_decode_attention
-from puzzle_search.runtime.cache import LayerSlots
-from puzzle_search.runtime.step import DecodeStep, PrefillStep, Step
+from puzzle_search.runtime.cache import LayerSlots, ring_of
+from puzzle_search.runtime.step import DecodeStep, PrefillStep, Ring, Step
 from puzzle_search.runtime.subblocks import _BUILDERS, local_heads
 from tests.model.pico import LLAMA
 
@@ -29,6 +29,7 @@ PARENTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 24},
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
+    "mistral-window": {"model_type": "mistral", "sliding_window": 5},
 }
 BATCH, LENGTH, MORE = 3, 11, 4
 
@@ -54,6 +55,7 @@ def slots_of(variant: Variant, config: ParentConfig, tp: int = 1) -> LayerSlots 
         config.head_dim,
         slots=BATCH,
         max_length=LENGTH + MORE,
+        window=variant.window(config),
         dtype=torch.float32,
         device=CPU,
     )
@@ -77,27 +79,32 @@ def prefill_step(config: ParentConfig) -> PrefillStep:
 
 def decode_step(config: ParentConfig, variant: Variant, position: int, tp: int) -> Step:
     positions = torch.full((BATCH,), position)
-    attention = {}
+    attention, rings = {}, {}
     if isinstance(variant, Gqa):
         heads, kv_heads = local_heads(variant, config, tp)
-        attention[kv_heads] = make_decode_attention(
+        window = ring_of(variant.window(config), LENGTH + MORE)
+        back_end = make_decode_attention(
             None,
             CPU,
             slots=BATCH,
-            max_length=LENGTH + MORE,
+            max_length=window or LENGTH + MORE,
             num_heads=heads,
             kv_heads=kv_heads,
             head_dim=config.head_dim,
             dtype=torch.float32,
             kv_dtype=torch.float32,
         )
-        attention[kv_heads].prepare([position + 1] * BATCH)
+        back_end.prepare([min(position + 1, window or position + 1)] * BATCH)
+        attention[kv_heads, window] = back_end
+        if window is not None:
+            rings[window] = Ring.of(positions, window)
     return DecodeStep(
         slots_N=torch.arange(BATCH),
         positions_N=positions,
         rotary=rotary_at(config, positions),
         lengths_B=(positions + 1).int(),
         attention=attention,
+        rings=rings,
     )
 
 
@@ -208,6 +215,18 @@ def test_the_cache_takes_the_bytes_of_the_formula() -> None:
         assert slots.num_bytes == tokens * kv_bytes_per_token(
             variant, config, parse_dtype("fp32"), tp
         )
+
+
+@pytest.mark.parametrize("window", [1, LENGTH, LENGTH + MORE, 4096])
+def test_the_cache_of_a_window_takes_no_more_than_the_window(window: int) -> None:
+    raw = LLAMA | {"model_type": "mistral", "sliding_window": window}
+    config, variant = ParentConfig.from_dict(raw, name="windowed"), Gqa(2)
+    slots = slots_of(variant, config)
+    assert slots is not None
+    kept = BATCH * min(window, LENGTH + MORE)
+    assert slots.num_bytes == kept * 2 * 2 * config.head_dim * 4
+    of_formula = kv_bytes(variant, config, parse_dtype("fp32"), 1, LENGTH + MORE)
+    assert slots.num_bytes == BATCH * of_formula
 
 
 def test_sizes_that_fp8_cannot_multiply() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from puzzle_search.arch import Gqa, Mlp, NoOp, ParentConfig, Variant
 from puzzle_search.cost.memory import Dtype, kv_bytes_per_token
+from puzzle_search.cost.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +75,14 @@ def subblock_work(
     if not isinstance(variant, Gqa):
         return [matrix("linear", hidden, hidden / tp)]
     heads, kv_heads = config.num_heads / tp, -(-variant.kv_heads // tp)
-    # Causal: the new tokens see, on average, half of each other.
-    mean_context = context - (tokens - 1) / 2
+    window = variant.window(config)
+    piece = Step.of(tp=tp, prompts=batch, prompt_tokens=tokens, prompt_context=context)
+    read = tokens + float(piece.prompt_history(window))
     attention = OperatorWork(
         name="attention",
         dtype=dtype.name,
-        flops=4 * rows * heads * config.head_dim * mean_context,
-        moved_bytes=batch * context * kv_bytes_per_token(variant, config, dtype, tp),
+        flops=4 * rows * heads * config.head_dim * float(piece.prompt_attended(window)),
+        moved_bytes=batch * read * kv_bytes_per_token(variant, config, dtype, tp),
     )
     qkv = matrix("qkv", (heads + 2 * kv_heads) * config.head_dim, hidden)
     return [qkv, attention, matrix("o", hidden, heads * config.head_dim)]

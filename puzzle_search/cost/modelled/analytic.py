@@ -89,7 +89,7 @@ class AnalyticLatency:
             kv_heads = -(-parsed.kv_heads // tp)
             latency_us = latency_us + self._gemm(rows, (heads + 2 * kv_heads) * head_dim, hidden)
             latency_us = latency_us + self._gemm(rows, hidden, heads * head_dim)
-            latency_us = latency_us + self._attention(step, heads, kv_heads)
+            latency_us = latency_us + self._attention(step, heads, kv_heads, parsed.window(config))
         elif isinstance(parsed, Mlp):
             width = -(-parsed.intermediate_size // tp)
             latency_us = latency_us + self._gemm(rows, 2 * width, hidden)
@@ -141,7 +141,7 @@ class AnalyticLatency:
             quantise=self.dynamic_quantisation,
         )
 
-    def _attention(self, step: Step, heads: int, kv_heads: int) -> Microseconds:
+    def _attention(self, step: Step, heads: int, kv_heads: int, window: int | None) -> Microseconds:
         """Of the decode tokens, and of the prompts beside them, where there are any."""
         dtype = self.number.kv_dtype
         shape: dict[str, Any] = {
@@ -156,7 +156,7 @@ class AnalyticLatency:
         if decodes.any():
             latency_us[decodes] += decode_attention_us(
                 step.decoding[decodes],
-                step.decode_context[decodes],
+                step.decode_attended(window)[decodes],
                 constants=self.constants.decode_attention[dtype],
                 **shape,
             )
@@ -164,7 +164,8 @@ class AnalyticLatency:
             latency_us[prefills] += prefill_attention_us(
                 step.prompts[prefills],
                 step.prompt_tokens[prefills],
-                step.prompt_context[prefills],
+                (step.prompt_tokens + step.prompt_history(window))[prefills],
+                attended=step.prompt_attended(window)[prefills],
                 constants=self.constants.prefill_attention[dtype],
                 **shape,
             )

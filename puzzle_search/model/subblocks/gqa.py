@@ -21,6 +21,7 @@ class GqaAttention(SubblockModule):
         self.kv_heads = variant.kv_heads
         self.group_size = config.num_heads // variant.kv_heads
         self.head_dim = config.head_dim
+        self.window = variant.window(config)
         hidden, query = config.hidden_size, config.num_heads * config.head_dim
         kv = variant.kv_heads * config.head_dim
         self.q_proj = nn.Linear(hidden, query, bias=config.qkv_bias)
@@ -36,7 +37,7 @@ class GqaAttention(SubblockModule):
     def mix(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
     ) -> torch.Tensor:
-        """Attend from the new tokens to all tokens so far."""
+        """Attend from the new tokens to all so far, or to those in the window."""
         out: torch.Tensor = self.o_proj(self.heads(x_BLD, rotary, cache))
         return out
 
@@ -59,16 +60,26 @@ class GqaAttention(SubblockModule):
         self, q_BHLE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor
     ) -> torch.Tensor:
         batch, _, length, _ = q_BHLE.shape
+        if self.window is not None:
+            read = self.window + length - 1
+            k_BKSE, v_BKSE = k_BKSE[:, :, -read:], v_BKSE[:, :, -read:]
         context = k_BKSE.shape[2]
         if length == 1:
-            # One new token sees everything: the heads of a group become rows of one query, so that
-            # each KV head is read once and never repeated.
+            # One new token sees all that is left: the heads of a group become rows of one query, so
+            # that each KV head is read once and never repeated.
             q_BKGE = q_BHLE.view(batch, self.kv_heads, self.group_size, self.head_dim)
             return F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE).view_as(q_BHLE)
         mask_LS = None
-        if context != length:
-            ones = torch.ones(length, context, dtype=torch.bool, device=q_BHLE.device)
-            mask_LS = ones.tril(diagonal=context - length)
+        is_cut = self.window is not None and context > self.window
+        if context != length or is_cut:
+            mask_LS = visible(length, context, self.window, q_BHLE.device)
         return F.scaled_dot_product_attention(
             q_BHLE, k_BKSE, v_BKSE, attn_mask=mask_LS, is_causal=mask_LS is None, enable_gqa=True
         )
+
+
+def visible(length: int, context: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which of ``context`` tokens each of the last ``length`` attends to, (L, S)."""
+    ones_LS = torch.ones(length, context, dtype=torch.bool, device=device)
+    mask_LS = ones_LS.tril(diagonal=context - length)
+    return mask_LS if window is None else mask_LS.triu(diagonal=context - length - window + 1)

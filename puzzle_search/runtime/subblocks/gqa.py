@@ -43,8 +43,9 @@ class ServingGqa(ServingSubblock):
             self.k_norm = nn.Parameter(ones.clone(), requires_grad=False)
 
     def mix(self, normed_ND: torch.Tensor, step: Step, cache: LayerSlots | None) -> torch.Tensor:
-        """Attend from the new tokens to all tokens so far."""
+        """Attend from the new tokens to all so far, or to those in the window."""
         assert cache is not None
+        history = step.history(cache)  # read before new tokens take its place
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm, self.k_norm, self._eps)
@@ -54,10 +55,9 @@ class ServingGqa(ServingSubblock):
             norms,
             cache.keys_BSKE,
             cache.values_BSKE,
-            step.slots_N,
-            step.positions_N,
+            *step.places(cache),
         )
-        attended_NHE = step.attend(q_NHE, k_NKE, v_NKE, cache)
+        attended_NHE = step.attend(q_NHE, k_NKE, v_NKE, cache, history)
         out: torch.Tensor = self.output(attended_NHE.flatten(1))
         return out
 

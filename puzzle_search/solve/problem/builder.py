@@ -82,8 +82,13 @@ def formulate(
     blocks = [block for block, usable in zip(blocks, items.usable(), strict=True) if usable]
     items = items.kept(items.usable())
     damage = finite_damage([value for *_, value in blocks])
-    dtype = workloads[0].table.target.dtype
-    measures = child_measures(config, attention, ffn, dtype.kv_bytes)
+    measures = child_measures(
+        config,
+        attention,
+        ffn,
+        kv_bytes=workloads[0].table.target.dtype.kv_bytes,
+        tokens=max(workload.table.scenario.tokens for workload in workloads),
+    )
     measures["score"] = item_measure("score", damage, attention, ffn)
     bounds = [
         Bound(limit=name, measure=measures[name], at_most=at_most)

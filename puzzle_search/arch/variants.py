@@ -47,7 +47,9 @@ class Gqa:
         if config.output_bias:
             shapes["o_proj.bias"] = (hidden,)
         if config.qk_norm:
-            shapes |= {"q_norm.weight": (config.head_dim,), "k_norm.weight": (config.head_dim,)}
+            whole = config.family.qk_norm == "all"
+            shapes["q_norm.weight"] = (query if whole else config.head_dim,)
+            shapes["k_norm.weight"] = (kv if whole else config.head_dim,)
         return shapes
 
 

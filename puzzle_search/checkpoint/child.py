@@ -24,6 +24,7 @@ from puzzle_search.arch import (
     ParentConfig,
     Variant,
 )
+from puzzle_search.arch.families import Scales
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 from puzzle_search.checkpoint import configuration_decilm
 from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
@@ -97,10 +98,14 @@ def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
 def fits_stock_format(config: ParentConfig) -> bool:
     """Whether DeciLM's code computes children of this parent as this package does.
 
-    It has no q/k norms and no sliding window, and one switch for the biases of q, k, v and o.
+    It has no q/k norms, no sliding window, no layers without rope and no multipliers, norms before
+    each subblock, and one switch for the biases of q, k, v and o.
     """
     return (
         not config.qk_norm
+        and not config.family.norm_after
+        and not config.unrotated
+        and config.scales == Scales()
         and config.sliding_window is None
         and config.qkv_bias == config.output_bias
     )

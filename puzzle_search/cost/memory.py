@@ -69,6 +69,7 @@ _DTYPES = {
 PREFILL_CHUNK_TOKENS = 8192
 _LOGIT_BYTES = 4
 _CUT_BIASES = {f"{name}_proj.bias" for name in ("q", "k", "v", "gate", "up")}
+_NORMS_OF_HEADS = {"q_norm.weight", "k_norm.weight"}
 
 
 def parse_dtype(name: str) -> Dtype:
@@ -90,12 +91,14 @@ def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) 
     """
     shapes = variant.tensors(config)
     total = 0.0
+    # A norm over all heads has weights for the heads of a device alone.
+    cut = _CUT_BIASES | (_NORMS_OF_HEADS if config.family.qk_norm == "all" else set())
     for name, shape in shapes.items():
         share = 1 / tp
-        if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj")):
+        if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj", "k_norm")):
             share = math.ceil(variant.kv_heads / tp) / variant.kv_heads
         is_vector = len(shape) == 1
-        if is_vector and name not in _CUT_BIASES:
+        if is_vector and name not in cut:
             share = 1
         total += (
             math.prod(shape) * share * (dtype.vector_bytes if is_vector else dtype.matrix_bytes)

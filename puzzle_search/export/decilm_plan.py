@@ -279,8 +279,13 @@ def _ffn_of(setting: _Setting, part: Part | None) -> str:
 def _own_config(
     config: ParentConfig, blocks: int, uniform: tuple[int, int], dtype: str
 ) -> dict[str, Any]:
-    """The parent's configuration with other sizes."""
+    """The parent's configuration with other sizes; of a family with fused tensors as Mistral's.
+
+    Our tensors are not fused, and Mistral's model of them is the same.
+    """
     given = dict(config.raw)
+    if config.family.fused:
+        given |= {"model_type": "mistral", "sliding_window": config.sliding_window}
     for key in ("dtype", "torch_dtype", "auto_map"):
         given.pop(key, None)
     if isinstance(given.get("layer_types"), list):
@@ -289,7 +294,7 @@ def _own_config(
         given
         | both_rope_forms(config.raw)
         | {
-            "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
+            "architectures": [f"{given['model_type'].capitalize()}ForCausalLM"],
             "num_hidden_layers": blocks,
             "num_key_value_heads": uniform[0],
             "intermediate_size": uniform[1],

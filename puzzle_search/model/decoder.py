@@ -15,6 +15,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.model.cache import KvCache, LayerCache
 from puzzle_search.model.rope import Rotary, RotarySlice
 from puzzle_search.model.subblocks import make_subblock
+from puzzle_search.model.subblocks.base import scaled
 
 
 def check_context(config: ParentConfig, length: int, remedy: str) -> None:
@@ -96,10 +97,11 @@ class HeterogeneousDecoder(nn.Module):
         if cache is None:
             check_context(self.config, ids_BL.shape[1], "use shorter blocks of tokens")
         start = cache.length if cache is not None else 0
-        x_BLD: torch.Tensor = self.embedding(ids_BL)
-        rotary = self.rotary.slice(start, ids_BL.shape[1], x_BLD)
+        x_BLD: torch.Tensor = scaled(self.embedding(ids_BL), self.config.scales.embedding)
+        angles = self.rotary.slice(start, ids_BL.shape[1], x_BLD)
         for index, block in enumerate(self.blocks):
             layer = cache.layers[index] if cache is not None else None
+            rotary = angles.of_layer(self.spec.blocks[index].layers[0], self.config)
             if recompute:
                 x_BLD = checkpoint(block, x_BLD, rotary, layer, use_reentrant=False)
             else:
@@ -118,7 +120,8 @@ class HeterogeneousDecoder(nn.Module):
 
     def logits(self, x_BLD: torch.Tensor) -> torch.Tensor:
         """Logits (B, L, vocabulary) of final hidden states."""
-        return F.linear(self.norm(x_BLD), self.head.weight)
+        logits = F.linear(self.norm(x_BLD), self.head.weight)
+        return scaled(logits, self.config.scales.logits)
 
     def next_greedy(self, ids_BL: torch.Tensor, cache: KvCache) -> torch.Tensor:
         """One engine step: extend the cache, return the likeliest next token of each, (B, 1)."""

@@ -120,6 +120,19 @@ ABSENT = Ellipsis
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"sliding_window": -1, "model_type": "mistral"}, "sliding_window"),
         ({"use_sliding_window": True, "model_type": "qwen2"}, "use_sliding_window"),
+        ({"use_sliding_window": True, "model_type": "smollm3"}, "use_sliding_window"),
+        ({"no_rope_layers": [1], "model_type": "smollm3"}, "no_rope_layers"),
+        ({"no_rope_layers": "all", "model_type": "smollm3"}, "no_rope_layers"),
+        ({"no_rope_layer_interval": 0, "model_type": "smollm3"}, "no_rope_layer_interval"),
+        ({"logits_scaling": 0, "model_type": "granite"}, "logits_scaling"),
+        ({"residual_multiplier": "small", "model_type": "granite"}, "residual_multiplier"),
+        ({"partial_rotary_factor": 0.75, "model_type": "phi3"}, "partial_rotary_factor"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}, "model_type": "phi3"},
+            "partial_rotary_factor",
+        ),
+        ({"rope_scaling": {"type": "longrope"}, "model_type": "phi3"}, "longrope"),
+        ({"sliding_window": "wide", "model_type": "phi3"}, "sliding_window"),
     ],
     ids=str,
 )
@@ -145,6 +158,21 @@ def test_windows_follow_the_model_type(pico_raw: dict[str, Any]) -> None:
     assert window(model_type="mistral") == 4096  # transformers' default
     assert window(model_type="qwen2", sliding_window=64) is None
     assert window(model_type="llama", sliding_window=64) is None
+    assert window(model_type="phi3", sliding_window=64) == 64
+    assert window(model_type="phi3") is None
+    assert window(model_type="smollm3", sliding_window=64, use_sliding_window=False) is None
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"no_rope_layer_interval": 2}, {"no_rope_layers": [0, 1, 1, 0, 1, 0, 1, 1, 1]}]
+)
+def test_layers_without_rope_are_those_of_transformers(
+    pico_raw: dict[str, Any], said: dict[str, Any]
+) -> None:
+    raw = {**pico_raw, "model_type": "smollm3", "num_hidden_layers": 9, **said}
+    reference = AutoConfig.for_model(**raw, pad_token_id=0).no_rope_layers
+    expected = {layer for layer in range(9) if not reference[layer]}
+    assert ParentConfig.from_dict(raw, name="p").unrotated == expected
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"a": ' * 100_000, "9" * 5000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ PARENTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 24},
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
+    "mistral-window": {"model_type": "mistral", "sliding_window": 4},
+    "granite": {"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.4},
+    "olmo2": {"model_type": "olmo2"},
 }
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BATCH, LENGTH = 3, 11
@@ -139,12 +143,13 @@ def test_shape_and_dtype(case: Case, dtype: torch.dtype) -> None:
 def test_output_is_residual_plus_mix(case: Case) -> None:
     module, x = case.module(), case.inputs()
     rotary = Rotary(case.config).slice(0, LENGTH, x)
-    contribution = case.run(module, x) - x
-    normed = module.norm(x) if case.variant.tensors(case.config) else x
-    with torch.no_grad():
-        torch.testing.assert_close(
-            contribution, module.mix(normed, rotary, None), atol=1e-5, rtol=1e-5
-        )
+    expected = x
+    if case.variant.tensors(case.config):
+        with torch.no_grad():
+            expected = residual(
+                case.config, case.tensors(), x, lambda y: module.mix(y, rotary, None)
+            )
+    torch.testing.assert_close(case.run(module, x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunks", [[LENGTH], [1] * LENGTH, [4, 5, 1, 1], [1, 9, 1]])
@@ -257,6 +262,19 @@ def normed(tensors: dict[str, torch.Tensor], x: torch.Tensor, epsilon: float) ->
     return x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * tensors["norm.weight"]
 
 
+def residual(
+    config: ParentConfig,
+    tensors: dict[str, torch.Tensor],
+    x: torch.Tensor,
+    mix: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """A subblock around its matrices: norm before them; OLMo-2's after; Granite scales the sum."""
+    epsilon, factor = config.rms_norm_eps, config.raw.get("residual_multiplier", 1.0)
+    if config.model_type == "olmo2":
+        return x + normed(tensors, mix(x), epsilon)
+    return x + factor * mix(normed(tensors, x, epsilon))
+
+
 def test_no_op_gives_its_input_back(config: ParentConfig) -> None:
     for subblock in ("attention", "ffn"):
         case = Case(subblock=subblock, variant=parse_variant(subblock, "no_op"), config=config)
@@ -268,9 +286,8 @@ def test_linear_is_one_matrix_on_the_normed_input(config: ParentConfig) -> None:
     for subblock in ("attention", "ffn"):
         case = Case(subblock=subblock, variant=parse_variant(subblock, "linear"), config=config)
         x, tensors = case.inputs(), case.tensors()
-        expected = x + torch.einsum(
-            "bli,oi->blo", normed(tensors, x, config.rms_norm_eps), tensors["linear.weight"]
-        )
+        matrix = tensors["linear.weight"]
+        expected = residual(config, tensors, x, lambda y, m=matrix: y @ m.T)  # type: ignore[misc]
         torch.testing.assert_close(case.run(case.module(), x), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -46,6 +46,20 @@ PARENTS: dict[str, dict[str, Any]] = {
     "qwen2": FEWER_KV | {"model_type": "qwen2"},
     "qwen3": FEWER_KV | {"model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": True},
     "qwen3-biases": FEWER_KV | {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
+    "smollm3": FEWER_KV
+    | {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layers": [1, 0, 1, 1, 0]}
+    | {"pad_token_id": 0},
+    "smollm3-interval": FEWER_KV
+    | {"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layer_interval": 2}
+    | {"pad_token_id": 0, "tie_word_embeddings": True, "attention_bias": True},
+    "granite": FEWER_KV
+    | {"model_type": "granite", "embedding_multiplier": 6.0, "attention_multiplier": 0.1}
+    | {"residual_multiplier": 0.4, "logits_scaling": 0.5, "tie_word_embeddings": True},
+    "granite-biases": {"model_type": "granite", "attention_bias": True, "mlp_bias": True},
+    "olmo2": FEWER_KV | {"model_type": "olmo2"},
+    "olmo2-biases": {"model_type": "olmo2", "attention_bias": True},
+    "phi3": FEWER_KV | {"model_type": "phi3", "pad_token_id": 0},
+    "phi3-window": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": 13},
 }
 
 

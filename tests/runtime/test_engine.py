@@ -24,7 +24,16 @@ PARENTS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
     "window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 6},
     "long-window": {"model_type": "mistral", "sliding_window": PROMPT},
-}
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0], "pad_token_id": 0},
+    "granite": {
+        "model_type": "granite", "embedding_multiplier": 6.0, "attention_multiplier": 0.1,
+        "residual_multiplier": 0.4, "logits_scaling": 0.5,
+    },
+    "olmo2": {"model_type": "olmo2", "num_key_value_heads": 2},
+    "phi3": {
+        "model_type": "phi3", "num_key_value_heads": 2, "sliding_window": 9, "pad_token_id": 0,
+    },
+}  # fmt: skip
 
 
 def serve(engine: Engine, slots: list[int], ids_BL: torch.Tensor, new: int) -> torch.Tensor:

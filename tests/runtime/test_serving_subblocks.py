@@ -30,6 +30,8 @@ PARENTS: dict[str, dict[str, Any]] = {
     "llama-biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 24},
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
     "mistral-window": {"model_type": "mistral", "sliding_window": 5},
+    "granite": {"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.4},
+    "olmo2": {"model_type": "olmo2"},
 }
 BATCH, LENGTH, MORE = 3, 11, 4
 
@@ -134,14 +136,16 @@ def test_prefill_and_decode_are_those_of_the_reference(
         new = x_BLD[:, :LENGTH]
         expected = reference(new, rotary.slice(0, LENGTH, new), cache)
         residual, delta = served(new.flatten(0, 1), None, prefill_step(config), slots)
-        torch.testing.assert_close((residual + delta).view_as(expected), expected)
+        factor = config.scales.residual  # the next subblock's, when it adds
+        torch.testing.assert_close((residual + factor * delta).view_as(expected), expected)
         for position in range(LENGTH, LENGTH + MORE):
             new = x_BLD[:, position : position + 1]
             expected = reference(new, rotary.slice(position, 1, new), cache)
             step = decode_step(config, variant, position, tp=1)
             # What the last subblock gave is still to be added.
-            residual, delta = served(new[:, 0] * 0.25, new[:, 0] * 0.75, step, slots)
-            torch.testing.assert_close((residual + delta)[:, None], expected)
+            rest = new[:, 0] * 0.75 / factor
+            residual, delta = served(new[:, 0] * 0.25, rest, step, slots)
+            torch.testing.assert_close((residual + factor * delta)[:, None], expected)
 
 
 def shares(variant: Variant, tensors: dict[str, torch.Tensor], tp: int, rank: int) -> Any:

@@ -61,12 +61,12 @@ class Calibration:
         """
         module, total, tokens = self._module, None, 0
         for before, _ in self._chunks():
-            normed = module.norm(before)
+            inputs = module.inputs(before)
             if isinstance(module, SwigluMlp):
-                channels = module.channels(normed)
+                channels = module.channels(inputs)
             else:
                 assert isinstance(module, GqaAttention)
-                channels = module.heads(normed, self._rotary, None)
+                channels = module.heads(inputs, self._rotary, None)
             part = channels.abs().flatten(0, 1).sum(dim=0, dtype=torch.float64)
             total = part if total is None else total + part
             tokens += before.shape[0] * before.shape[1]
@@ -76,14 +76,24 @@ class Calibration:
     @cached_property
     @torch.no_grad()
     def least_squares_sums(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """X'X and X'Y in fp64, (D, D) each, of normed inputs X and the subblock's outputs Y."""
+        """X'X and X'Y in fp64, (D, D) each, of what its matrices read, X, and make of it, Y."""
         gram = cross = None
         for before, after in self._chunks():
-            x_TD = self._module.norm(before).flatten(0, 1).double()
-            y_TD = (after.double() - before.double()).flatten(0, 1)
+            inputs = self._module.inputs(before)
+            x_TD, y_TD = (
+                part.flatten(0, 1).double() for part in (inputs, self._mixed(inputs, before, after))
+            )
             parts = x_TD.T @ x_TD, x_TD.T @ y_TD
             gram = parts[0] if gram is None else gram.add_(parts[0])
             cross = parts[1] if cross is None else cross.add_(parts[1])
         assert gram is not None
         assert cross is not None
         return gram, cross
+
+    def _mixed(
+        self, inputs: torch.Tensor, before: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        """What the matrices gave: what was added, unless a norm stands between."""
+        if self._module.norm_after:
+            return self._module.mix(inputs, self._rotary, None)
+        return (after.double() - before.double()) / self._module.residual_scale

@@ -9,7 +9,7 @@ from torch import nn
 from puzzle_search.arch import Gqa, ParentConfig, Variant
 from puzzle_search.model.cache import LayerCache
 from puzzle_search.model.rope import RotarySlice, rotate
-from puzzle_search.model.subblocks.base import SubblockModule
+from puzzle_search.model.subblocks.base import SubblockModule, scaled
 
 
 class GqaAttention(SubblockModule):
@@ -22,17 +22,18 @@ class GqaAttention(SubblockModule):
         self.group_size = config.num_heads // variant.kv_heads
         self.head_dim = config.head_dim
         self.window = variant.window(config)
+        self.query_scale = config.scales.query
+        self.norms_all_heads = config.family.qk_norm == "all"
         hidden, query = config.hidden_size, config.num_heads * config.head_dim
         kv = variant.kv_heads * config.head_dim
         self.q_proj = nn.Linear(hidden, query, bias=config.qkv_bias)
         self.k_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query, hidden, bias=config.output_bias)
+        self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm: nn.Module = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-            self.k_norm: nn.Module = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
+            sizes = (query, kv) if self.norms_all_heads else (config.head_dim, config.head_dim)
+            self.q_norm, self.k_norm = (nn.RMSNorm(size, eps=config.rms_norm_eps) for size in sizes)
 
     def mix(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
@@ -44,17 +45,27 @@ class GqaAttention(SubblockModule):
     def heads(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
     ) -> torch.Tensor:
-        """What the query heads attended to, (B, L, H * E), from normed input."""
+        """What the query heads attended to, (B, L, H * E), from the subblock's inputs."""
         batch, length, _ = x_BLD.shape
-        heads = (batch, length, -1, self.head_dim)
-        q_BHLE = self.q_norm(self.q_proj(x_BLD).view(heads)).transpose(1, 2)
-        k_BKLE = self.k_norm(self.k_proj(x_BLD).view(heads)).transpose(1, 2)
-        v_BKSE = self.v_proj(x_BLD).view(heads).transpose(1, 2)
-        q_BHLE, k_BKSE = rotate(q_BHLE, rotary), rotate(k_BKLE, rotary)
+        q_BHLE = self._split(self.q_proj(x_BLD), self.q_norm)
+        k_BKLE = self._split(self.k_proj(x_BLD), self.k_norm)
+        v_BKSE = self._split(self.v_proj(x_BLD), None)
+        q_BHLE = scaled(rotate(q_BHLE, rotary), self.query_scale)
+        k_BKSE = rotate(k_BKLE, rotary)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
         attended_BHLE = self._attend(q_BHLE, k_BKSE, v_BKSE)
         return attended_BHLE.transpose(1, 2).reshape(batch, length, -1)
+
+    def _split(self, x_BLX: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        """Heads (B, heads, L, E) of a projection, normed over all of them or each by itself."""
+        if norm is not None and self.norms_all_heads:
+            x_BLX = norm(x_BLX)
+        x_BLHE = x_BLX.unflatten(-1, (-1, self.head_dim))
+        if norm is not None and not self.norms_all_heads:
+            x_BLHE = norm(x_BLHE)
+        heads_BHLE: torch.Tensor = x_BLHE.transpose(1, 2)
+        return heads_BHLE
 
     def _attend(
         self, q_BHLE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor

@@ -136,6 +136,21 @@ FEATURES = {
         applies=lambda at: at.config.sliding_window is not None,
         of_parent=True,
     ),
+    "unrotated": Feature(
+        text="layers without rope (SmolLM3)",
+        applies=lambda at: bool(at.config.unrotated),
+        of_parent=True,
+    ),
+    "scales": Feature(
+        text="multipliers (Granite)",
+        applies=lambda at: at.config.family.multipliers,
+        of_parent=True,
+    ),
+    "norm_after": Feature(
+        text="norms after a subblock (OLMo-2)",
+        applies=lambda at: at.config.family.norm_after,
+        of_parent=True,
+    ),
     "width": Feature(
         text=f"an FFN width that is no multiple of {STOCK_WIDTH_MULTIPLE}",
         applies=lambda at: _odd_width(at.ffn),
@@ -179,24 +194,30 @@ def _form(form: Form, native: Native = "refused") -> Cell:
 _COLUMNS: dict[str, tuple[Cell, ...]] = {
     "trtllm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
-        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED, _REFUSED,
+        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
+        _REFUSED, _REFUSED, _REFUSED, _REFUSED,
     ),
     "vllm": (
         _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _form(_SWIGLU), _form(_SWIGLU),
-        _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED, _REFUSED,
+        _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED,
+        _NEVER, _NEVER, _NEVER, _REFUSED,
     ),
     "sglang": (
         _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED,
-        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED, _REFUSED,
+        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
+        _REFUSED, _REFUSED, _REFUSED, _REFUSED,
     ),
     "llama.cpp": (
         _RIGHT, _RIGHT, _form(_ZERO_MATRIX), _form(_ZERO_FFN, "wrong in silence"),
         _form(_UNWRITTEN), _RIGHT, _form(_ATTENTION_SLOT),
-        _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER, _REFUSED,
+        _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER,
+        _NEVER, _NEVER, _NEVER, _REFUSED,
     ),
     "mlx-lm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _form(_OWN_NAME), _form(_OWN_NAME),
-        _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _REFUSED, _REFUSED,
+        # Of a model all of whose layers have the window, it computes full attention.
+        _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _REFUSED,
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What became of a subblock: kept, made smaller, linear, or dropped."""
+"""What became of a subblock: kept, windowed, made smaller, linear, or dropped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Variant
 
-Change = Literal["kept", "reduced", "linear", "dropped"]
+Change = Literal["kept", "windowed", "reduced", "linear", "dropped"]
 
 
 def size_of(variant: Variant) -> int:
@@ -23,7 +23,8 @@ class SubblockChange:
 
     Attributes:
         variant: its canonical string.
-        change: ``kept``, ``reduced`` (fewer KV heads, narrower FFN), ``linear`` or ``dropped``.
+        change: ``kept``, ``windowed`` (attention to fewer tokens, whatever its KV heads),
+            ``reduced`` (fewer KV heads, narrower FFN), ``linear`` or ``dropped``.
         size: KV heads or FFN width that are left; 0 for linear and dropped.
         fraction: ``size`` by that of the parent.
     """
@@ -38,7 +39,9 @@ class SubblockChange:
         """What a variant leaves of a parent subblock of that size."""
         size = size_of(variant)
         change: Change = "kept" if size == parent_size else "reduced"
-        if isinstance(variant, Linear):
+        if isinstance(variant, Gqa) and variant.own_window is not None:
+            change = "windowed"
+        elif isinstance(variant, Linear):
             change = "linear"
         elif isinstance(variant, NoOp):
             change = "dropped"

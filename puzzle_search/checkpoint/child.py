@@ -59,9 +59,8 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
     unquantised = {key: value for key, value in raw.items() if key != "quantization_config"}
-    widths = [block.ffn_variant for block in spec.blocks]
     stock = fits_stock_format(config) and all(
-        _fits_multiplier(ffn, config.hidden_size) for ffn in widths if isinstance(ffn, Mlp)
+        _fits_stock_block(block, config.hidden_size) for block in spec.blocks
     )
     # Engines know DeciLM's blocks but not its configuration: the folder brings it along.
     brought = {"auto_map": {"AutoConfig": f"{CONFIGURATION.stem}.DeciLMConfig"}} if stock else {}
@@ -127,13 +126,16 @@ def both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attention_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
-    return {
-        "n_heads_in_group": config.num_heads // variant.kv_heads
-        if isinstance(variant, Gqa)
-        else None,
+    entry: dict[str, Any] = {
+        "n_heads_in_group": None,
         "no_op": isinstance(variant, NoOp),
         "replace_with_linear": isinstance(variant, Linear),
     }
+    if isinstance(variant, Gqa):
+        entry["n_heads_in_group"] = config.num_heads // variant.kv_heads
+        if variant.own_window is not None:
+            entry["window_length"] = variant.own_window
+    return entry
 
 
 def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
@@ -147,6 +149,12 @@ def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
             return entry | {"ffn_mult": _multiplier(variant, config.hidden_size)}
         return entry | {"intermediate_size": variant.intermediate_size}
     return entry
+
+
+def _fits_stock_block(block: BlockChoice, hidden_size: int) -> bool:
+    attention, ffn = block.attention_variant, block.ffn_variant
+    windowed = isinstance(attention, Gqa) and attention.own_window is not None
+    return not windowed and not (isinstance(ffn, Mlp) and not _fits_multiplier(ffn, hidden_size))
 
 
 def _multiplier(ffn: Mlp, hidden_size: int) -> float:
@@ -258,7 +266,8 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     assert isinstance(entry, dict)
     if entry.get("parallel_blocks"):
         raise InputError(f"{where}: parallel_blocks is not supported", remedy="use another child")
-    attention = _unsized(entry["attention"], ("n_heads_in_group",), f"{where}, attention")
+    sizes = ("n_heads_in_group",)
+    attention = _unsized(entry["attention"], sizes, f"{where}, attention", ("window_length",))
     if attention is None:
         group = _size(entry["attention"], "n_heads_in_group", f"{where}, attention")
         if heads % group:
@@ -266,7 +275,10 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
                 f"{where}: n_heads_in_group {group} does not divide the {heads} query heads",
                 remedy="correct n_heads_in_group",
             )
-        attention = Gqa(heads // group)
+        window = None
+        if entry["attention"].get("window_length") is not None:
+            window = _size(entry["attention"], "window_length", f"{where}, attention")
+        attention = Gqa(heads // group, window)
     ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn")
     if ffn is None and entry["ffn"].get("ffn_mult") is None:
         ffn = Mlp(_size(entry["ffn"], "intermediate_size", f"{where}, ffn"))
@@ -282,8 +294,17 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     return attention, ffn
 
 
-def _unsized(entry: object, sizes: tuple[str, ...], where: str) -> Variant | None:
-    """The no-op or linear variant that an entry names; None where its size decides."""
+def _unsized(
+    entry: object, sizes: tuple[str, ...], where: str, beside: tuple[str, ...] = ()
+) -> Variant | None:
+    """The no-op or linear variant that an entry names; None where its size decides.
+
+    Args:
+        entry: of a subblock.
+        sizes: keys of which one gives its size.
+        where: the file and block, for messages.
+        beside: further keys that it may have.
+    """
     flags = ("no_op", "replace_with_linear")
     if not isinstance(entry, dict):
         raise InputError(
@@ -296,8 +317,8 @@ def _unsized(entry: object, sizes: tuple[str, ...], where: str) -> Variant | Non
             raise InputError(
                 f"{where}: {key} must be true or false, not {value!r}", remedy=f"correct {key}"
             )
-        # Windows, sinks, sparsity, experts: published children name them, and leave them empty.
-        if key not in (*flags, *sizes) and value not in (None, False):
+        # Sinks, sparsity, experts: published children name them, and leave them empty.
+        if key not in (*flags, *sizes, *beside) and value not in (None, False):
             raise InputError(f"{where}: {key} is not supported", remedy="use another child")
     if entry.get("no_op"):
         return NoOp()

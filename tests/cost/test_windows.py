@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puzzle_search.arch import ArchitectureSpec, ParentConfig, mean_kv_values_per_token
+from puzzle_search.arch import (
+    ArchitectureSpec,
+    Gqa,
+    ParentConfig,
+    SearchSpace,
+    mean_kv_values_per_token,
+)
 from puzzle_search.cost import CostTable, OperatingPoint, Profile, Scenario, Target, parse_dtype
 from puzzle_search.cost.measured.work import subblock_work
 from puzzle_search.cost.memory import kv_bytes
@@ -22,9 +28,11 @@ from puzzle_search.cost.pricing import build_cost_table
 from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.cost.simulation import Load, simulate
 from puzzle_search.cost.step import Step, mean_within
+from puzzle_search.solve import Limits, ScoreRow, ScoreTable, Workload, formulate, solve
 from puzzle_search.solve.question.setting import AskedSetting, find_setting
 from tests.arch.configs import CONFIGS
 from tests.cost.synthetic_profile import RAW, whole_profile
+from tests.solve.helpers import SIDECAR
 
 WINDOW = 4096
 RAW_MISTRAL = CONFIGS["Mistral-7B-v0.1"]
@@ -211,3 +219,57 @@ def test_explain_tells_the_cache_of_the_request(tmp_path: Path) -> None:
     asked = AskedSetting(model=str(tmp_path), gpu="h100", scenarios=("8192/512",), dtype="fp8")
     per_token = 32 * 2 * 8 * 128
     assert find_setting([SPEC], asked).kv_bytes_per_token(SPEC) == -(-per_token * WINDOW // 8704)
+
+
+def test_a_variant_with_a_window_is_priced_as_a_parent_with_it() -> None:
+    priced, dtype = latency(FULL), parse_dtype("fp8")
+    for sizes in (
+        {"decoding": 16, "decode_context": 20_000},
+        {"prompts": 2, "prompt_tokens": 3000, "prompt_context": 9000},
+        {"prompts": 1, "prompt_tokens": 8192},
+    ):
+        step = Step.of(tp=1, **sizes)  # type: ignore[arg-type]
+        narrowed = priced.subblock_us("attention", f"gqa_8_window_{WINDOW}", step)
+        assert narrowed == latency(MISTRAL).subblock_us("attention", "gqa_8", step)
+        assert narrowed < priced.subblock_us("attention", "gqa_8", step)
+    for tokens in (100, 4096, 20_000):
+        of_variant = kv_bytes(Gqa(2, WINDOW), FULL, dtype, 1, tokens)
+        assert of_variant == kv_bytes(Gqa(2), MISTRAL, dtype, 1, tokens)
+
+
+@given(st.integers(16, 8192), st.integers(16, 8192), st.integers(1, 64))
+def test_law_a_wider_window_keeps_no_less_kv(first: int, second: int, batch: int) -> None:
+    narrow, wide = sorted((first, second))
+    names = [f"gqa_8_window_{narrow}", f"gqa_8_window_{wide}", "gqa_8"]
+    costs = build_cost_table(
+        FULL, target(FULL), Scenario.parse("8192/512"), [OperatingPoint(batch=batch, tp=1)],
+        attention=names, ffn=["mlp_14336"],
+    )  # fmt: skip
+    held = costs.attention.memory_bytes[0]
+    assert held[0] <= held[1] <= held[2]
+    assert held[2] - held[1] == batch * 2 * 8 * 128 * (8704 - wide)
+
+
+def test_the_solver_takes_windows_where_they_cost_least_quality() -> None:
+    """Half of the layers shall forget: those that lose least by it, as a sum says by itself."""
+    layers, window = 4, "gqa_8_window_512"
+    config = ParentConfig.from_dict(RAW_MISTRAL | {"num_hidden_layers": layers}, name="short")
+    space = SearchSpace.uniform(config, attention=["gqa_8", window], ffn=["mlp_14336"])
+    damage = [0.4, 0.1, 0.3, 0.2]
+    rows = [
+        ScoreRow(
+            first_layer=n, last_layer=n, attention=window, ffn="", metric="kl", value=value,
+            stderr=0.0, tokens=1,
+        )
+        for n, value in enumerate(damage)
+    ]  # fmt: skip
+    scores = ScoreTable(rows, SIDECAR | {"parent": "short"})
+    costs = build_cost_table(
+        config, target(config), Scenario.parse("8192/512"), [OperatingPoint(batch=32, tp=1)],
+        attention=space.all_variants("attention"), ffn=space.all_variants("ffn"),
+    )  # fmt: skip
+    saved = 32 * 2 * 8 * 128 * (WINDOW - 512)
+    whole = costs.of(ArchitectureSpec.identity(config)).memory_bytes[0]
+    limits = Limits(memory_bytes=float(whole - 2 * saved))
+    answer = solve(formulate(config, space, scores, [Workload.on_device(costs, limits)]))
+    assert [block.attention == window for block in answer.spec.blocks] == [False, True, False, True]

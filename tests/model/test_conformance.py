@@ -47,6 +47,7 @@ from tests.model.pico import LLAMA, draw
 
 CASES: list[tuple[Subblock, str]] = [
     *(("attention", name) for name in ("gqa_4", "gqa_2", "gqa_1", "linear", "no_op")),
+    *(("attention", name) for name in ("gqa_4_window_3", "gqa_1_window_2")),
     *(("ffn", name) for name in ("mlp_512", "mlp_256", "linear", "no_op")),
 ]
 # A plain parent, and one with every optional tensor. FFN biases are Llama's, q/k norms Qwen3's.
@@ -207,7 +208,7 @@ def test_kv_bytes(case: Case, dtype: str) -> None:
     assert values * width == kv_bytes_per_token(case.variant, case.config, parse_dtype(dtype), tp=1)
     # Keys and values of each KV head, and nothing in any other kind.
     text = str(case.variant)
-    heads = int(text.removeprefix("gqa_")) if text.startswith("gqa_") else 0
+    heads = int(text.split("_")[1]) if text.startswith("gqa_") else 0
     assert values == 2 * heads * case.config.head_dim
 
 

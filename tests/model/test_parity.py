@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder, generate
-from tests.model.pico import random_ids, write_parent
+from tests.model.pico import random_ids, reference, write_parent
 
 TOLERANCE = 1e-4
 LLAMA3_ROPE = {
@@ -128,6 +129,22 @@ def test_greedy_text(pair: Pair, stop: int | list[int] | None) -> None:
         end = next((n for n, token in enumerate(theirs) if token in stops), len(theirs))
         assert row[: end + 1] == theirs[: end + 1]
         assert row[end:] == row[end : end + 1] * len(row[end:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [1, 5, 16])
+def test_a_child_all_of_whose_layers_have_a_window_is_mistrals(tmp_path: Any, window: int) -> None:
+    ids, changes = random_ids(2, 40), FEWER_KV
+    write_parent(tmp_path, **changes)
+    expected = reference(**changes, model_type="mistral", sliding_window=window)(ids).logits
+    parent = load_decoder(tmp_path)
+    pairs = [(f"gqa_2_window_{window}", parent.config.ffn)] * 2
+    child = HeterogeneousDecoder(parent.config, ArchitectureSpec.of("parent", pairs))
+    child.load_state_dict(parent.state_dict())
+    torch.testing.assert_close(child(ids), expected, atol=TOLERANCE, rtol=0)
+    cache = child.new_cache(batch=2, max_length=40)
+    parts = [child(part, cache) for part in ids.split([7, 20, 1, 1, 11], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()

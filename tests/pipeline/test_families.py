@@ -54,7 +54,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     config = ParentConfig.from_file(parent)
     space = SearchSpace.uniform(
-        config, attention=["gqa_2", "gqa_1", "linear"], ffn=["mlp_512", "mlp_256", "linear"]
+        config,
+        attention=["gqa_2", "gqa_1", "gqa_2_window_5", "linear"],
+        ffn=["mlp_512", "mlp_256", "linear"],
     )
     settings = BldSettings(tokens=4 * LENGTH, batch_tokens=LENGTH)
     build_library(
@@ -93,7 +95,7 @@ def test_the_identity_child_is_transformers_parent(made: Made, tmp_path: Path) -
 @torch.no_grad()
 @pytest.mark.parametrize(
     "change", [(0, "gqa_1", ""), (1, "linear", ""), (1, "gqa_1", ""), (2, "", "mlp_256"),
-               (1, "", "linear")]
+               (1, "", "linear"), (1, "gqa_2_window_5", "")]
 )  # fmt: skip
 def test_a_score_is_the_kl_of_the_child_run_whole(
     made: Made, change: tuple[int, str, str], tmp_path: Path
@@ -109,8 +111,9 @@ def test_a_score_is_the_kl_of_the_child_run_whole(
 
 def test_the_runtime_serves_the_child(made: Made, tmp_path: Path) -> None:
     child = child_of(
-        made, tmp_path / "child", (0, "gqa_1", "mlp_256"), (1, "linear", ""), (2, "", "linear")
-    )
+        made, tmp_path / "child", (0, "gqa_2_window_5", "mlp_256"), (1, "linear", ""),
+        (2, "gqa_1", "linear"),
+    )  # fmt: skip
     ids = random_ids(3, 20, seed=3)
     expected = torch.stack(list(generate(load_decoder(child), ids, max_new_tokens=12)), dim=1)
     served = ServingDecoder.from_checkpoint(child, precision_on("fp32", CPU), CPU)
@@ -118,3 +121,10 @@ def test_the_runtime_serves_the_child(made: Made, tmp_path: Path) -> None:
     tokens = [engine.prefill(range(3), ids).clone()]
     tokens += [engine.decode().clone() for _ in range(11)]
     assert torch.equal(torch.stack(tokens, dim=1), expected)
+
+
+def test_attention_in_a_window_begins_as_the_parents(made: Made) -> None:
+    """And a library may keep it so, where training does not help."""
+    library = BlockLibrary.from_folder(made.library, made.config, CheckpointReader(made.parent))
+    entries = [entry for key, entry in library.entries.items() if key[2] == "gqa_2_window_5"]
+    assert [entry.initialised_by for entry in entries] == ["parent"] * 3

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from puzzle_search.arch import ArchitectureSpec, parse_variant
+from puzzle_search.arch import ArchitectureSpec, Gqa, parse_variant
 from puzzle_search.cost import Profile, Scenario, parse_dtype
 from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
@@ -389,6 +389,14 @@ def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path) -> None:
     assert device["name"] == torch.cuda.get_device_name()
     assert "driver" in device or "nvml" in device
     assert all(row.latency_us > 0 for row in profile.rows)
+
+
+def test_attention_in_a_window_is_measured_by_itself_and_keeps_the_window(pico: Pico) -> None:
+    rig = Rig(pico.config, open_device("cpu"), precision_on("fp32", torch.device("cpu")))
+    whole, windowed = (subjects.SubblockStack(rig, Gqa(2, window), 1) for window in (None, 4))
+    assert whole.key != windowed.key
+    point = Point(phase="decode", batch=3, tokens=1, context=16)
+    assert windowed.kv_numbers(point) * 4 == whole.kv_numbers(point)
 
 
 def test_keys_and_values_lie_as_in_the_engine_and_each_copy_has_its_own(pico: Pico) -> None:

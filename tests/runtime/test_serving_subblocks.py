@@ -22,7 +22,7 @@ from tests.model.pico import LLAMA
 
 CPU = torch.device("cpu")
 CASES: list[tuple[Subblock, str]] = [
-    *(("attention", name) for name in ("gqa_4", "gqa_2", "gqa_1", "linear")),
+    *(("attention", name) for name in ("gqa_4", "gqa_2", "gqa_1", "gqa_2_window_3", "linear")),
     *(("ffn", name) for name in ("mlp_512", "mlp_256", "linear")),
 ]
 PARENTS: dict[str, dict[str, Any]] = {

@@ -98,6 +98,16 @@ def test_answers_are_portable(engine: str) -> None:
         assert not REFUSED[engine](block.attention, block.ffn, n)
 
 
+@pytest.mark.parametrize("engine", REFUSED)
+def test_a_window_of_its_own_loads_nowhere(engine: str) -> None:
+    assert not allows(engine, "gqa_4_window_8", "mlp_512", 1, CONFIG)
+    alike = ArchitectureSpec.of("tiny", [("gqa_4_window_8", "mlp_512")] * 4)
+    [told] = [verdict for verdict in verdicts(alike, CONFIG) if verdict.engine == engine]
+    assert not told.as_built
+    assert not told.exported
+    assert any("a sliding window of its own" in reason for reason in told.reasons)
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(InputError, match="steam"):
         allows("steam", "gqa_4", "mlp_512", 0, CONFIG)

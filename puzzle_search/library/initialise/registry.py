@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from puzzle_search.arch import Variant
+from puzzle_search.arch import Gqa, Variant
 from puzzle_search.errors import InputError
 from puzzle_search.library.initialise.activation_weighted import activation_weighted
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
@@ -50,7 +50,7 @@ def initial_candidates(
 ) -> dict[str, Tensors]:
     """Initial tensors of a variant by the name of the method that made them.
 
-    The parent's own variant is a copy of the parent's subblock.
+    The parent's own variant is a copy of the parent's subblock; so is its attention in a window.
 
     Args:
         variant: what to begin.
@@ -59,7 +59,8 @@ def initial_candidates(
     """
     config = calibration.config
     own = config.attention if calibration.subblock == "attention" else config.ffn
-    if str(variant) == own:
+    unwindowed = Gqa(variant.kv_heads) if isinstance(variant, Gqa) else variant
+    if str(unwindowed) == own:
         return {"parent": calibration.tensors}
     methods = INITIALISERS[variant.kind]
     chosen = [name for name in methods if name in allowed] or list(methods)

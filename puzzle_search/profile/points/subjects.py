@@ -120,7 +120,8 @@ class SubblockStack(Subject):
             self._heads = Heads(query=query, kv=kv, window=variant.window(rig.config))
         shapes = dict(self._make(torch.device("meta")).named_parameters())
         sizes = ", ".join(f"{name} {list(shape.shape)}" for name, shape in shapes.items())
-        self.key = f"{variant.kind}: {sizes}"
+        window = "" if self._heads is None else f", window {self._heads.window}"
+        self.key = f"{variant.kind}: {sizes}{window}"
         copy_bytes = sum(shape.nbytes for shape in shapes.values())
         self.copies = max(2, math.ceil(rig.cooling_bytes / copy_bytes))
         self.caches = min(self.copies, rig.config.num_layers)

@@ -104,6 +104,10 @@ FEATURES = {
     "no_block": Feature(
         text="neither attention nor FFN", applies=lambda at: _out(at.attention) and _out(at.ffn)
     ),
+    "own_window": Feature(
+        text="a sliding window of its own",
+        applies=lambda at: isinstance(at.attention, Gqa) and at.attention.own_window is not None,
+    ),
     "linear_attention": Feature(
         text="linear attention", applies=lambda at: isinstance(at.attention, Linear)
     ),
@@ -159,7 +163,7 @@ FEATURES = {
 
 
 def _other_heads(at: Place) -> bool:
-    return isinstance(at.attention, Gqa) and str(at.attention) != at.config.attention
+    return isinstance(at.attention, Gqa) and at.attention.kv_heads != at.config.num_kv_heads
 
 
 def _out(variant: Variant) -> bool:
@@ -193,28 +197,28 @@ def _form(form: Form, native: Native = "refused") -> Cell:
 # A cell for each feature, in the order of FEATURES.
 _COLUMNS: dict[str, tuple[Cell, ...]] = {
     "trtllm": (
-        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _REFUSED, _RIGHT, _RIGHT,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
         _REFUSED, _REFUSED, _REFUSED, _REFUSED,
     ),
     "vllm": (
-        _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _form(_SWIGLU), _form(_SWIGLU),
+        _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _NEVER, _form(_SWIGLU), _form(_SWIGLU),
         _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED,
         _NEVER, _NEVER, _NEVER, _REFUSED,
     ),
     "sglang": (
-        _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED,
+        _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED, _REFUSED,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
         _REFUSED, _REFUSED, _REFUSED, _REFUSED,
     ),
     "llama.cpp": (
         _RIGHT, _RIGHT, _form(_ZERO_MATRIX), _form(_ZERO_FFN, "wrong in silence"),
-        _form(_UNWRITTEN), _RIGHT, _form(_ATTENTION_SLOT),
+        _form(_UNWRITTEN), _NEVER, _RIGHT, _form(_ATTENTION_SLOT),
         _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER,
         _NEVER, _NEVER, _NEVER, _REFUSED,
     ),
     "mlx-lm": (
-        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _form(_OWN_NAME), _form(_OWN_NAME),
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _form(_OWN_NAME), _form(_OWN_NAME),
         # Of a model all of whose layers have the window, it computes full attention.
         _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _NEVER,
         _NEVER, _NEVER, _NEVER, _REFUSED,

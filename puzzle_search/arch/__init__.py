@@ -1,6 +1,8 @@
 """The nouns: parent configuration, subblock variants, search space, architecture spec. No torch."""
 
 from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.experts import Experts
+from puzzle_search.arch.moe import Moe
 from puzzle_search.arch.parameters import (
     architecture_parameters,
     embedding_parameters,
@@ -14,9 +16,11 @@ from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Subblock, Varian
 __all__ = [
     "ArchitectureSpec",
     "BlockChoice",
+    "Experts",
     "Gqa",
     "Linear",
     "Mlp",
+    "Moe",
     "NoOp",
     "ParentConfig",
     "Replacement",

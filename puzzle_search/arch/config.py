@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from puzzle_search.arch.experts import Experts
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
 from puzzle_search.resources import resource
@@ -17,8 +18,10 @@ from puzzle_search.resources import resource
 _BIASES: dict[str, tuple[bool, bool] | None] = {
     "llama": None,
     "mistral": (False, False),
+    "mixtral": (False, False),
     "qwen2": (True, False),
     "qwen3": None,
+    "qwen3_moe": None,
 }
 # Rope types whose frequencies do not depend on the running length, and the numbers each needs.
 _ROPE_TYPES: dict[str, tuple[str, ...]] = {
@@ -32,6 +35,7 @@ _ROPE_TYPES: dict[str, tuple[str, ...]] = {
     ),
     "yarn": ("factor",),
 }
+_MOE_TYPES = ("mixtral", "qwen3_moe")
 _LARGEST_ROPE_THETA = 1e15
 _LARGEST_SIZE = 2**31
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
@@ -41,8 +45,9 @@ _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 class ParentConfig:
     """Shape of a Llama-like decoder.
 
-    ``raw`` is the config as read, kept verbatim so that rope settings, token ids and whatever
-    else a child must repeat are never rewritten.
+    ``intermediate_size`` is that of the FFN, or of each of its ``experts``. ``raw`` is the config
+    as read, kept verbatim so that rope settings, token ids and whatever else a child must repeat
+    are never rewritten.
     """
 
     name: str
@@ -62,6 +67,7 @@ class ParentConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     sliding_window: int | None
+    experts: Experts | None = None
     raw: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
 
     @property
@@ -72,6 +78,8 @@ class ParentConfig:
     @property
     def ffn(self) -> str:
         """The parent's own FFN variant."""
+        if self.experts is not None:
+            return f"moe_{self.experts.count}"
         return f"mlp_{self.intermediate_size}"
 
     @property
@@ -171,16 +179,17 @@ class ParentConfig:
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate_size=fields.size("intermediate_size"),
+            intermediate_size=fields.size(_width_key(model_type)),
             vocab_size=fields.size("vocab_size"),
             tie_embeddings=fields.flag("tie_word_embeddings", False),
             qkv_bias=biases[0] if biases else own_bias,
             output_bias=biases[1] if biases else own_bias,
             mlp_bias=llama and fields.flag("mlp_bias", False),
-            qk_norm=model_type == "qwen3",
-            rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
+            qk_norm=model_type in ("qwen3", "qwen3_moe"),
+            rms_norm_eps=fields.positive("rms_norm_eps", 1e-5 if model_type == "mixtral" else 1e-6),
             max_position_embeddings=fields.size("max_position_embeddings"),
             sliding_window=_sliding_window(raw, fields, model_type, where),
+            experts=_experts(raw, fields, model_type, where),
             raw=MappingProxyType(dict(raw)),
         )
 
@@ -245,6 +254,8 @@ def _sliding_window(
     raw: Mapping[str, Any], fields: _Fields, model_type: str, where: str
 ) -> int | None:
     """The window of every layer, by the rules and defaults of the model's own configuration."""
+    if model_type == "mixtral":
+        return None if raw.get("sliding_window") is None else fields.size("sliding_window")
     if model_type == "mistral":
         absent = "sliding_window" in raw and raw["sliding_window"] is None
         return None if absent else fields.size("sliding_window", 4096)
@@ -254,6 +265,40 @@ def _sliding_window(
             remedy="set use_sliding_window to false, where full attention is wanted",
         )
     return None
+
+
+def _width_key(model_type: str) -> str:
+    """Where the width of an FFN, or of an expert, stands."""
+    return "moe_intermediate_size" if model_type == "qwen3_moe" else "intermediate_size"
+
+
+def _experts(
+    raw: Mapping[str, Any], fields: _Fields, model_type: str, where: str
+) -> Experts | None:
+    """The experts of a mixture-of-experts model, by the rules of its own configuration.
+
+    Raises:
+        InputError: a field is missing or wrong, or some layers have none.
+    """
+    if model_type not in _MOE_TYPES:
+        return None
+    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
+        raise InputError(
+            f"{where}: mlp_only_layers or decoder_sparse_step gives some layers no experts: "
+            "not supported",
+            remedy="use a model of which every layer has experts",
+        )
+    # transformers writes either name, whatever the model.
+    given = [key for key in ("num_local_experts", "num_experts") if raw.get(key) is not None]
+    count = fields.size(given[0] if given else "num_local_experts")
+    top_k = fields.size("num_experts_per_tok")
+    if top_k > count:
+        raise InputError(
+            f"{where}: num_experts_per_tok {top_k} is more than the {count} experts",
+            remedy="correct num_experts_per_tok",
+        )
+    renormalised = model_type == "mixtral" or fields.flag("norm_topk_prob", False)
+    return Experts(count=count, top_k=top_k, renormalised=renormalised)
 
 
 class _Fields:

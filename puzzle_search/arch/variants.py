@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.moe import MOE_FORMS, Moe, check_moe, parse_moe
 from puzzle_search.errors import InputError
 
 Subblock = Literal["attention", "ffn"]
@@ -105,7 +106,7 @@ class NoOp:
 STOCK_WIDTH_MULTIPLE = 256
 """FFN widths that a ``nemotron-nas`` checkpoint can say, and with it every stock engine."""
 
-Variant = Gqa | Mlp | Linear | NoOp
+Variant = Gqa | Mlp | Moe | Linear | NoOp
 
 _SIZED: dict[Subblock, tuple[str, type[Gqa] | type[Mlp]]] = {
     "attention": ("gqa", Gqa),
@@ -122,12 +123,15 @@ def parse_variant(subblock: Subblock, text: str) -> Variant:
     """
     if text in _UNSIZED:
         return _UNSIZED[text]
+    moe = parse_moe(text) if subblock == "ffn" else None
+    if moe is not None:
+        return moe
     prefix, sized = _SIZED[subblock]
     match = re.fullmatch(rf"{prefix}_([1-9][0-9]{{0,8}})", text)
     if match is None:
+        forms = f"{prefix}_<size>" + (f", {MOE_FORMS}" if subblock == "ffn" else "")
         raise InputError(
-            f"{text!r} is not a variant of {subblock}",
-            remedy=f"use {prefix}_<size>, linear or no_op",
+            f"{text!r} is not a variant of {subblock}", remedy=f"use {forms}, linear or no_op"
         )
     return sized(int(match.group(1)))
 
@@ -136,7 +140,7 @@ def check_variant(variant: Variant, config: ParentConfig) -> None:
     """Check that a variant fits a parent.
 
     Raises:
-        InputError: KV heads do not divide the parent's, or a width exceeds the parent's.
+        InputError: KV heads do not divide the parent's, or a size exceeds the parent's.
     """
     if isinstance(variant, Gqa):
         # Each new head is made of as many of the parent's, so that it divides the query heads too.
@@ -146,6 +150,13 @@ def check_variant(variant: Variant, config: ParentConfig) -> None:
                 f"{variant} does not fit the {config.num_kv_heads} KV heads of {config.name}",
                 remedy=f"use a divisor of them: {', '.join(f'gqa_{n}' for n in divisors)}",
             )
+    elif isinstance(variant, Moe):
+        check_moe(variant, config)
+    elif isinstance(variant, Mlp) and config.experts is not None:
+        raise InputError(
+            f"{variant} does not fit {config.name}, whose FFNs are {config.ffn}",
+            remedy=f"use {MOE_FORMS}, linear or no_op",
+        )
     elif isinstance(variant, Mlp) and variant.intermediate_size > config.intermediate_size:
         raise InputError(
             f"{variant} is wider than the FFN of {config.name} ({config.intermediate_size})",

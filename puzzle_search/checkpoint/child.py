@@ -2,7 +2,8 @@
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``; another width, such as the
-29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``. The parent's config is kept under
+29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``; experts are counted in
+``num_local_experts``, beside what else differs from the parent's. The parent's config is kept under
 ``puzzle_search.parent_config``, but for what it says of quantised weights: a child's are not. Where
 that format cannot say what the child computes, the type is ``puzzle-search``, so that a stock
 engine refuses the child instead of computing it wrongly.
@@ -20,11 +21,12 @@ from puzzle_search.arch import (
     Gqa,
     Linear,
     Mlp,
+    Moe,
     NoOp,
     ParentConfig,
     Variant,
 )
-from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
+from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE, check_variant
 from puzzle_search.checkpoint import configuration_decilm
 from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
 from puzzle_search.errors import InputError
@@ -35,7 +37,9 @@ OWN_TYPE = "puzzle-search"
 CONFIGURATION = Path(configuration_decilm.__file__)
 """Module that a stock child's folder brings along, for ``trust_remote_code``."""
 
-_FFN_SIZES = ("ffn_mult", "intermediate_size")
+_FFN_SIZES = ("ffn_mult", "intermediate_size", "num_local_experts")
+# Of experts, where a child's are not as its parent's.
+_EXPERT_SIZES = ("num_experts_per_tok", "moe_intermediate_size")
 _KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -97,10 +101,11 @@ def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
 def fits_stock_format(config: ParentConfig) -> bool:
     """Whether DeciLM's code computes children of this parent as this package does.
 
-    It has no q/k norms and no sliding window, and one switch for the biases of q, k, v and o.
+    It has no experts, q/k norms or sliding window, and one switch for the biases of q, k, v and o.
     """
     return (
-        not config.qk_norm
+        config.experts is None
+        and not config.qk_norm
         and config.sliding_window is None
         and config.qkv_bias == config.output_bias
     )
@@ -141,6 +146,10 @@ def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
         if _fits_multiplier(variant, config.hidden_size):
             return entry | {"ffn_mult": _multiplier(variant, config.hidden_size)}
         return entry | {"intermediate_size": variant.intermediate_size}
+    if isinstance(variant, Moe):
+        sizes = zip(_EXPERT_SIZES, (variant.top_k, variant.width), strict=True)
+        own = {key: size for key, size in sizes if size is not None}
+        return entry | {"num_local_experts": variant.experts} | own
     return entry
 
 
@@ -185,6 +194,9 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     ]
     parent, parent_raw = _parent_of(raw, variants, file)
     config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
+    for _, ffn in variants:
+        if isinstance(ffn, Moe):  # their tensors have names by the parent's type
+            check_variant(ffn, config)
     layers = _layers(raw.get("puzzle_search") or {}, len(variants), file)
     choices = (
         BlockChoice(attention=str(attention), ffn=str(ffn), layers=covered)
@@ -262,8 +274,10 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
                 remedy="correct n_heads_in_group",
             )
         attention = Gqa(heads // group)
-    ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn")
-    if ffn is None and entry["ffn"].get("ffn_mult") is None:
+    ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn", beside=_EXPERT_SIZES)
+    if ffn is None and entry["ffn"].get("num_local_experts") is not None:
+        ffn = _read_experts(entry["ffn"], f"{where}, ffn")
+    elif ffn is None and entry["ffn"].get("ffn_mult") is None:
         ffn = Mlp(_size(entry["ffn"], "intermediate_size", f"{where}, ffn"))
     elif ffn is None:
         multiplier = entry["ffn"].get("ffn_mult")
@@ -277,22 +291,39 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     return attention, ffn
 
 
-def _unsized(entry: object, sizes: tuple[str, ...], where: str) -> Variant | None:
-    """The no-op or linear variant that an entry names; None where its size decides."""
+def _read_experts(entry: dict[str, Any], where: str) -> Moe:
+    top_k, width = (
+        None if entry.get(key) is None else _size(entry, key, where) for key in _EXPERT_SIZES
+    )
+    return Moe(_size(entry, "num_local_experts", where), top_k, width)
+
+
+def _unsized(
+    entry: object, sizes: tuple[str, ...], where: str, *, beside: tuple[str, ...] = ()
+) -> Variant | None:
+    """The no-op or linear variant that an entry names; None where its size decides.
+
+    Args:
+        entry: of a subblock.
+        sizes: keys of which one gives its size.
+        where: the file and block, for messages.
+        beside: further keys that it may have.
+    """
     flags = ("no_op", "replace_with_linear")
     if not isinstance(entry, dict):
         raise InputError(
             f"{where}: {entry!r} is not an object", remedy=f"write {{{sizes[0]}: ...}}"
         )
-    if len([size for size in sizes if entry.get(size) is not None]) > 1:
-        raise InputError(f"{where}: {' and '.join(sizes)} are given", remedy="keep one of them")
+    given = [size for size in sizes if entry.get(size) is not None]
+    if len(given) > 1:
+        raise InputError(f"{where}: {' and '.join(given)} are given", remedy="keep one of them")
     for key, value in entry.items():
         if key in flags and type(value) is not bool:
             raise InputError(
                 f"{where}: {key} must be true or false, not {value!r}", remedy=f"correct {key}"
             )
         # Windows, sinks, sparsity, experts: published children name them, and leave them empty.
-        if key not in (*flags, *sizes) and value not in (None, False):
+        if key not in (*flags, *sizes, *beside) and value not in (None, False):
             raise InputError(f"{where}: {key} is not supported", remedy="use another child")
     if entry.get("no_op"):
         return NoOp()

@@ -68,6 +68,7 @@ _DTYPES = {
 # Tokens of one prefill step; longer prompts are cut into chunks of this size.
 PREFILL_CHUNK_TOKENS = 8192
 _LOGIT_BYTES = 4
+_ROUTER = "gate.weight"
 _CUT_BIASES = {f"{name}_proj.bias" for name in ("q", "k", "v", "gate", "up")}
 
 
@@ -85,8 +86,9 @@ def parse_dtype(name: str) -> Dtype:
 def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) -> int:
     """Weights of one subblock on one of ``tp`` devices, its replicated norm among them.
 
-    KV heads fewer than ``tp`` are replicated; so are the biases of matrices that are cut along
-    their inputs, since these are added to the sum over devices.
+    All experts count, whatever a token passes; they are cut along their width. KV heads fewer than
+    ``tp`` are replicated; so are routers, which stay in the dtype of vectors, and the biases of
+    matrices that are cut along their inputs, since these are added to the sum over devices.
     """
     shapes = variant.tensors(config)
     total = 0.0
@@ -94,7 +96,7 @@ def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) 
         share = 1 / tp
         if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj")):
             share = math.ceil(variant.kv_heads / tp) / variant.kv_heads
-        is_vector = len(shape) == 1
+        is_vector = len(shape) == 1 or name == _ROUTER
         if is_vector and name not in _CUT_BIASES:
             share = 1
         total += (

@@ -6,7 +6,9 @@ from puzzle_search.arch.moe import Moe
 from puzzle_search.arch.parameters import (
     architecture_parameters,
     embedding_parameters,
+    ffn_channels,
     kv_values_per_token,
+    routed_copies,
     subblock_parameters,
 )
 from puzzle_search.arch.space import Replacement, SearchSpace, canonical
@@ -30,7 +32,9 @@ __all__ = [
     "architecture_parameters",
     "canonical",
     "embedding_parameters",
+    "ffn_channels",
     "kv_values_per_token",
     "parse_variant",
+    "routed_copies",
     "subblock_parameters",
 ]

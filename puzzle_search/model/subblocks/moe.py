@@ -19,11 +19,13 @@ class Routing(NamedTuple):
 
     Attributes:
         tokens_R: the token of each row.
+        experts_R: its expert.
         gates_R: what its expert's output is multiplied by.
         ends_X: where the rows of each expert end.
     """
 
     tokens_R: torch.Tensor
+    experts_R: torch.Tensor
     gates_R: torch.Tensor
     ends_X: torch.Tensor
 
@@ -37,20 +39,26 @@ def route(logits_TX: torch.Tensor, top_k: int, *, renormalised: bool) -> Routing
     each_X = torch.arange(logits_TX.shape[1], device=logits_TX.device)
     return Routing(
         tokens_R=order_R // top_k,
+        experts_R=experts_R,
         gates_R=gates_TK.flatten()[order_R].to(logits_TX.dtype),
         ends_X=torch.searchsorted(experts_R, each_X, right=True, out_int32=True),
     )
 
 
 def grouped(x_RI: torch.Tensor, weight_XOI: torch.Tensor, routing: Routing) -> torch.Tensor:
-    """Each row times the matrix of its expert, (R, O)."""
+    """Each row times the matrix of its expert, (R, O); in autocast's dtype, as other products."""
+    device = x_RI.device.type
+    if torch.is_autocast_enabled(device):  # which leaves grouped products alone
+        dtype = torch.get_autocast_dtype(device)
+        x_RI, weight_XOI = x_RI.to(dtype), weight_XOI.to(dtype)
     return F.grouped_mm(x_RI, weight_XOI.transpose(1, 2), offs=routing.ends_X)
 
 
 def summed(out_RD: torch.Tensor, routing: Routing, tokens: int) -> torch.Tensor:
     """The sum over each token's experts of what they give, times their gates, (T, D)."""
-    total_TD = out_RD.new_zeros(tokens, out_RD.shape[1])
-    return total_TD.index_add_(0, routing.tokens_R, out_RD * routing.gates_R[:, None])
+    gated_RD = out_RD * routing.gates_R[:, None]
+    total_TD = gated_RD.new_zeros(tokens, gated_RD.shape[1])
+    return total_TD.index_add_(0, routing.tokens_R, gated_RD)
 
 
 class Experts(nn.Module):

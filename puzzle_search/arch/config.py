@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from puzzle_search.arch.experts import Experts
 from puzzle_search.arch.families import FAMILIES, Family, Scales
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
@@ -26,6 +27,7 @@ _ROPE_TYPES: dict[str, tuple[str, ...]] = {
     ),
     "yarn": ("factor",),
 }
+_MOE_TYPES = ("mixtral", "qwen3_moe")
 _LARGEST_ROPE_THETA = 1e15
 _LARGEST_SIZE = 2**31
 _PLAIN = Scales()
@@ -36,9 +38,9 @@ _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 class ParentConfig:
     """Shape of a Llama-like decoder.
 
-    ``unrotated`` are the layers without rotary positions. ``raw`` is the config as read, kept
-    verbatim so that rope settings, token ids and whatever else a child must repeat are never
-    rewritten.
+    ``intermediate_size`` is that of the FFN, or of each of its ``experts``; ``unrotated`` are the
+    layers without rotary positions. ``raw`` is the config as read, kept verbatim so that rope
+    settings, token ids and whatever else a child must repeat are never rewritten.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ParentConfig:
     sliding_window: int | None
     scales: Scales = _PLAIN
     unrotated: frozenset[int] = frozenset()
+    experts: Experts | None = None
     raw: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
 
     @property
@@ -75,6 +78,8 @@ class ParentConfig:
     @property
     def ffn(self) -> str:
         """The parent's own FFN variant."""
+        if self.experts is not None:
+            return f"moe_{self.experts.count}"
         return f"mlp_{self.intermediate_size}"
 
     @property
@@ -171,7 +176,7 @@ class ParentConfig:
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate_size=fields.size("intermediate_size"),
+            intermediate_size=fields.size(_width_key(model_type)),
             vocab_size=fields.size("vocab_size"),
             tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),
             qkv_bias=own_bias if family.qkv_bias is None else family.qkv_bias,
@@ -183,6 +188,7 @@ class ParentConfig:
             sliding_window=_sliding_window(raw, fields, family, where),
             scales=_scales(fields, head_dim) if family.multipliers else _PLAIN,
             unrotated=_unrotated(raw, layers, where) if family.skips_rope else frozenset(),
+            experts=_experts(raw, fields, model_type, where),
             raw=MappingProxyType(dict(raw)),
         )
 
@@ -298,6 +304,40 @@ def _unrotated(raw: Mapping[str, Any], layers: int, where: str) -> frozenset[int
             remedy="correct no_rope_layers",
         )
     return frozenset(layer for layer in range(layers) if not flags[layer])
+
+
+def _width_key(model_type: str) -> str:
+    """Where the width of an FFN, or of an expert, stands."""
+    return "moe_intermediate_size" if model_type == "qwen3_moe" else "intermediate_size"
+
+
+def _experts(
+    raw: Mapping[str, Any], fields: _Fields, model_type: str, where: str
+) -> Experts | None:
+    """The experts of a mixture-of-experts model, by the rules of its own configuration.
+
+    Raises:
+        InputError: a field is missing or wrong, or some layers have none.
+    """
+    if model_type not in _MOE_TYPES:
+        return None
+    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
+        raise InputError(
+            f"{where}: mlp_only_layers or decoder_sparse_step gives some layers no experts: "
+            "not supported",
+            remedy="use a model of which every layer has experts",
+        )
+    # transformers writes either name, whatever the model.
+    given = [key for key in ("num_local_experts", "num_experts") if raw.get(key) is not None]
+    count = fields.size(given[0] if given else "num_local_experts")
+    top_k = fields.size("num_experts_per_tok")
+    if top_k > count:
+        raise InputError(
+            f"{where}: num_experts_per_tok {top_k} is more than the {count} experts",
+            remedy="correct num_experts_per_tok",
+        )
+    renormalised = model_type == "mixtral" or fields.flag("norm_topk_prob", False)
+    return Experts(count=count, top_k=top_k, renormalised=renormalised)
 
 
 class _Fields:

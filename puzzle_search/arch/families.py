@@ -54,8 +54,10 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "llama": Family(mlp_bias=None, defaults_kv_heads=True),
     "mistral": Family(qkv_bias=False, output_bias=False, window="own", default_window=4096),
+    "mixtral": Family(qkv_bias=False, output_bias=False, window="own", rms_norm_eps=1e-5),
     "qwen2": Family(qkv_bias=True, output_bias=False, window="layered"),
     "qwen3": Family(qk_norm="head", defaults_head_dim=False, window="layered"),
+    "qwen3_moe": Family(qk_norm="head", window="layered"),
     "smollm3": Family(mlp_bias=None, tie_embeddings=True, window="layered", skips_rope=True),
     "granite": Family(mlp_bias=None, defaults_kv_heads=True, multipliers=True),
     "olmo2": Family(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.moe import Moe
 from puzzle_search.arch.spec import ArchitectureSpec
-from puzzle_search.arch.variants import Gqa, Variant
+from puzzle_search.arch.variants import Gqa, Mlp, Variant
 
 
 def subblock_parameters(variant: Variant, config: ParentConfig) -> int:
@@ -55,3 +56,15 @@ def mean_kv_values_per_token(spec: ArchitectureSpec, config: ParentConfig, token
         for variant in (block.attention_variant for block in spec.blocks)
     )
     return -(-kept // tokens)
+
+
+def ffn_channels(variant: Variant, config: ParentConfig) -> int:
+    """Intermediate activations of one token in an FFN, in all experts that it passes; else 0."""
+    if isinstance(variant, Moe):
+        return variant.top_k_in(config) * variant.width_in(config)
+    return variant.intermediate_size if isinstance(variant, Mlp) else 0
+
+
+def routed_copies(variant: Variant, config: ParentConfig) -> int:
+    """How often a token's hidden state is copied to experts; 0 of other variants."""
+    return variant.top_k_in(config) if isinstance(variant, Moe) else 0

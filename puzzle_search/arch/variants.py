@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.moe import MOE_FORMS, Moe, check_moe, parse_moe
 from puzzle_search.errors import InputError
 
 Subblock = Literal["attention", "ffn"]
@@ -116,7 +117,7 @@ class NoOp:
 STOCK_WIDTH_MULTIPLE = 256
 """FFN widths that a ``nemotron-nas`` checkpoint can say, and with it every stock engine."""
 
-Variant = Gqa | Mlp | Linear | NoOp
+Variant = Gqa | Mlp | Moe | Linear | NoOp
 
 _SIZE = "([1-9][0-9]{0,8})"
 _SIZED: dict[Subblock, tuple[str, str]] = {
@@ -124,7 +125,7 @@ _SIZED: dict[Subblock, tuple[str, str]] = {
         f"gqa_{_SIZE}(?:_window_{_SIZE})?",
         "gqa_<KV heads>, gqa_<KV heads>_window_<tokens>",
     ),
-    "ffn": (f"mlp_{_SIZE}", "mlp_<width>"),
+    "ffn": (f"mlp_{_SIZE}", f"mlp_<width>, {MOE_FORMS}"),
 }
 _UNSIZED: dict[str, Variant] = {"linear": Linear(), "no_op": NoOp()}
 
@@ -137,12 +138,14 @@ def parse_variant(subblock: Subblock, text: str) -> Variant:
     """
     if text in _UNSIZED:
         return _UNSIZED[text]
+    moe = parse_moe(text) if subblock == "ffn" else None
+    if moe is not None:
+        return moe
     pattern, form = _SIZED[subblock]
     match = re.fullmatch(pattern, text)
     if match is None:
         raise InputError(
-            f"{text!r} is not a variant of {subblock}",
-            remedy=f"use {form}, linear or no_op",
+            f"{text!r} is not a variant of {subblock}", remedy=f"use {form}, linear or no_op"
         )
     sizes = [int(size) for size in match.groups() if size]
     return Gqa(*sizes) if subblock == "attention" else Mlp(*sizes)
@@ -152,7 +155,7 @@ def check_variant(variant: Variant, config: ParentConfig) -> None:
     """Check that a variant fits a parent.
 
     Raises:
-        InputError: KV heads do not divide the parent's, or a window or width exceeds the parent's.
+        InputError: KV heads do not divide the parent's, or a size exceeds the parent's.
     """
     if isinstance(variant, Gqa):
         # Each new head is made of as many of the parent's, so that it divides the query heads too.
@@ -168,6 +171,13 @@ def check_variant(variant: Variant, config: ParentConfig) -> None:
                 f"{variant} bounds nothing: {config.name} attends to {longest:,} tokens at most",
                 remedy=f"name a shorter window, or gqa_{variant.kv_heads}",
             )
+    elif isinstance(variant, Moe):
+        check_moe(variant, config)
+    elif isinstance(variant, Mlp) and config.experts is not None:
+        raise InputError(
+            f"{variant} does not fit {config.name}, whose FFNs are {config.ffn}",
+            remedy=f"use {MOE_FORMS}, linear or no_op",
+        )
     elif isinstance(variant, Mlp) and variant.intermediate_size > config.intermediate_size:
         raise InputError(
             f"{variant} is wider than the FFN of {config.name} ({config.intermediate_size})",

@@ -2,7 +2,8 @@
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``; another width, such as the
-29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``. The parent's config is kept under
+29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``; experts are counted in
+``num_local_experts``, beside what else differs from the parent's. The parent's config is kept under
 ``puzzle_search.parent_config``, but for what it says of quantised weights: a child's are not. Where
 that format cannot say what the child computes, the type is ``puzzle-search``, so that a stock
 engine refuses the child instead of computing it wrongly.
@@ -20,12 +21,13 @@ from puzzle_search.arch import (
     Gqa,
     Linear,
     Mlp,
+    Moe,
     NoOp,
     ParentConfig,
     Variant,
 )
 from puzzle_search.arch.families import Scales
-from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
+from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE, check_variant
 from puzzle_search.checkpoint import configuration_decilm
 from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
 from puzzle_search.errors import InputError
@@ -36,7 +38,9 @@ OWN_TYPE = "puzzle-search"
 CONFIGURATION = Path(configuration_decilm.__file__)
 """Module that a stock child's folder brings along, for ``trust_remote_code``."""
 
-_FFN_SIZES = ("ffn_mult", "intermediate_size")
+_FFN_SIZES = ("ffn_mult", "intermediate_size", "num_local_experts")
+# Of experts, where a child's are not as its parent's.
+_EXPERT_SIZES = ("num_experts_per_tok", "moe_intermediate_size")
 _KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -97,11 +101,12 @@ def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
 def fits_stock_format(config: ParentConfig) -> bool:
     """Whether DeciLM's code computes children of this parent as this package does.
 
-    It has no q/k norms, no sliding window, no layers without rope and no multipliers, norms before
-    each subblock, and one switch for the biases of q, k, v and o.
+    It has no experts, no q/k norms, no sliding window, no layers without rope and no multipliers,
+    norms before each subblock, and one switch for the biases of q, k, v and o.
     """
     return (
-        not config.qk_norm
+        config.experts is None
+        and not config.qk_norm
         and not config.family.norm_after
         and not config.unrotated
         and config.scales == Scales()
@@ -148,6 +153,10 @@ def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
         if _fits_multiplier(variant, config.hidden_size):
             return entry | {"ffn_mult": _multiplier(variant, config.hidden_size)}
         return entry | {"intermediate_size": variant.intermediate_size}
+    if isinstance(variant, Moe):
+        sizes = zip(_EXPERT_SIZES, (variant.top_k, variant.width), strict=True)
+        own = {key: size for key, size in sizes if size is not None}
+        return entry | {"num_local_experts": variant.experts} | own
     return entry
 
 
@@ -198,6 +207,9 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     ]
     parent, parent_raw = _parent_of(raw, variants, file)
     config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
+    for _, ffn in variants:
+        if isinstance(ffn, Moe):  # their tensors have names by the parent's type
+            check_variant(ffn, config)
     layers = _layers(raw.get("puzzle_search") or {}, len(variants), file)
     choices = (
         BlockChoice(attention=str(attention), ffn=str(ffn), layers=covered)
@@ -267,7 +279,9 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     if entry.get("parallel_blocks"):
         raise InputError(f"{where}: parallel_blocks is not supported", remedy="use another child")
     sizes = ("n_heads_in_group",)
-    attention = _unsized(entry["attention"], sizes, f"{where}, attention", ("window_length",))
+    attention = _unsized(
+        entry["attention"], sizes, f"{where}, attention", beside=("window_length",)
+    )
     if attention is None:
         group = _size(entry["attention"], "n_heads_in_group", f"{where}, attention")
         if heads % group:
@@ -279,8 +293,10 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
         if entry["attention"].get("window_length") is not None:
             window = _size(entry["attention"], "window_length", f"{where}, attention")
         attention = Gqa(heads // group, window)
-    ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn")
-    if ffn is None and entry["ffn"].get("ffn_mult") is None:
+    ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn", beside=_EXPERT_SIZES)
+    if ffn is None and entry["ffn"].get("num_local_experts") is not None:
+        ffn = _read_experts(entry["ffn"], f"{where}, ffn")
+    elif ffn is None and entry["ffn"].get("ffn_mult") is None:
         ffn = Mlp(_size(entry["ffn"], "intermediate_size", f"{where}, ffn"))
     elif ffn is None:
         multiplier = entry["ffn"].get("ffn_mult")
@@ -294,8 +310,15 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     return attention, ffn
 
 
+def _read_experts(entry: dict[str, Any], where: str) -> Moe:
+    top_k, width = (
+        None if entry.get(key) is None else _size(entry, key, where) for key in _EXPERT_SIZES
+    )
+    return Moe(_size(entry, "num_local_experts", where), top_k, width)
+
+
 def _unsized(
-    entry: object, sizes: tuple[str, ...], where: str, beside: tuple[str, ...] = ()
+    entry: object, sizes: tuple[str, ...], where: str, *, beside: tuple[str, ...] = ()
 ) -> Variant | None:
     """The no-op or linear variant that an entry names; None where its size decides.
 
@@ -310,14 +333,15 @@ def _unsized(
         raise InputError(
             f"{where}: {entry!r} is not an object", remedy=f"write {{{sizes[0]}: ...}}"
         )
-    if len([size for size in sizes if entry.get(size) is not None]) > 1:
-        raise InputError(f"{where}: {' and '.join(sizes)} are given", remedy="keep one of them")
+    given = [size for size in sizes if entry.get(size) is not None]
+    if len(given) > 1:
+        raise InputError(f"{where}: {' and '.join(given)} are given", remedy="keep one of them")
     for key, value in entry.items():
         if key in flags and type(value) is not bool:
             raise InputError(
                 f"{where}: {key} must be true or false, not {value!r}", remedy=f"correct {key}"
             )
-        # Sinks, sparsity, experts: published children name them, and leave them empty.
+        # Sinks, sparsity: published children name them, and leave them empty.
         if key not in (*flags, *sizes, *beside) and value not in (None, False):
             raise InputError(f"{where}: {key} is not supported", remedy="use another child")
     if entry.get("no_op"):

@@ -11,12 +11,13 @@ from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock, Variant
 from puzzle_search.arch.families import FAMILIES
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint.child import read_model_config
+from puzzle_search.checkpoint.experts import StoredPart
 from puzzle_search.checkpoint.families import StoredRows, stored_rows
 from puzzle_search.checkpoint.names import (
     HEAD,
     all_names,
-    checkpoint_name,
     outside_names,
+    stored_parts,
     subblock_shapes,
 )
 from puzzle_search.checkpoint.quantised import FLOATS, StoredForm, dequantised
@@ -203,9 +204,18 @@ class CheckpointReader:
     ) -> dict[str, torch.Tensor]:
         """Tensors of one subblock by local name."""
         return {
-            local: self.tensor(checkpoint_name(subblock, block, local), shape)
+            local: self._joined(list(stored_parts(subblock, block, local, shape, config)), shape)
             for local, shape in subblock_shapes(variant, config).items()
         }
+
+    def _joined(self, parts: list[StoredPart], shape: Shape) -> torch.Tensor:
+        first = self.tensor(parts[0].name, parts[0].shape)
+        if len(parts) == 1:
+            return first.view(shape)
+        joined = first.new_empty(shape)
+        for part in parts:
+            joined[part.place] = self.tensor(part.name, part.shape)
+        return joined
 
     def outside(self, config: ParentConfig) -> dict[str, torch.Tensor]:
         """Embedding, final norm and untied head, by checkpoint name."""

@@ -68,6 +68,7 @@ _DTYPES = {
 # Tokens of one prefill step; longer prompts are cut into chunks of this size.
 PREFILL_CHUNK_TOKENS = 8192
 _LOGIT_BYTES = 4
+_ROUTER = "gate.weight"
 _CUT_BIASES = {f"{name}_proj.bias" for name in ("q", "k", "v", "gate", "up")}
 _NORMS_OF_HEADS = {"q_norm.weight", "k_norm.weight"}
 
@@ -86,8 +87,9 @@ def parse_dtype(name: str) -> Dtype:
 def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) -> int:
     """Weights of one subblock on one of ``tp`` devices, its replicated norm among them.
 
-    KV heads fewer than ``tp`` are replicated; so are the biases of matrices that are cut along
-    their inputs, since these are added to the sum over devices.
+    All experts count, whatever a token passes; they are cut along their width. KV heads fewer than
+    ``tp`` are replicated; so are routers, which stay in the dtype of vectors, and the biases of
+    matrices that are cut along their inputs, since these are added to the sum over devices.
     """
     shapes = variant.tensors(config)
     total = 0.0
@@ -97,7 +99,7 @@ def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) 
         share = 1 / tp
         if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj", "k_norm")):
             share = math.ceil(variant.kv_heads / tp) / variant.kv_heads
-        is_vector = len(shape) == 1
+        is_vector = len(shape) == 1 or name == _ROUTER
         if is_vector and name not in cut:
             share = 1
         total += (

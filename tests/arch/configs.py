@@ -20,6 +20,9 @@ PUBLISHED_PARAMETERS: dict[str, int] = {
     "Granite-3.3-8B": 8_170_864_640,
     "OLMo-2-7B": 7_298_617_344,
     "Phi-4": 14_659_507_200,
+    "Mixtral-8x7B-v0.1": 46_702_792_704,
+    "Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen3-235B-A22B": 235_093_634_560,
 }
 
 
@@ -62,6 +65,20 @@ def _qwen3(**sizes: Any) -> dict[str, Any]:
         "use_sliding_window": False,
         **sizes,
     }
+
+
+def _qwen3_moe(**sizes: Any) -> dict[str, Any]:
+    return _qwen3(
+        model_type="qwen3_moe",
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        norm_topk_prob=True,
+        num_experts=128,
+        num_experts_per_tok=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+        **sizes,
+    )
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -222,4 +239,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "pad_token_id": 100349,
     },
+    "Mixtral-8x7B-v0.1": {
+        "model_type": "mixtral",
+        "hidden_act": "silu",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 8,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    },
+    "Qwen3-30B-A3B": _qwen3_moe(
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+    ),
+    "Qwen3-235B-A22B": _qwen3_moe(
+        hidden_size=4096,
+        intermediate_size=12288,
+        moe_intermediate_size=1536,
+        num_hidden_layers=94,
+        num_attention_heads=64,
+    ),
 }

@@ -32,6 +32,14 @@ YARN_ROPE = {
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 FEWER_KV = {"num_key_value_heads": 2}
+MIXTRAL = FEWER_KV | {
+    "model_type": "mixtral", "intermediate_size": 96, "num_local_experts": 6,
+    "num_experts_per_tok": 2, "sliding_window": None,
+}  # fmt: skip
+QWEN3_MOE = FEWER_KV | {
+    "model_type": "qwen3_moe", "head_dim": 24, "moe_intermediate_size": 48, "num_experts": 12,
+    "num_experts_per_tok": 4, "norm_topk_prob": True,
+}  # fmt: skip
 
 PARENTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -61,6 +69,9 @@ PARENTS: dict[str, dict[str, Any]] = {
     "olmo2-biases": {"model_type": "olmo2", "attention_bias": True},
     "phi3": FEWER_KV | {"model_type": "phi3", "pad_token_id": 0},
     "phi3-window": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": 13},
+    "mixtral": MIXTRAL,
+    "qwen3-moe": QWEN3_MOE,
+    "qwen3-moe-plain-gates": QWEN3_MOE | {"norm_topk_prob": False, "tie_word_embeddings": True},
 }
 
 

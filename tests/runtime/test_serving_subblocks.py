@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from puzzle_search.arch import Gqa, Mlp, ParentConfig, Subblock, Variant, parse_variant
+from puzzle_search.arch import Gqa, Mlp, Moe, ParentConfig, Subblock, Variant, parse_variant
 from puzzle_search.cost.memory import kv_bytes, kv_bytes_per_token, parse_dtype, weight_bytes
 from puzzle_search.errors import InputError
 from puzzle_search.model import KvCache, Rotary, make_subblock
@@ -21,10 +21,9 @@ from puzzle_search.runtime.subblocks import _BUILDERS, local_heads
 from tests.model.pico import LLAMA
 
 CPU = torch.device("cpu")
-CASES: list[tuple[Subblock, str]] = [
-    *(("attention", name) for name in ("gqa_4", "gqa_2", "gqa_1", "gqa_2_window_3", "linear")),
-    *(("ffn", name) for name in ("mlp_512", "mlp_256", "linear")),
-]
+ATTENTION = ("gqa_4", "gqa_2", "gqa_1", "gqa_2_window_3", "linear")
+MLPS = ("mlp_512", "mlp_256", "linear")
+EXPERTS = ("moe_6", "moe_3", "moe_6_top_1", "moe_4_width_32")
 PARENTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 24},
@@ -32,7 +31,16 @@ PARENTS: dict[str, dict[str, Any]] = {
     "mistral-window": {"model_type": "mistral", "sliding_window": 5},
     "granite": {"model_type": "granite", "attention_multiplier": 0.1, "residual_multiplier": 0.4},
     "olmo2": {"model_type": "olmo2"},
-}
+    "mixtral": {
+        "model_type": "mixtral", "intermediate_size": 64, "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+    },
+}  # fmt: skip
+CASES: list[tuple[str, Subblock, str]] = [
+    *((kind, "attention", name) for kind in PARENTS for name in ATTENTION),
+    *((kind, "ffn", name) for kind in PARENTS if kind != "mixtral" for name in MLPS),
+    *(("mixtral", "ffn", name) for name in EXPERTS),
+]
 BATCH, LENGTH, MORE = 3, 11, 4
 
 
@@ -111,13 +119,12 @@ def decode_step(config: ParentConfig, variant: Variant, position: int, tp: int) 
 
 
 def test_every_kind_has_an_entry() -> None:
-    tried = {parse_variant(*case).kind for case in CASES}
+    tried = {parse_variant(subblock, name).kind for _, subblock, name in CASES}
     assert tried == {kind for kind, builder in _BUILDERS.items() if builder is not None}
     assert _BUILDERS["no_op"] is None
 
 
-@pytest.mark.parametrize("kind", PARENTS)
-@pytest.mark.parametrize(("subblock", "name"), CASES)
+@pytest.mark.parametrize(("kind", "subblock", "name"), CASES)
 def test_prefill_and_decode_are_those_of_the_reference(
     kind: str, subblock: Subblock, name: str
 ) -> None:
@@ -158,6 +165,14 @@ def shares(variant: Variant, tensors: dict[str, torch.Tensor], tp: int, rank: in
         return tensors[name].chunk(tp, dim=1)[rank]
 
     norm = {"norm.weight": tensors["norm.weight"]}
+    if isinstance(variant, Moe):
+        gate, up = tensors["experts.gate_up_proj"].chunk(2, dim=1)
+        cut = [part.chunk(tp, dim=1)[rank] for part in (gate, up)]
+        return norm | {
+            "gate.weight": tensors["gate.weight"],
+            "experts.gate_up_proj": torch.cat(cut, dim=1),
+            "experts.down_proj": tensors["experts.down_proj"].chunk(tp, dim=2)[rank],
+        }
     if isinstance(variant, Mlp):
         return norm | {
             "gate_proj.weight": rows("gate_proj.weight"),
@@ -177,9 +192,12 @@ def shares(variant: Variant, tensors: dict[str, torch.Tensor], tp: int, rank: in
 
 
 @pytest.mark.parametrize("tp", [2, 4])
-@pytest.mark.parametrize(("subblock", "name"), [case for case in CASES if case[1] != "linear"])
-def test_shares_add_up_to_the_whole(subblock: Subblock, name: str, tp: int) -> None:
-    config, variant = parent("llama"), parse_variant(subblock, name)
+@pytest.mark.parametrize(
+    ("kind", "subblock", "name"),
+    [case for case in CASES if case[0] in ("llama", "mixtral") and case[2] != "linear"],
+)
+def test_shares_add_up_to_the_whole(kind: str, subblock: Subblock, name: str, tp: int) -> None:
+    config, variant = parent(kind), parse_variant(subblock, name)
     reference = random_reference(variant, config)
     x_BLD = torch.randn(BATCH, LENGTH, config.hidden_size)
     expected = reference(x_BLD, Rotary(config).slice(0, LENGTH, x_BLD), None)
@@ -193,16 +211,17 @@ def test_shares_add_up_to_the_whole(subblock: Subblock, name: str, tp: int) -> N
     torch.testing.assert_close(total.view_as(expected), expected)
 
 
-@pytest.mark.parametrize("kind", PARENTS)
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp8"])
-@pytest.mark.parametrize(("subblock", "name"), CASES)
+@pytest.mark.parametrize(("kind", "subblock", "name"), CASES)
 def test_weights_take_the_bytes_of_the_formula(
     subblock: Subblock, name: str, dtype: str, tp: int, kind: str
 ) -> None:
     config, variant = parent(kind), parse_variant(subblock, name)
     if dtype == "fp8" and config.head_dim == 24 and tp > 1:
         pytest.skip("24 is no multiple of 16")
+    if dtype == "fp8" and name in EXPERTS:
+        pytest.skip("experts are not served in fp8")
     with torch.device("meta"):
         served = make_serving_subblock(variant, config, precision_on(dtype, CPU), tp=tp)
     assert served is not None
@@ -237,3 +256,8 @@ def test_sizes_that_fp8_cannot_multiply() -> None:
     config = ParentConfig.from_dict(LLAMA | {"hidden_size": 72}, name="odd")
     with pytest.raises(InputError, match="multiples of 16"):
         make_serving_subblock(parse_variant("ffn", "mlp_512"), config, precision_on("fp8", CPU))
+
+
+def test_experts_are_not_served_in_fp8() -> None:
+    with pytest.raises(InputError, match="moe_6"):
+        make_serving_subblock(Moe(6), parent("mixtral"), precision_on("fp8", CPU))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -12,8 +13,25 @@ from puzzle_search.model import SubblockModule
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.model.subblocks.gqa import GqaAttention
 from puzzle_search.model.subblocks.mlp import SwigluMlp
+from puzzle_search.model.subblocks.moe import MoeMlp
 
 Tensors = dict[str, torch.Tensor]
+
+
+class ExpertSums(NamedTuple):
+    """Sums over the tokens that pass each of X experts, in fp32.
+
+    Attributes:
+        tokens_X: 1.
+        gates_X: the gate.
+        outputs_X: gate * ||output||.
+        channels_XI: gate * |X_i| of each of the I channels.
+    """
+
+    tokens_X: torch.Tensor
+    gates_X: torch.Tensor
+    outputs_X: torch.Tensor
+    channels_XI: torch.Tensor
 
 
 class Calibration:
@@ -72,6 +90,28 @@ class Calibration:
             tokens += before.shape[0] * before.shape[1]
         assert total is not None
         return (total / tokens).float()
+
+    @cached_property
+    @torch.no_grad()
+    def expert_sums(self) -> ExpertSums:
+        """What passes each expert of a mixture."""
+        module = self._module
+        assert isinstance(module, MoeMlp)
+        experts, _, width = module.experts.down_proj.shape
+        total = module.norm.weight.new_zeros(experts, 3 + width, dtype=torch.float64)
+        for before, _ in self._chunks():
+            x_TD = module.norm(before).flatten(0, 1)
+            routing = module.route(x_TD)
+            gates_R = routing.gates_R.double()
+            channels_RI = module.channels(x_TD, routing)
+            norms_R = module.outputs(channels_RI, routing).double().norm(dim=1)
+            parts = [torch.ones_like(gates_R), gates_R, gates_R * norms_R]
+            summands = torch.cat(
+                [torch.stack(parts, dim=1), channels_RI.double().abs() * gates_R[:, None]], dim=1
+            )
+            total.index_add_(0, routing.experts_R, summands)
+        tokens_X, gates_X, outputs_X = total[:, :3].float().unbind(1)
+        return ExpertSums(tokens_X, gates_X, outputs_X, channels_XI=total[:, 3:].float())
 
     @cached_property
     @torch.no_grad()

@@ -11,10 +11,12 @@ from puzzle_search.library.initialise.calibration import Calibration, Tensors
 from puzzle_search.library.initialise.channel_contribution import channel_contribution
 from puzzle_search.library.initialise.channel_magnitude import channel_magnitude
 from puzzle_search.library.initialise.first_head import first_head
+from puzzle_search.library.initialise.gated_output import gated_output
 from puzzle_search.library.initialise.least_squares import least_squares
 from puzzle_search.library.initialise.mean_pool import mean_pool
 from puzzle_search.library.initialise.no_op import no_op
 from puzzle_search.library.initialise.product import product
+from puzzle_search.library.initialise.router_frequency import router_frequency
 
 INITIALISERS: dict[str, dict[str, Callable[[Variant, Calibration], Tensors]]] = {
     "gqa": {
@@ -26,6 +28,7 @@ INITIALISERS: dict[str, dict[str, Callable[[Variant, Calibration], Tensors]]] = 
         "channel_contribution": channel_contribution,
         "channel_magnitude": channel_magnitude,
     },
+    "moe": {"gated_output": gated_output, "router_frequency": router_frequency},
     "linear": {"product": product, "least_squares": least_squares},
     "no_op": {"no_op": no_op},
 }

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from puzzle_search.arch import Gqa, Linear, Mlp, NoOp, ParentConfig, Variant
+from puzzle_search.arch import Gqa, Linear, Mlp, Moe, NoOp, ParentConfig, Variant
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 
 Native = Literal["right", "refused", "wrong in silence"]
@@ -159,6 +159,7 @@ FEATURES = {
         text=f"an FFN width that is no multiple of {STOCK_WIDTH_MULTIPLE}",
         applies=lambda at: _odd_width(at.ffn),
     ),
+    "experts": Feature(text="a mixture of experts", applies=lambda at: isinstance(at.ffn, Moe)),
 }
 
 
@@ -199,29 +200,29 @@ _COLUMNS: dict[str, tuple[Cell, ...]] = {
     "trtllm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _REFUSED, _RIGHT, _RIGHT,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
-        _REFUSED, _REFUSED, _REFUSED, _REFUSED,
+        _REFUSED, _REFUSED, _REFUSED, _REFUSED, _NEVER,
     ),
     "vllm": (
         _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _NEVER, _form(_SWIGLU), _form(_SWIGLU),
         _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED,
-        _NEVER, _NEVER, _NEVER, _REFUSED,
+        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
     "sglang": (
         _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED, _REFUSED,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
-        _REFUSED, _REFUSED, _REFUSED, _REFUSED,
+        _REFUSED, _REFUSED, _REFUSED, _REFUSED, _NEVER,
     ),
     "llama.cpp": (
         _RIGHT, _RIGHT, _form(_ZERO_MATRIX), _form(_ZERO_FFN, "wrong in silence"),
         _form(_UNWRITTEN), _NEVER, _RIGHT, _form(_ATTENTION_SLOT),
         _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER,
-        _NEVER, _NEVER, _NEVER, _REFUSED,
+        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
     "mlx-lm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _form(_OWN_NAME), _form(_OWN_NAME),
         # Of a model all of whose layers have the window, it computes full attention.
         _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _NEVER,
-        _NEVER, _NEVER, _NEVER, _REFUSED,
+        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ def legend(*, plain: bool = False) -> str:
     """What the characters of a map mean."""
     bars, dropped = (_PLAIN_BARS, _PLAIN_DROPPED) if plain else (_BARS, _DROPPED)
     return (
-        f"{bars[0]} to {bars[-1]}: KV heads or FFN width left of the parent's;  "
+        f"{bars[0]} to {bars[-1]}: KV heads, FFN width or experts left of the parent's;  "
         f"{_LINEAR} linear;  {dropped} dropped"
     )
 

@@ -29,7 +29,7 @@ def legend(*, plain: bool = False) -> str:
     """What the characters of a map mean."""
     bars, dropped = (_PLAIN_BARS, _PLAIN_DROPPED) if plain else (_BARS, _DROPPED)
     return (
-        f"{bars[0]} to {bars[-1]}: KV heads or FFN width left;  "
+        f"{bars[0]} to {bars[-1]}: KV heads, FFN width or experts left;  "
         f"{_WINDOWED} window;  {_LINEAR} linear;  {dropped} dropped"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from puzzle_search.arch import Gqa, Mlp, ParentConfig, Variant, kept_tokens
+from puzzle_search.arch import Gqa, ParentConfig, Variant, kept_tokens
 from puzzle_search.errors import InputError
 
 
@@ -138,18 +138,24 @@ def activation_bytes(
     input_len: int,
     tp: int,
     widest_ffn: int,
+    routed: int = 0,
     max_tokens: int = PREFILL_CHUNK_TOKENS,
 ) -> int:
     """Largest live activations of a step: the FFN of ``max_tokens`` tokens, and a batch's logits.
 
     Counts a full step, as engines run that pack tokens of several prompts; one that keeps
     sequences whole (`puzzle_search.cost.chunks`) stays below.
+
+    Args:
+        config: the parent.
+        dtype: serving precision.
+        batch: sequences.
+        input_len: tokens of a prompt.
+        tp: devices.
+        widest_ffn: most intermediate activations of a token in any FFN.
+        routed: most experts that give a hidden state each for one token.
+        max_tokens: of a step.
     """
     tokens = max(batch, min(batch * input_len, max_tokens))
-    per_token = (4 * config.hidden_size + 2 * widest_ffn / tp) * dtype.vector_bytes
+    per_token = ((4 + routed) * config.hidden_size + 2 * widest_ffn / tp) * dtype.vector_bytes
     return math.ceil(tokens * per_token + batch * config.vocab_size / tp * _LOGIT_BYTES)
-
-
-def ffn_width(variant: Variant) -> int:
-    """Intermediate size of an FFN variant, 0 where it has none."""
-    return variant.intermediate_size if isinstance(variant, Mlp) else 0

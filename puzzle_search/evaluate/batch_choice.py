@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from puzzle_search.arch import ArchitectureSpec, ParentConfig
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, ffn_channels, routed_copies
 from puzzle_search.cost import Dtype, Scenario
 from puzzle_search.cost.memory import (
     activation_bytes,
-    ffn_width,
     kv_bytes,
     outside_bytes,
     weight_bytes,
@@ -71,7 +70,8 @@ def serving_bytes(
             batch=batch,
             input_len=scenario.input_len,
             tp=1,
-            widest_ffn=max(ffn_width(variant) for variant in variants),
+            widest_ffn=max(ffn_channels(variant, config) for variant in variants),
+            routed=max(routed_copies(variant, config) for variant in variants),
         )
     )
 

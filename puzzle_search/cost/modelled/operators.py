@@ -66,10 +66,49 @@ def gemm_us(
     guess_us = roofline_us(memory_us, compute_us, constants)
     ratio = gemm_ratio(m, n, k, constants.ratios)
     latency_us = np.maximum(guess_us * ratio, np.maximum(memory_us, compute_us))
-    if quantise:
-        latency_us = latency_us + constants.quantisation_us
-        latency_us += constants.quantisation_us_per_value * m * k
-    return np.asarray(latency_us)
+    return np.asarray(latency_us + _quantisation_us(m * k, constants) if quantise else latency_us)
+
+
+def grouped_gemm_us(
+    rows: ArrayLike,
+    columns: ArrayLike,
+    inner: ArrayLike,
+    groups: ArrayLike,
+    *,
+    dtype: str,
+    sheet: Sheet,
+    constants: GemmConstants,
+    quantise: bool = False,
+) -> Microseconds:
+    """Microseconds of products with several (k x n) matrices, as many rows each, in one launch.
+
+    The roofline of one product, which reads every matrix once. Nothing of the kind was timed, so
+    that no ratios are known; never less than the hardware's own limit.
+
+    Args:
+        rows: of all products together.
+        columns: n, output features of each.
+        inner: k, input features of each.
+        groups: matrices.
+        dtype: of activations and weights.
+        sheet: the GPU.
+        constants: of a single product in this dtype.
+        quantise: charge the dynamic scaling of the activations.
+    """
+    m, n, k, g = np.broadcast_arrays(
+        *(np.asarray(x, np.float64) for x in (rows, columns, inner, groups))
+    )
+    memory_us, compute_us = (
+        g * limit_us for limit_us in gemm_limits_us(m / g, n, k, dtype=dtype, sheet=sheet)
+    )
+    guess_us = roofline_us(memory_us, compute_us, constants)
+    latency_us = np.maximum(guess_us, np.maximum(memory_us, compute_us))
+    return np.asarray(latency_us + _quantisation_us(m * k, constants) if quantise else latency_us)
+
+
+def _quantisation_us(values: _Array, constants: GemmConstants) -> _Array:
+    """Microseconds of the dynamic scaling of so many activations."""
+    return constants.quantisation_us + constants.quantisation_us_per_value * values
 
 
 def gemm_limits_us(

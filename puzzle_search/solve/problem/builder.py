@@ -9,6 +9,7 @@ import numpy as np
 from puzzle_search.arch import (
     Gqa,
     Mlp,
+    Moe,
     ParentConfig,
     SearchSpace,
     parse_variant,
@@ -234,6 +235,7 @@ def _facts(
         "layer": first,
         "kv_heads": of_attention.kv_heads if isinstance(of_attention, Gqa) else 0,
         "ffn_width": of_ffn.intermediate_size if isinstance(of_ffn, Mlp) else 0,
+        "experts": of_ffn.experts if isinstance(of_ffn, Moe) else 0,
         "parameters": parameters,
     }
 

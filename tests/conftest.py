@@ -107,3 +107,19 @@ def pico_library(pico: Pico, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pico_library")
     pico.library(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pico_experts(tmp_path_factory: pytest.TempPathFactory) -> Pico:
+    """The same with eight experts a layer, of which a token passes two; not to be changed."""
+    from tests.pico import make_pico
+
+    return make_pico(tmp_path_factory.mktemp("pico_experts"), experts=True)
+
+
+@pytest.fixture(scope="session")
+def pico_experts_library(pico_experts: Pico, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete library of that parent, not trained; not to be changed."""
+    folder = tmp_path_factory.mktemp("pico_experts_library")
+    pico_experts.library(folder)
+    return folder

@@ -14,10 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
@@ -34,6 +41,18 @@ format: puzzle-search.search-space/1
 attention: [gqa_2, gqa_1, linear, no_op]
 ffn: [mlp_512, mlp_256, no_op]
 """
+EXPERT_SPACE = """\
+format: puzzle-search.search-space/1
+attention: [gqa_2, gqa_1]
+ffn: [moe_8, moe_4, moe_2_top_1, moe_4_width_32, linear, no_op]
+"""
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 300, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0,
+    "tie_word_embeddings": False,
+    # Wide enough that every subblock matters and no two replacements do the same damage.
+    "initializer_range": 0.15,
+}  # fmt: skip
 _END = "<|end|>"
 
 
@@ -75,8 +94,8 @@ class Pico:
         return BlockLibrary.from_folder(folder, self.config, CheckpointReader(self.parent))
 
 
-def make_pico(folder: Path) -> Pico:
-    """Write parent, tokenizer, text and search space."""
+def make_pico(folder: Path, *, experts: bool = False) -> Pico:
+    """Write parent, tokenizer, text and search space; with experts a Mixtral, else a Llama."""
     random.seed(0)
     words = [bytes(random.choices(range(97, 123), k=random.randint(2, 7))) for _ in range(60)]
     corpus = folder / "corpus"
@@ -88,22 +107,14 @@ def make_pico(folder: Path) -> Pico:
     parent = folder / "parent"
     _write_tokenizer(corpus / "text.jsonl", parent)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=512,
-        vocab_size=300,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-        # Wide enough that every subblock matters and no two replacements do the same damage.
-        initializer_range=0.15,
-    )
-    LlamaForCausalLM(config).save_pretrained(parent)
-    (folder / "space.yaml").write_text(SPACE)
+    if experts:
+        mixture = MixtralConfig(
+            intermediate_size=64, num_local_experts=8, num_experts_per_tok=2, **_SIZES
+        )
+        MixtralForCausalLM(mixture).save_pretrained(parent)
+    else:
+        LlamaForCausalLM(LlamaConfig(intermediate_size=512, **_SIZES)).save_pretrained(parent)
+    (folder / "space.yaml").write_text(EXPERT_SPACE if experts else SPACE)
     return Pico(parent=parent, corpus=corpus, space_file=folder / "space.yaml")
 
 

@@ -1,20 +1,38 @@
-"""What became of a subblock: kept, made smaller, linear, or dropped."""
+"""What became of a subblock: kept, windowed, made smaller, linear, or dropped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Variant
+from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.moe import Moe
+from puzzle_search.arch.variants import (
+    Gqa,
+    Linear,
+    Mlp,
+    NoOp,
+    Subblock,
+    Variant,
+    parse_variant,
+)
 
-Change = Literal["kept", "reduced", "linear", "dropped"]
+Change = Literal["kept", "windowed", "reduced", "linear", "dropped"]
 
 
 def size_of(variant: Variant) -> int:
-    """KV heads or FFN width; 0 for linear and no-op."""
+    """KV heads, FFN width or experts; 0 for linear and no-op."""
     if isinstance(variant, Gqa):
         return variant.kv_heads
+    if isinstance(variant, Moe):
+        return variant.experts
     return variant.intermediate_size if isinstance(variant, Mlp) else 0
+
+
+def parent_size(subblock: Subblock, config: ParentConfig) -> int:
+    """KV heads, FFN width or experts of the parent's own subblock."""
+    own = config.attention if subblock == "attention" else config.ffn
+    return size_of(parse_variant(subblock, own))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +41,10 @@ class SubblockChange:
 
     Attributes:
         variant: its canonical string.
-        change: ``kept``, ``reduced`` (fewer KV heads, narrower FFN), ``linear`` or ``dropped``.
-        size: KV heads or FFN width that are left; 0 for linear and dropped.
+        change: ``kept``, ``windowed`` (attention to fewer tokens, whatever its KV heads),
+            ``reduced`` (fewer KV heads, narrower FFN; fewer or narrower experts, or fewer for a
+            token), ``linear`` or ``dropped``.
+        size: KV heads, FFN width or experts that are left; 0 for linear and dropped.
         fraction: ``size`` by that of the parent.
     """
 
@@ -37,8 +57,11 @@ class SubblockChange:
     def of(cls, variant: Variant, parent_size: int) -> SubblockChange:
         """What a variant leaves of a parent subblock of that size."""
         size = size_of(variant)
-        change: Change = "kept" if size == parent_size else "reduced"
-        if isinstance(variant, Linear):
+        within = isinstance(variant, Moe) and not (variant.top_k is variant.width is None)
+        change: Change = "kept" if size == parent_size and not within else "reduced"
+        if isinstance(variant, Gqa) and variant.own_window is not None:
+            change = "windowed"
+        elif isinstance(variant, Linear):
             change = "linear"
         elif isinstance(variant, NoOp):
             change = "dropped"

@@ -9,17 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from puzzle_search.arch.experts import Experts
+from puzzle_search.arch.families import FAMILIES, Family, Scales
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
 from puzzle_search.resources import resource
 
-# Attention biases by model type: (q, k and v; o). None: the config's `attention_bias` decides both.
-_BIASES: dict[str, tuple[bool, bool] | None] = {
-    "llama": None,
-    "mistral": (False, False),
-    "qwen2": (True, False),
-    "qwen3": None,
-}
 # Rope types whose frequencies do not depend on the running length, and the numbers each needs.
 _ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -32,8 +27,10 @@ _ROPE_TYPES: dict[str, tuple[str, ...]] = {
     ),
     "yarn": ("factor",),
 }
+_MOE_TYPES = ("mixtral", "qwen3_moe")
 _LARGEST_ROPE_THETA = 1e15
 _LARGEST_SIZE = 2**31
+_PLAIN = Scales()
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -41,8 +38,9 @@ _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 class ParentConfig:
     """Shape of a Llama-like decoder.
 
-    ``raw`` is the config as read, kept verbatim so that rope settings, token ids and whatever
-    else a child must repeat are never rewritten.
+    ``intermediate_size`` is that of the FFN, or of each of its ``experts``; ``unrotated`` are the
+    layers without rotary positions. ``raw`` is the config as read, kept verbatim so that rope
+    settings, token ids and whatever else a child must repeat are never rewritten.
     """
 
     name: str
@@ -62,7 +60,15 @@ class ParentConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     sliding_window: int | None
+    scales: Scales = _PLAIN
+    unrotated: frozenset[int] = frozenset()
+    experts: Experts | None = None
     raw: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
+
+    @property
+    def family(self) -> Family:
+        """What its model type fixes."""
+        return FAMILIES[self.model_type]
 
     @property
     def attention(self) -> str:
@@ -72,14 +78,14 @@ class ParentConfig:
     @property
     def ffn(self) -> str:
         """The parent's own FFN variant."""
+        if self.experts is not None:
+            return f"moe_{self.experts.count}"
         return f"mlp_{self.intermediate_size}"
 
     @property
     def max_context(self) -> int:
-        """Tokens that can attend to each other: positions, or the sliding window."""
-        return min(
-            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
-        )
+        """Most tokens of a sequence; a window bounds what each attends to, not their number."""
+        return self.max_position_embeddings
 
     @property
     def rope_settings(self) -> dict[str, Any]:
@@ -131,28 +137,26 @@ class ParentConfig:
         """
         fields = _Fields(raw, where)
         model_type = fields.text("model_type")
-        if model_type not in _BIASES:
+        if model_type not in FAMILIES:
             raise InputError(
                 f"{where}: model_type {model_type!r} is not supported",
-                remedy=f"use one of {', '.join(_BIASES)}",
+                remedy=f"use one of {', '.join(FAMILIES)}",
             )
+        family = FAMILIES[model_type]
         if fields.optional_text("hidden_act", "silu") != "silu":
             raise InputError(
                 f"{where}: hidden_act {raw['hidden_act']!r} is not supported",
                 remedy="only SwiGLU models (hidden_act: silu) can be searched",
             )
         heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
-        biases = _BIASES[model_type]
         own_bias = fields.flag("attention_bias", False)
-        # What a config leaves out, only Llama's class derives from the other fields.
-        llama = model_type == "llama"
-        kv_heads = fields.size("num_key_value_heads", heads if llama else None)
+        kv_heads = fields.size("num_key_value_heads", heads if family.defaults_kv_heads else None)
         if heads % kv_heads:
             raise InputError(
                 f"{where}: num_key_value_heads {kv_heads} does not divide the {heads} query heads",
                 remedy="correct num_key_value_heads",
             )
-        divides = model_type != "qwen3" and hidden % heads == 0
+        divides = family.defaults_head_dim and hidden % heads == 0
         head_dim = fields.size("head_dim", hidden // heads if divides else None)
         if head_dim % 2:
             raise InputError(
@@ -163,24 +167,28 @@ class ParentConfig:
         if raw.get("use_cache") is not None:
             fields.flag("use_cache", True)
         stop_tokens_of(raw, where)
+        layers = fields.size("num_hidden_layers")
         return cls(
             name=name,
             model_type=model_type,
             hidden_size=hidden,
-            num_layers=fields.size("num_hidden_layers"),
+            num_layers=layers,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate_size=fields.size("intermediate_size"),
+            intermediate_size=fields.size(_width_key(model_type)),
             vocab_size=fields.size("vocab_size"),
-            tie_embeddings=fields.flag("tie_word_embeddings", False),
-            qkv_bias=biases[0] if biases else own_bias,
-            output_bias=biases[1] if biases else own_bias,
-            mlp_bias=llama and fields.flag("mlp_bias", False),
-            qk_norm=model_type == "qwen3",
-            rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
+            tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),
+            qkv_bias=own_bias if family.qkv_bias is None else family.qkv_bias,
+            output_bias=own_bias if family.output_bias is None else family.output_bias,
+            mlp_bias=family.mlp_bias is None and fields.flag("mlp_bias", False),
+            qk_norm=family.qk_norm is not None,
+            rms_norm_eps=fields.positive("rms_norm_eps", family.rms_norm_eps),
             max_position_embeddings=fields.size("max_position_embeddings"),
-            sliding_window=_sliding_window(raw, fields, model_type, where),
+            sliding_window=_sliding_window(raw, fields, family, where),
+            scales=_scales(fields, head_dim) if family.multipliers else _PLAIN,
+            unrotated=_unrotated(raw, layers, where) if family.skips_rope else frozenset(),
+            experts=_experts(raw, fields, model_type, where),
             raw=MappingProxyType(dict(raw)),
         )
 
@@ -213,6 +221,13 @@ def _check_rope(raw: Mapping[str, Any], where: str) -> None:
             f"{where}: rope type {rope_type!r} is not supported",
             remedy=f"use a model of rope type {', '.join(_ROPE_TYPES)}",
         )
+    for given in (raw, settings):
+        if given.get("partial_rotary_factor", 1) != 1:
+            raise InputError(
+                f"{where}: partial_rotary_factor {given['partial_rotary_factor']!r} rotates a part "
+                "of each head: not supported",
+                remedy="use a model that rotates whole heads",
+            )
     thetas = [given["rope_theta"] for given in (raw, settings) if "rope_theta" in given]
     numbers = [("rope_theta", theta) for theta in thetas]
     numbers += [(key, settings.get(key)) for key in _ROPE_TYPES[rope_type]]
@@ -242,18 +257,87 @@ def stop_tokens_of(raw: Mapping[str, Any], where: str) -> tuple[int, ...]:
 
 
 def _sliding_window(
-    raw: Mapping[str, Any], fields: _Fields, model_type: str, where: str
+    raw: Mapping[str, Any], fields: _Fields, family: Family, where: str
 ) -> int | None:
     """The window of every layer, by the rules and defaults of the model's own configuration."""
-    if model_type == "mistral":
-        absent = "sliding_window" in raw and raw["sliding_window"] is None
-        return None if absent else fields.size("sliding_window", 4096)
-    if model_type != "llama" and fields.flag("use_sliding_window", False):
+    if family.window == "own":
+        named = "sliding_window" in raw
+        window = raw["sliding_window"] if named else family.default_window
+        return None if window is None else fields.size("sliding_window", window)
+    if family.window == "layered" and fields.flag("use_sliding_window", False):
         raise InputError(
             f"{where}: use_sliding_window gives the layers different windows: not supported",
             remedy="set use_sliding_window to false, where full attention is wanted",
         )
     return None
+
+
+def _scales(fields: _Fields, head_dim: int) -> Scales:
+    """Granite's four multipliers; attention is scaled by its own, not by the head's size."""
+    return Scales(
+        embedding=fields.positive("embedding_multiplier", 1.0),
+        query=fields.positive("attention_multiplier", 1.0) * head_dim**0.5,
+        residual=fields.positive("residual_multiplier", 1.0),
+        logits=1 / fields.positive("logits_scaling", 1.0),
+    )
+
+
+def _unrotated(raw: Mapping[str, Any], layers: int, where: str) -> frozenset[int]:
+    """Layers without rotary positions: zeros of ``no_rope_layers``, or every n-th.
+
+    Raises:
+        InputError: neither says it.
+    """
+    rotated, interval = raw.get("no_rope_layers"), raw.get("no_rope_layer_interval", 4)
+    if rotated is None:
+        if type(interval) is not int or interval < 1:
+            raise InputError(
+                f"{where}: no_rope_layer_interval must be a positive whole number, not "
+                f"{interval!r}",
+                remedy="correct no_rope_layer_interval",
+            )
+        return frozenset(range(interval - 1, layers, interval))
+    flags = rotated if isinstance(rotated, list) else []
+    if len(flags) < layers or not all(flag in (0, 1) for flag in flags):
+        raise InputError(
+            f"{where}: no_rope_layers must say 1 or 0 for each of the {layers} layers",
+            remedy="correct no_rope_layers",
+        )
+    return frozenset(layer for layer in range(layers) if not flags[layer])
+
+
+def _width_key(model_type: str) -> str:
+    """Where the width of an FFN, or of an expert, stands."""
+    return "moe_intermediate_size" if model_type == "qwen3_moe" else "intermediate_size"
+
+
+def _experts(
+    raw: Mapping[str, Any], fields: _Fields, model_type: str, where: str
+) -> Experts | None:
+    """The experts of a mixture-of-experts model, by the rules of its own configuration.
+
+    Raises:
+        InputError: a field is missing or wrong, or some layers have none.
+    """
+    if model_type not in _MOE_TYPES:
+        return None
+    if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
+        raise InputError(
+            f"{where}: mlp_only_layers or decoder_sparse_step gives some layers no experts: "
+            "not supported",
+            remedy="use a model of which every layer has experts",
+        )
+    # transformers writes either name, whatever the model.
+    given = [key for key in ("num_local_experts", "num_experts") if raw.get(key) is not None]
+    count = fields.size(given[0] if given else "num_local_experts")
+    top_k = fields.size("num_experts_per_tok")
+    if top_k > count:
+        raise InputError(
+            f"{where}: num_experts_per_tok {top_k} is more than the {count} experts",
+            remedy="correct num_experts_per_tok",
+        )
+    renormalised = model_type == "mixtral" or fields.flag("norm_topk_prob", False)
+    return Experts(count=count, top_k=top_k, renormalised=renormalised)
 
 
 class _Fields:

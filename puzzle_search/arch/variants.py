@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.moe import MOE_FORMS, Moe, check_moe, parse_moe
 from puzzle_search.errors import InputError
 
 Subblock = Literal["attention", "ffn"]
@@ -20,13 +21,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Gqa:
-    """Grouped-query attention with ``kv_heads`` KV heads; query heads stay the parent's."""
+    """Grouped-query attention with ``kv_heads`` KV heads; query heads stay the parent's.
+
+    ``own_window`` is a sliding window that the parent has not, or not so short.
+    """
 
     kv_heads: int
+    own_window: int | None = None
     kind = "gqa"
 
     def __str__(self) -> str:
-        return f"gqa_{self.kv_heads}"
+        window = "" if self.own_window is None else f"_window_{self.own_window}"
+        return f"gqa_{self.kv_heads}{window}"
+
+    def window(self, config: ParentConfig) -> int | None:
+        """Tokens that a query attends to at most, its own among them; None where all before it."""
+        return self.own_window or config.sliding_window
 
     def tensors(self, config: ParentConfig) -> dict[str, Shape]:
         """Weights by Llama tensor name within the subblock, as (out, in) shapes."""
@@ -43,7 +53,9 @@ class Gqa:
         if config.output_bias:
             shapes["o_proj.bias"] = (hidden,)
         if config.qk_norm:
-            shapes |= {"q_norm.weight": (config.head_dim,), "k_norm.weight": (config.head_dim,)}
+            whole = config.family.qk_norm == "all"
+            shapes["q_norm.weight"] = (query if whole else config.head_dim,)
+            shapes["k_norm.weight"] = (kv if whole else config.head_dim,)
         return shapes
 
 
@@ -105,11 +117,15 @@ class NoOp:
 STOCK_WIDTH_MULTIPLE = 256
 """FFN widths that a ``nemotron-nas`` checkpoint can say, and with it every stock engine."""
 
-Variant = Gqa | Mlp | Linear | NoOp
+Variant = Gqa | Mlp | Moe | Linear | NoOp
 
-_SIZED: dict[Subblock, tuple[str, type[Gqa] | type[Mlp]]] = {
-    "attention": ("gqa", Gqa),
-    "ffn": ("mlp", Mlp),
+_SIZE = "([1-9][0-9]{0,8})"
+_SIZED: dict[Subblock, tuple[str, str]] = {
+    "attention": (
+        f"gqa_{_SIZE}(?:_window_{_SIZE})?",
+        "gqa_<KV heads>, gqa_<KV heads>_window_<tokens>",
+    ),
+    "ffn": (f"mlp_{_SIZE}", f"mlp_<width>, {MOE_FORMS}"),
 }
 _UNSIZED: dict[str, Variant] = {"linear": Linear(), "no_op": NoOp()}
 
@@ -122,21 +138,24 @@ def parse_variant(subblock: Subblock, text: str) -> Variant:
     """
     if text in _UNSIZED:
         return _UNSIZED[text]
-    prefix, sized = _SIZED[subblock]
-    match = re.fullmatch(rf"{prefix}_([1-9][0-9]{{0,8}})", text)
+    moe = parse_moe(text) if subblock == "ffn" else None
+    if moe is not None:
+        return moe
+    pattern, form = _SIZED[subblock]
+    match = re.fullmatch(pattern, text)
     if match is None:
         raise InputError(
-            f"{text!r} is not a variant of {subblock}",
-            remedy=f"use {prefix}_<size>, linear or no_op",
+            f"{text!r} is not a variant of {subblock}", remedy=f"use {form}, linear or no_op"
         )
-    return sized(int(match.group(1)))
+    sizes = [int(size) for size in match.groups() if size]
+    return Gqa(*sizes) if subblock == "attention" else Mlp(*sizes)
 
 
 def check_variant(variant: Variant, config: ParentConfig) -> None:
     """Check that a variant fits a parent.
 
     Raises:
-        InputError: KV heads do not divide the parent's, or a width exceeds the parent's.
+        InputError: KV heads do not divide the parent's, or a size exceeds the parent's.
     """
     if isinstance(variant, Gqa):
         # Each new head is made of as many of the parent's, so that it divides the query heads too.
@@ -146,6 +165,19 @@ def check_variant(variant: Variant, config: ParentConfig) -> None:
                 f"{variant} does not fit the {config.num_kv_heads} KV heads of {config.name}",
                 remedy=f"use a divisor of them: {', '.join(f'gqa_{n}' for n in divisors)}",
             )
+        longest = config.sliding_window or config.max_position_embeddings
+        if variant.own_window is not None and variant.own_window >= longest:
+            raise InputError(
+                f"{variant} bounds nothing: {config.name} attends to {longest:,} tokens at most",
+                remedy=f"name a shorter window, or gqa_{variant.kv_heads}",
+            )
+    elif isinstance(variant, Moe):
+        check_moe(variant, config)
+    elif isinstance(variant, Mlp) and config.experts is not None:
+        raise InputError(
+            f"{variant} does not fit {config.name}, whose FFNs are {config.ffn}",
+            remedy=f"use {MOE_FORMS}, linear or no_op",
+        )
     elif isinstance(variant, Mlp) and variant.intermediate_size > config.intermediate_size:
         raise InputError(
             f"{variant} is wider than the FFN of {config.name} ({config.intermediate_size})",

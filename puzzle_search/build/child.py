@@ -8,9 +8,13 @@ from pathlib import Path
 import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig
-from puzzle_search.checkpoint import CheckpointReader, check_replaceable, write_child
+from puzzle_search.checkpoint import (
+    CheckpointReader,
+    check_replaceable,
+    stored_tensors,
+    write_child,
+)
 from puzzle_search.checkpoint.block_library import BlockLibrary
-from puzzle_search.checkpoint.names import checkpoint_name
 from puzzle_search.model.dtypes import torch_dtype
 
 
@@ -48,7 +52,6 @@ def build_child(
             first, last = block.layers[0], block.layers[-1]
             parts = blocks.block(first, last, block.attention, block.ffn)
             for subblock, named in parts.items():
-                for local, tensor in named.items():
-                    yield checkpoint_name(subblock, index, local), tensor
+                yield from stored_tensors(subblock, index, named, config)
 
     return write_child(Path(out), config, spec, tensors(), dtype=dtype, tokenizer_from=parent)

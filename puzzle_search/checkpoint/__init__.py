@@ -3,7 +3,8 @@
 from puzzle_search.checkpoint.child import child_config, read_model_config
 from puzzle_search.checkpoint.child_folder import (
     check_replaceable,
-    decoder_tensor_name,
+    decoder_tensors,
+    stored_tensors,
     write_child,
 )
 from puzzle_search.checkpoint.load import (
@@ -21,7 +22,7 @@ __all__ = [
     "CheckpointWriter",
     "check_replaceable",
     "child_config",
-    "decoder_tensor_name",
+    "decoder_tensors",
     "load_decoder",
     "load_tokenizer",
     "open_safetensors",
@@ -29,6 +30,7 @@ __all__ = [
     "read_model_config",
     "save_tensors",
     "stop_tokens",
+    "stored_tensors",
     "subblock_from_tensors",
     "subblock_names",
     "write_child",

@@ -2,7 +2,8 @@
 
 ``block_configs`` holds one entry a block. A width w is written as the ratio ``ffn_mult`` from
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``; another width, such as the
-29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``. The parent's config is kept under
+29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``; experts are counted in
+``num_local_experts``, beside what else differs from the parent's. The parent's config is kept under
 ``puzzle_search.parent_config``, but for what it says of quantised weights: a child's are not. Where
 that format cannot say what the child computes, the type is ``puzzle-search``, so that a stock
 engine refuses the child instead of computing it wrongly.
@@ -20,11 +21,13 @@ from puzzle_search.arch import (
     Gqa,
     Linear,
     Mlp,
+    Moe,
     NoOp,
     ParentConfig,
     Variant,
 )
-from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
+from puzzle_search.arch.families import Scales
+from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE, check_variant
 from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
@@ -35,7 +38,9 @@ OWN_TYPE = "puzzle-search"
 CONFIGURATION_MODULE = "configuration_decilm"
 MODEL_MODULE = "modeling_puzzle_search"
 
-_FFN_SIZES = ("ffn_mult", "intermediate_size")
+_FFN_SIZES = ("ffn_mult", "intermediate_size", "num_local_experts")
+# Of experts, where a child's are not as its parent's.
+_EXPERT_SIZES = ("num_experts_per_tok", "moe_intermediate_size")
 _KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -58,9 +63,8 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
     unquantised = {key: value for key, value in raw.items() if key != "quantization_config"}
-    widths = [block.ffn_variant for block in spec.blocks]
     stock = fits_stock_format(config) and all(
-        _fits_multiplier(ffn, config.hidden_size) for ffn in widths if isinstance(ffn, Mlp)
+        _fits_stock_block(block, config.hidden_size) for block in spec.blocks
     )
     # Engines know DeciLM's blocks but not its configuration: the folder brings it along.
     brought = {"auto_map": {"AutoConfig": f"{CONFIGURATION_MODULE}.DeciLMConfig"}} if stock else {}
@@ -97,10 +101,15 @@ def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
 def fits_stock_format(config: ParentConfig) -> bool:
     """Whether DeciLM's code computes children of this parent as this package does.
 
-    It has no q/k norms and no sliding window, and one switch for the biases of q, k, v and o.
+    It has no experts, no q/k norms, no sliding window, no layers without rope and no multipliers,
+    norms before each subblock, and one switch for the biases of q, k, v and o.
     """
     return (
-        not config.qk_norm
+        config.experts is None
+        and not config.qk_norm
+        and not config.family.norm_after
+        and not config.unrotated
+        and config.scales == Scales()
         and config.sliding_window is None
         and config.qkv_bias == config.output_bias
     )
@@ -122,13 +131,16 @@ def both_rope_forms(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attention_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
-    return {
-        "n_heads_in_group": config.num_heads // variant.kv_heads
-        if isinstance(variant, Gqa)
-        else None,
+    entry: dict[str, Any] = {
+        "n_heads_in_group": None,
         "no_op": isinstance(variant, NoOp),
         "replace_with_linear": isinstance(variant, Linear),
     }
+    if isinstance(variant, Gqa):
+        entry["n_heads_in_group"] = config.num_heads // variant.kv_heads
+        if variant.own_window is not None:
+            entry["window_length"] = variant.own_window
+    return entry
 
 
 def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
@@ -141,7 +153,17 @@ def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
         if _fits_multiplier(variant, config.hidden_size):
             return entry | {"ffn_mult": _multiplier(variant, config.hidden_size)}
         return entry | {"intermediate_size": variant.intermediate_size}
+    if isinstance(variant, Moe):
+        sizes = zip(_EXPERT_SIZES, (variant.top_k, variant.width), strict=True)
+        own = {key: size for key, size in sizes if size is not None}
+        return entry | {"num_local_experts": variant.experts} | own
     return entry
+
+
+def _fits_stock_block(block: BlockChoice, hidden_size: int) -> bool:
+    attention, ffn = block.attention_variant, block.ffn_variant
+    windowed = isinstance(attention, Gqa) and attention.own_window is not None
+    return not windowed and not (isinstance(ffn, Mlp) and not _fits_multiplier(ffn, hidden_size))
 
 
 def _multiplier(ffn: Mlp, hidden_size: int) -> float:
@@ -185,6 +207,9 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     ]
     parent, parent_raw = _parent_of(raw, variants, file)
     config = ParentConfig.from_dict(parent_raw, name=parent, where=str(file))
+    for _, ffn in variants:
+        if isinstance(ffn, Moe):  # their tensors have names by the parent's type
+            check_variant(ffn, config)
     layers = _layers(raw.get("puzzle_search") or {}, len(variants), file)
     choices = (
         BlockChoice(attention=str(attention), ffn=str(ffn), layers=covered)
@@ -253,7 +278,10 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     assert isinstance(entry, dict)
     if entry.get("parallel_blocks"):
         raise InputError(f"{where}: parallel_blocks is not supported", remedy="use another child")
-    attention = _unsized(entry["attention"], ("n_heads_in_group",), f"{where}, attention")
+    sizes = ("n_heads_in_group",)
+    attention = _unsized(
+        entry["attention"], sizes, f"{where}, attention", beside=("window_length",)
+    )
     if attention is None:
         group = _size(entry["attention"], "n_heads_in_group", f"{where}, attention")
         if heads % group:
@@ -261,9 +289,14 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
                 f"{where}: n_heads_in_group {group} does not divide the {heads} query heads",
                 remedy="correct n_heads_in_group",
             )
-        attention = Gqa(heads // group)
-    ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn")
-    if ffn is None and entry["ffn"].get("ffn_mult") is None:
+        window = None
+        if entry["attention"].get("window_length") is not None:
+            window = _size(entry["attention"], "window_length", f"{where}, attention")
+        attention = Gqa(heads // group, window)
+    ffn = _unsized(entry["ffn"], _FFN_SIZES, f"{where}, ffn", beside=_EXPERT_SIZES)
+    if ffn is None and entry["ffn"].get("num_local_experts") is not None:
+        ffn = _read_experts(entry["ffn"], f"{where}, ffn")
+    elif ffn is None and entry["ffn"].get("ffn_mult") is None:
         ffn = Mlp(_size(entry["ffn"], "intermediate_size", f"{where}, ffn"))
     elif ffn is None:
         multiplier = entry["ffn"].get("ffn_mult")
@@ -277,22 +310,39 @@ def _read_block(entry: object, hidden: int, heads: int, where: str) -> tuple[Var
     return attention, ffn
 
 
-def _unsized(entry: object, sizes: tuple[str, ...], where: str) -> Variant | None:
-    """The no-op or linear variant that an entry names; None where its size decides."""
+def _read_experts(entry: dict[str, Any], where: str) -> Moe:
+    top_k, width = (
+        None if entry.get(key) is None else _size(entry, key, where) for key in _EXPERT_SIZES
+    )
+    return Moe(_size(entry, "num_local_experts", where), top_k, width)
+
+
+def _unsized(
+    entry: object, sizes: tuple[str, ...], where: str, *, beside: tuple[str, ...] = ()
+) -> Variant | None:
+    """The no-op or linear variant that an entry names; None where its size decides.
+
+    Args:
+        entry: of a subblock.
+        sizes: keys of which one gives its size.
+        where: the file and block, for messages.
+        beside: further keys that it may have.
+    """
     flags = ("no_op", "replace_with_linear")
     if not isinstance(entry, dict):
         raise InputError(
             f"{where}: {entry!r} is not an object", remedy=f"write {{{sizes[0]}: ...}}"
         )
-    if len([size for size in sizes if entry.get(size) is not None]) > 1:
-        raise InputError(f"{where}: {' and '.join(sizes)} are given", remedy="keep one of them")
+    given = [size for size in sizes if entry.get(size) is not None]
+    if len(given) > 1:
+        raise InputError(f"{where}: {' and '.join(given)} are given", remedy="keep one of them")
     for key, value in entry.items():
         if key in flags and type(value) is not bool:
             raise InputError(
                 f"{where}: {key} must be true or false, not {value!r}", remedy=f"correct {key}"
             )
-        # Windows, sinks, sparsity, experts: published children name them, and leave them empty.
-        if key not in (*flags, *sizes) and value not in (None, False):
+        # Sinks, sparsity: published children name them, and leave them empty.
+        if key not in (*flags, *sizes, *beside) and value not in (None, False):
             raise InputError(f"{where}: {key} is not supported", remedy="use another child")
     if entry.get("no_op"):
         return NoOp()

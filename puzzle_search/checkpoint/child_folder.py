@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
 from puzzle_search.checkpoint.child import child_config
-from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, checkpoint_name
+from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, stored_parts
 from puzzle_search.checkpoint.writer import CheckpointWriter
 from puzzle_search.errors import InputError
 from puzzle_search.files import folder_written_whole
@@ -98,10 +98,23 @@ def copy_tokenizer(source: str | Path, folder: Path) -> None:
             shutil.copyfile(Path(source) / name, folder / name)
 
 
-def decoder_tensor_name(parameter: str) -> str:
-    """The checkpoint name of a decoder's parameter, e.g. of ``blocks.3.ffn.up_proj.weight``."""
-    if parameter in _OUTSIDE:
-        return _OUTSIDE[parameter]
-    _, block, subblock, local = parameter.split(".", 3)
-    name: Subblock = "attention" if subblock == "attention" else "ffn"
-    return checkpoint_name(name, int(block), local)
+def stored_tensors(
+    subblock: Subblock, block: int, tensors: Mapping[str, torch.Tensor], config: ParentConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A subblock's tensors, by local name, as a checkpoint has them."""
+    for local, tensor in tensors.items():
+        for part in stored_parts(subblock, block, local, tuple(tensor.shape), config):
+            yield part.name, tensor[part.place]
+
+
+def decoder_tensors(
+    weights: Mapping[str, torch.Tensor], config: ParentConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A decoder's weights, by name such as ``blocks.3.ffn.up_proj.weight``, as a checkpoint's."""
+    for parameter, tensor in weights.items():
+        if parameter in _OUTSIDE:
+            yield _OUTSIDE[parameter], tensor
+            continue
+        _, block, subblock, local = parameter.split(".", 3)
+        name: Subblock = "attention" if subblock == "attention" else "ffn"
+        yield from stored_tensors(name, int(block), {local: tensor}, config)

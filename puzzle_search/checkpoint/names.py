@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock, Variant
 from puzzle_search.arch.variants import Shape
+from puzzle_search.checkpoint.experts import StoredPart, is_of_experts, stored_experts
 
 _NORM = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
 _MODULE = {"attention": "self_attn", "ffn": "mlp"}
@@ -33,6 +36,16 @@ def checkpoint_name(subblock: Subblock, block: int, local: str) -> str:
     raise AssertionError(local)
 
 
+def stored_parts(
+    subblock: Subblock, block: int, local: str, shape: Shape, config: ParentConfig
+) -> Iterator[StoredPart]:
+    """The tensors of a checkpoint that hold one of a subblock's: itself, or a layer's experts."""
+    if is_of_experts(local):
+        yield from stored_experts(f"model.layers.{block}", local, shape, config)
+    else:
+        yield StoredPart(checkpoint_name(subblock, block, local), shape, ())
+
+
 def subblock_shapes(variant: Variant, config: ParentConfig) -> dict[str, Shape]:
     """Shapes of a subblock's tensors by local name, its norm among them; empty for a no-op."""
     shapes = variant.tensors(config)
@@ -56,5 +69,6 @@ def all_names(config: ParentConfig, spec: ArchitectureSpec) -> dict[str, Shape]:
         )
         for subblock, variant in own:
             for local, shape in subblock_shapes(variant, config).items():
-                names[checkpoint_name(subblock, index, local)] = shape
+                parts = stored_parts(subblock, index, local, shape, config)
+                names |= {part.name: part.shape for part in parts}
     return names

@@ -8,13 +8,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock, Variant
+from puzzle_search.arch.families import FAMILIES
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint.child import read_model_config
+from puzzle_search.checkpoint.experts import StoredPart
+from puzzle_search.checkpoint.families import StoredRows, stored_rows
 from puzzle_search.checkpoint.names import (
     HEAD,
     all_names,
-    checkpoint_name,
     outside_names,
+    stored_parts,
     subblock_shapes,
 )
 from puzzle_search.checkpoint.quantised import FLOATS, StoredForm, dequantised
@@ -61,12 +64,16 @@ class CheckpointReader:
             self._file_of = dict.fromkeys(open_safetensors(self.folder / _SINGLE).keys(), _SINGLE)
         self._open: dict[str, safe_open] = {}
         self._form = StoredForm(self.folder, self._file_of)
-        self._refuse_others()
-
-    def _refuse_others(self) -> None:
-        """What a model has no place for would be dropped without a word: biases, further layers."""
         config, spec = read_model_config(self.folder)
-        wanted = {*all_names(config, spec), HEAD}  # a tied head may be stored all the same
+        self._stored: dict[str, StoredRows] = {}
+        if read_json(self.folder / "config.json", remedy="").get("model_type") in FAMILIES:
+            self._stored = stored_rows(config.family, all_names(config, spec))
+        self._refuse_others(config, spec)
+
+    def _refuse_others(self, config: ParentConfig, spec: ArchitectureSpec) -> None:
+        """What a model has no place for would be dropped without a word: biases, further layers."""
+        names = {*all_names(config, spec), HEAD}  # a tied head may be stored all the same
+        wanted = {self._stored[name].name if name in self._stored else name for name in names}
         left = self._file_of.keys() - wanted - self._form.scales(wanted)
         others = sorted(name for name in left if not name.endswith(_DERIVED))
         if others:
@@ -111,10 +118,22 @@ class CheckpointReader:
     def tensor(self, name: str, shape: Shape) -> torch.Tensor:
         """Read one tensor; one of 8 bits is multiplied with its scales, and comes in fp32.
 
+        Args:
+            name: as Llama's checkpoints have it, whatever the family stores it as.
+            shape: of the tensor.
+
         Raises:
             InputError: it is absent, has another shape, is of a dtype that is not read, or its
                 file is damaged.
         """
+        if name not in self._stored:
+            return self._whole(name, shape)
+        stored = self._stored[name]
+        whole = self._whole(stored.name, (stored.of_rows, *shape[1:]))
+        return whole if stored.is_whole else whole[stored.rows].clone()
+
+    def _whole(self, name: str, shape: Shape) -> torch.Tensor:
+        """A tensor as it is stored."""
         handle, grid = self._checked(name, shape)
         tensor: torch.Tensor = handle.get_tensor(name)
         if grid is None:
@@ -131,7 +150,11 @@ class CheckpointReader:
                 file is damaged.
         """
         for name, shape in all_names(config, ArchitectureSpec.identity(config)).items():
-            self._checked(name, shape)
+            stored = self._stored.get(name)
+            if stored is None:
+                self._checked(name, shape)
+            else:
+                self._checked(stored.name, (stored.of_rows, *shape[1:]))
 
     def _checked(self, name: str, shape: Shape) -> tuple[safe_open, tuple[int, int] | None]:
         """The open file that holds a tensor of this name and shape, and the grid of its scales."""
@@ -181,9 +204,18 @@ class CheckpointReader:
     ) -> dict[str, torch.Tensor]:
         """Tensors of one subblock by local name."""
         return {
-            local: self.tensor(checkpoint_name(subblock, block, local), shape)
+            local: self._joined(list(stored_parts(subblock, block, local, shape, config)), shape)
             for local, shape in subblock_shapes(variant, config).items()
         }
+
+    def _joined(self, parts: list[StoredPart], shape: Shape) -> torch.Tensor:
+        first = self.tensor(parts[0].name, parts[0].shape)
+        if len(parts) == 1:
+            return first.view(shape)
+        joined = first.new_empty(shape)
+        for part in parts:
+            joined[part.place] = self.tensor(part.name, part.shape)
+        return joined
 
     def outside(self, config: ParentConfig) -> dict[str, torch.Tensor]:
         """Embedding, final norm and untied head, by checkpoint name."""

@@ -23,7 +23,7 @@ def inspect(
     from rich.console import Console
 
     from puzzle_search.arch import architecture_parameters, kv_values_per_token
-    from puzzle_search.arch.change import SubblockChange
+    from puzzle_search.arch.change import SubblockChange, parent_size
     from puzzle_search.checkpoint import read_model_config
     from puzzle_search.cli.layer_map import layer_map, legend, shows_bars
     from puzzle_search.solve.problem.portability import verdicts
@@ -57,11 +57,12 @@ def inspect(
         print(f"{subblock:9}  " + ", ".join(f"{n} x {name}" for name, n in counts.most_common()))
     rows = {
         "attention": [
-            SubblockChange.of(block.attention_variant, config.num_kv_heads)
+            SubblockChange.of(block.attention_variant, parent_size("attention", config))
             for block in found.blocks
         ],
         "FFN": [
-            SubblockChange.of(block.ffn_variant, config.intermediate_size) for block in found.blocks
+            SubblockChange.of(block.ffn_variant, parent_size("ffn", config))
+            for block in found.blocks
         ],
     }
     plain = not shows_bars(console.encoding)

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
 
 _BARS, _DROPPED = "▁▂▃▄▅▆▇█", "·"
 _PLAIN_BARS, _PLAIN_DROPPED = "12345678", "."
-_LINEAR = "~"
-_STYLES = {"kept": "green", "reduced": "yellow", "linear": "magenta", "dropped": "red"}
+_LINEAR, _WINDOWED = "~", "w"
+_STYLES = {
+    "kept": "green",
+    "windowed": "cyan",
+    "reduced": "yellow",
+    "linear": "magenta",
+    "dropped": "red",
+}
 _LABEL = 12
 _GROUP = 10
 
@@ -23,8 +29,8 @@ def legend(*, plain: bool = False) -> str:
     """What the characters of a map mean."""
     bars, dropped = (_PLAIN_BARS, _PLAIN_DROPPED) if plain else (_BARS, _DROPPED)
     return (
-        f"{bars[0]} to {bars[-1]}: KV heads or FFN width left of the parent's;  "
-        f"{_LINEAR} linear;  {dropped} dropped"
+        f"{bars[0]} to {bars[-1]}: KV heads, FFN width or experts left;  "
+        f"{_WINDOWED} window;  {_LINEAR} linear;  {dropped} dropped"
     )
 
 
@@ -39,8 +45,8 @@ def shows_bars(encoding: str) -> bool:
 
 def glyph(change: SubblockChange, *, plain: bool = False) -> str:
     """One character for what is left of a subblock."""
-    if change.change == "linear":
-        return _LINEAR
+    if change.change in ("linear", "windowed"):
+        return _LINEAR if change.change == "linear" else _WINDOWED
     if change.change == "dropped":
         return _PLAIN_DROPPED if plain else _DROPPED
     return (_PLAIN_BARS if plain else _BARS)[

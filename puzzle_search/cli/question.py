@@ -73,7 +73,8 @@ class QuestionOptions(ServingChoice):
     memory: MemoryOption = None
     max_params: MaxParamsOption = None
     max_kv_bytes: Annotated[
-        float | None, typer.Option(help="KV cache of one token.", rich_help_panel=CHILD_PANEL)
+        float | None,
+        typer.Option(help="KV cache by token of a request.", rich_help_panel=CHILD_PANEL),
     ] = None
     max_score: MaxScoreOption = None
     limit: LimitOption = None

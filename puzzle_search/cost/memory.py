@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from puzzle_search.arch import Gqa, Mlp, ParentConfig, Variant
+from puzzle_search.arch import Gqa, ParentConfig, Variant, kept_tokens
 from puzzle_search.errors import InputError
 
 
@@ -87,7 +87,9 @@ _DTYPES = {
 # Tokens of one prefill step; longer prompts are cut into chunks of this size.
 PREFILL_CHUNK_TOKENS = 8192
 _LOGIT_BYTES = 4
+_ROUTER = "gate.weight"
 _CUT_BIASES = {f"{name}_proj.bias" for name in ("q", "k", "v", "gate", "up")}
+_NORMS_OF_HEADS = {"q_norm.weight", "k_norm.weight"}
 
 
 def parse_dtype(name: str) -> Dtype:
@@ -104,17 +106,20 @@ def parse_dtype(name: str) -> Dtype:
 def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) -> int:
     """Weights of one subblock on one of ``tp`` devices, its replicated norm among them.
 
-    KV heads fewer than ``tp`` are replicated; so are the biases of matrices that are cut along
-    their inputs, since these are added to the sum over devices.
+    All experts count, whatever a token passes; they are cut along their width. KV heads fewer than
+    ``tp`` are replicated; so are routers, which stay in the dtype of vectors, and the biases of
+    matrices that are cut along their inputs, since these are added to the sum over devices.
     """
     shapes = variant.tensors(config)
     total = 0.0
+    # A norm over all heads has weights for the heads of a device alone.
+    cut = _CUT_BIASES | (_NORMS_OF_HEADS if config.family.qk_norm == "all" else set())
     for name, shape in shapes.items():
         share = 1 / tp
-        if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj")):
+        if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj", "k_norm")):
             share = math.ceil(variant.kv_heads / tp) / variant.kv_heads
-        is_vector = len(shape) == 1
-        if is_vector and name not in _CUT_BIASES:
+        is_vector = len(shape) == 1 or name == _ROUTER
+        if is_vector and name not in cut:
             share = 1
         total += (
             math.prod(shape) * share * (dtype.vector_bytes if is_vector else dtype.matrix_bytes)
@@ -129,6 +134,12 @@ def kv_bytes_per_token(variant: Variant, config: ParentConfig, dtype: Dtype, tp:
         return 0
     local_heads = math.ceil(variant.kv_heads / tp)
     return 2 * local_heads * config.head_dim * dtype.kv_bytes
+
+
+def kv_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int, tokens: int) -> int:
+    """KV cache of a sequence of ``tokens`` in one subblock, which stops growing at its window."""
+    kept = kept_tokens(variant, config, tokens)
+    return kept * kv_bytes_per_token(variant, config, dtype, tp)
 
 
 def outside_bytes(config: ParentConfig, dtype: Dtype, tp: int) -> int:
@@ -147,18 +158,24 @@ def activation_bytes(
     input_len: int,
     tp: int,
     widest_ffn: int,
+    routed: int = 0,
     max_tokens: int = PREFILL_CHUNK_TOKENS,
 ) -> int:
     """Largest live activations of a step: the FFN of ``max_tokens`` tokens, and a batch's logits.
 
     Counts a full step, as engines run that pack tokens of several prompts; one that keeps
     sequences whole (`puzzle_search.cost.chunks`) stays below.
+
+    Args:
+        config: the parent.
+        dtype: serving precision.
+        batch: sequences.
+        input_len: tokens of a prompt.
+        tp: devices.
+        widest_ffn: most intermediate activations of a token in any FFN.
+        routed: most experts that give a hidden state each for one token.
+        max_tokens: of a step.
     """
     tokens = max(batch, min(batch * input_len, max_tokens))
-    per_token = (4 * config.hidden_size + 2 * widest_ffn / tp) * dtype.vector_bytes
+    per_token = ((4 + routed) * config.hidden_size + 2 * widest_ffn / tp) * dtype.vector_bytes
     return math.ceil(tokens * per_token + batch * config.vocab_size / tp * _LOGIT_BYTES)
-
-
-def ffn_width(variant: Variant) -> int:
-    """Intermediate size of an FFN variant, 0 where it has none."""
-    return variant.intermediate_size if isinstance(variant, Mlp) else 0

@@ -12,12 +12,13 @@ from puzzle_search.arch import (
     ParentConfig,
     Subblock,
     Variant,
+    ffn_channels,
     parse_variant,
+    routed_copies,
 )
 from puzzle_search.cost.memory import (
     activation_bytes,
-    ffn_width,
-    kv_bytes_per_token,
+    kv_bytes,
     outside_bytes,
     weight_bytes,
 )
@@ -42,7 +43,7 @@ def build_cost_table(
     Raises:
         InputError: a profile does not cover a point or a variant.
     """
-    widest = max((ffn_width(parse_variant("ffn", name)) for name in ffn), default=0)
+    ffns = [parse_variant("ffn", name) for name in ffn]
     order: list[OperatingPoint] = []
     parts: list[tuple[list[Floats], list[Floats], list[Floats]]] = []
     for tp in sorted({point.tp for point in points}):
@@ -59,7 +60,7 @@ def build_cost_table(
             (
                 pricing.subblock("attention", attention),
                 pricing.subblock("ffn", ffn),
-                pricing.outside(widest),
+                pricing.outside(ffns),
             )
         )
     attention_arrays, ffn_arrays, outside = (
@@ -145,12 +146,11 @@ class _Pricing:
         return [np.stack(column, axis=1) for column in zip(*columns, strict=True)]
 
     def _memory(self, variant: Variant) -> Floats:
-        tokens = self.batches * (self.scenario.input_len + self.scenario.output_len)
-        dtype = self.target.dtype
-        kv_bytes = tokens * kv_bytes_per_token(variant, self.config, dtype, self.tp)
-        return weight_bytes(variant, self.config, dtype, self.tp) + kv_bytes
+        dtype, tokens = self.target.dtype, self.scenario.tokens
+        of_sequence = kv_bytes(variant, self.config, dtype, self.tp, tokens)
+        return weight_bytes(variant, self.config, dtype, self.tp) + self.batches * of_sequence
 
-    def outside(self, widest_ffn: int) -> list[Floats]:
+    def outside(self, ffns: Sequence[Variant]) -> list[Floats]:
         """The same two times, weights and activations outside the blocks, (batches,) each."""
         before, after = self._summed(self.target.latency.outside_us)
         dtype = self.target.dtype
@@ -161,7 +161,8 @@ class _Pricing:
                 batch=int(batch),
                 input_len=self.scenario.input_len,
                 tp=self.tp,
-                widest_ffn=widest_ffn,
+                widest_ffn=max((ffn_channels(ffn, self.config) for ffn in ffns), default=0),
+                routed=max((routed_copies(ffn, self.config) for ffn in ffns), default=0),
                 max_tokens=self.target.serving.max_tokens,
             )
             for batch in self.batches

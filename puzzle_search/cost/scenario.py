@@ -19,6 +19,11 @@ class Scenario:
         return f"{self.input_len}/{self.output_len}"
 
     @property
+    def tokens(self) -> int:
+        """Length of a request at its end."""
+        return self.input_len + self.output_len
+
+    @property
     def decode_steps(self) -> int:
         """Steps after prefill, which itself gives the first output token."""
         return self.output_len - 1

@@ -177,8 +177,11 @@ def _static(serving: Serving, scenario: Scenario, batch: Floats, tp: int) -> lis
     nodes = max(1, min(_CONTEXT_NODES, scenario.decode_steps))
     middle = (np.arange(nodes) + 0.5) / nodes
     contexts = scenario.input_len + 0.5 + middle * scenario.decode_steps
-    step = Step.of(tp=tp, decoding=batch[:, None], decode_context=contexts)
-    each = np.full(step.shape, scenario.decode_steps / nodes)
+    each_steps = scenario.decode_steps / nodes
+    step = Step.of(
+        tp=tp, decoding=batch[:, None], decode_context=contexts, decode_spread=each_steps
+    )
+    each = np.full(step.shape, each_steps)
     return [*shares, Share(step=step, before=np.zeros_like(each), after=each)]
 
 
@@ -214,9 +217,11 @@ def _in_flight(serving: Serving, scenario: Scenario, batch: Floats, tp: int) -> 
         tp=tp,
         decoding=np.stack([decoding, batch], axis=1),
         decode_context=scenario.input_len + scenario.output_len / 2,
+        decode_spread=scenario.output_len,
         prompts=np.stack([crowd, np.zeros_like(crowd)], axis=1),
         prompt_tokens=np.stack([piece_tokens] * kinds, axis=1),
         prompt_context=np.stack([piece_context] * kinds, axis=1),
+        prompt_spread=np.stack([piece_tokens * (pieces - 1)] * kinds, axis=1),
         first_tokens=np.stack([first_tokens, np.zeros_like(crowd)], axis=1),
     )
     before = np.stack([wait, np.zeros_like(wait)], axis=1)

@@ -24,6 +24,8 @@ from puzzle_search.errors import InputError
 
 # Knots of the step times per doubling of the sequences, and of the prompt tokens.
 _KNOTS = 2
+# Knots between the shortest context and the longest: step times bend where a window ends.
+_CONTEXT_KNOTS = 5
 # A rate is beyond capacity where the queue grows to so many requests per place in the batch.
 _QUEUE = 20
 
@@ -135,7 +137,7 @@ class _StepTimes:
 
     sequences: list[float]
     tokens: list[float]
-    context: tuple[float, float]
+    context: list[float]
     table_ms: list[list[list[float]]]
 
     @classmethod
@@ -145,7 +147,8 @@ class _StepTimes:
         new = max(1.0, scenario.input_len * (1 - target.serving.prefix_hit))
         most = float(target.serving.max_tokens)
         sequences, tokens = _knots(1, batch), _knots(min(new, 64), most, new)
-        contexts = (float(scenario.input_len + 1), float(scenario.input_len + scenario.output_len))
+        low, high = scenario.input_len + 1, scenario.tokens
+        contexts = np.linspace(low, high, _CONTEXT_KNOTS)
         d, p, context = np.meshgrid([0.0, *sequences], [0.0, *tokens], contexts, indexing="ij")
         prompts = np.where(p > 0, np.maximum(1.0, p / new), 0.0)
         piece = np.where(p > 0, np.minimum(p, new), 1.0)
@@ -153,9 +156,12 @@ class _StepTimes:
             tp=tp,
             decoding=np.where(p + d > 0, d, 1.0),
             decode_context=context,
+            # Requests at all stages: as far apart as their mean lets them be.
+            decode_spread=2 * np.minimum(context - low, high - context),
             prompts=prompts,
             prompt_tokens=piece,
             prompt_context=scenario.input_len - (new - piece) / 2,
+            prompt_spread=new - piece,
             first_tokens=np.minimum(prompts, p / new),
         )
         us = target.latency.outside_us(step)
@@ -167,7 +173,7 @@ class _StepTimes:
         return cls(
             sequences=[0.0, *sequences],
             tokens=[0.0, *tokens],
-            context=contexts,
+            context=contexts.tolist(),
             table_ms=(us / 1e3).tolist(),
         )
 
@@ -175,13 +181,12 @@ class _StepTimes:
         """Milliseconds of one step."""
         i, u = _place(self.sequences, sequences)
         j, v = _place(self.tokens, tokens)
-        low, high = self.context
-        w = min(1.0, max(0.0, (context - low) / (high - low))) if high > low else 0.0
+        k, w = _place(self.context, context)
         total = 0.0
         for di, dj in product((0, 1), (0, 1)):
             weight = (u if di else 1 - u) * (v if dj else 1 - v)
             if weight:
-                at_low, at_high = self.table_ms[i + di][j + dj]
+                at_low, at_high = self.table_ms[i + di][j + dj][k : k + 2]
                 total += weight * (at_low + w * (at_high - at_low))
         return total
 
@@ -194,7 +199,8 @@ def _knots(least: float, most: float, *others: float) -> list[float]:
 
 def _place(axis: list[float], at: float) -> tuple[int, float]:
     index = min(max(0, bisect_right(axis, at) - 1), len(axis) - 2)
-    return index, min(1.0, max(0.0, (at - axis[index]) / (axis[index + 1] - axis[index])))
+    length = axis[index + 1] - axis[index]
+    return index, min(1.0, max(0.0, (at - axis[index]) / length)) if length else 0.0
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import (
     CheckpointReader,
     check_replaceable,
-    decoder_tensor_name,
+    decoder_tensors,
     load_decoder,
     write_child,
 )
@@ -126,7 +126,7 @@ def distill(
                 target,
                 distiller.child.config,
                 spec,
-                ((decoder_tensor_name(name), tensor) for name, tensor in weights.items()),
+                decoder_tensors(weights, distiller.child.config),
                 dtype=out_dtype,
                 tokenizer_from=child,
                 records={RECORD: json.dumps(record, indent=1)},

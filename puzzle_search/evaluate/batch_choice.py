@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from puzzle_search.arch import ArchitectureSpec, ParentConfig
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, ffn_channels, routed_copies
 from puzzle_search.cost import Dtype, Scenario
 from puzzle_search.cost.memory import (
     activation_bytes,
-    ffn_width,
-    kv_bytes_per_token,
+    kv_bytes,
     outside_bytes,
     weight_bytes,
 )
@@ -61,18 +60,18 @@ def serving_bytes(
 ) -> int:
     """Weights, KV cache and activations of a batch on one device, by closed form."""
     variants = [v for block in spec.blocks for v in (block.attention_variant, block.ffn_variant)]
-    tokens = batch * (scenario.input_len + scenario.output_len)
     return (
         sum(weight_bytes(variant, config, dtype, 1) for variant in variants)
         + outside_bytes(config, dtype, 1)
-        + tokens * sum(kv_bytes_per_token(variant, config, dtype, 1) for variant in variants)
+        + batch * sum(kv_bytes(variant, config, dtype, 1, scenario.tokens) for variant in variants)
         + activation_bytes(
             config,
             dtype,
             batch=batch,
             input_len=scenario.input_len,
             tp=1,
-            widest_ffn=max(ffn_width(variant) for variant in variants),
+            widest_ffn=max(ffn_channels(variant, config) for variant in variants),
+            routed=max(routed_copies(variant, config) for variant in variants),
         )
     )
 

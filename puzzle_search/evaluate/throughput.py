@@ -39,7 +39,7 @@ def open_engine(decoder: ServingDecoder, scenario: Scenario, batch: int) -> Engi
     Raises:
         InputError: the scenario exceeds the context of the model.
     """
-    engine = Engine(decoder, slots=batch, max_length=scenario.input_len + scenario.output_len)
+    engine = Engine(decoder, slots=batch, max_length=scenario.tokens)
     chunk = sequences_per_chunk(scenario.input_len, engine.chunk_tokens)
     engine.calibrate(random_prompts(decoder, min(batch, chunk), scenario))
     return engine

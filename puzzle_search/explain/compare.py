@@ -14,7 +14,7 @@ from puzzle_search.arch import (
     parse_variant,
     subblock_parameters,
 )
-from puzzle_search.arch.change import SubblockChange
+from puzzle_search.arch.change import SubblockChange, parent_size
 from puzzle_search.cost import Scenario, ScenarioCost
 from puzzle_search.errors import InputError
 from puzzle_search.solve.question.setting import Setting
@@ -68,7 +68,7 @@ class SpecComparison:
     def changes(self, subblock: Subblock, which: int) -> list[SubblockChange]:
         """What became of a subblock in each layer of the first (0) or second (1) spec."""
         config = self.setting.config
-        size = config.num_kv_heads if subblock == "attention" else config.intermediate_size
+        size = parent_size(subblock, config)
         return [
             SubblockChange.of(parse_variant(subblock, getattr(block, subblock)), size)
             for block in _by_layer(self.specs[which])

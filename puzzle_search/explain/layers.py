@@ -8,12 +8,11 @@ from typing import Any
 from puzzle_search.arch import (
     ArchitectureSpec,
     BlockChoice,
-    Gqa,
-    Mlp,
     architecture_parameters,
+    parse_variant,
     subblock_parameters,
 )
-from puzzle_search.arch.change import SubblockChange
+from puzzle_search.arch.change import SubblockChange, parent_size
 from puzzle_search.cost import CostTable, Scenario, ScenarioCost
 from puzzle_search.errors import InputError
 from puzzle_search.solve.question.setting import Setting
@@ -167,8 +166,8 @@ def _block(block: BlockChoice, setting: Setting, table: CostTable, index: int) -
     config, count = setting.config, len(block.layers)
     saved_us, saved_bytes, saved_parameters = 0.0, 0.0, 0
     for costs, own, chosen in (
-        (table.attention, Gqa(config.num_kv_heads), block.attention_variant),
-        (table.ffn, Mlp(config.intermediate_size), block.ffn_variant),
+        (table.attention, parse_variant("attention", config.attention), block.attention_variant),
+        (table.ffn, parse_variant("ffn", config.ffn), block.ffn_variant),
     ):
         before, after = costs.columns([str(own), str(chosen)])
         time_us, memory = costs.total_us[index], costs.memory_bytes[index]
@@ -178,8 +177,8 @@ def _block(block: BlockChoice, setting: Setting, table: CostTable, index: int) -
         saved_parameters -= subblock_parameters(chosen, config)
     return BlockExplanation(
         layers=block.layers,
-        attention=SubblockChange.of(block.attention_variant, config.num_kv_heads),
-        ffn=SubblockChange.of(block.ffn_variant, config.intermediate_size),
+        attention=SubblockChange.of(block.attention_variant, parent_size("attention", config)),
+        ffn=SubblockChange.of(block.ffn_variant, parent_size("ffn", config)),
         damage=setting.damage(block),
         saved_us=float(saved_us),
         saved_bytes=round(saved_bytes),

@@ -285,11 +285,22 @@ def _ffn_of(setting: _Setting, part: Part | None) -> str:
     return str(part.variant)
 
 
+def unfused(config: ParentConfig) -> dict[str, Any]:
+    """The parent's configuration of weights as they are exported: neither quantised nor fused.
+
+    Of a family with fused tensors it is Mistral's, whose model of the parts is the same.
+    """
+    given = {key: value for key, value in config.raw.items() if key != "quantization_config"}
+    if config.family.fused:
+        given |= {"model_type": "mistral", "sliding_window": config.sliding_window}
+    return given
+
+
 def _own_config(
     config: ParentConfig, blocks: int, uniform: tuple[int, int], dtype: str
 ) -> dict[str, Any]:
     """The parent's configuration with other sizes."""
-    given = dict(config.raw)
+    given = unfused(config)
     for key in ("dtype", "torch_dtype", "auto_map"):
         given.pop(key, None)
     if isinstance(given.get("layer_types"), list):
@@ -298,7 +309,7 @@ def _own_config(
         given
         | both_rope_forms(config.raw)
         | {
-            "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
+            "architectures": [f"{given['model_type'].capitalize()}ForCausalLM"],
             "num_hidden_layers": blocks,
             "num_key_value_heads": uniform[0],
             "intermediate_size": uniform[1],

@@ -33,7 +33,7 @@ from puzzle_search.solve.problem.portability import check_exportable
 
 ENGINE = "llama.cpp"
 _ZERO_WIDTH = 32  # the least that every type can store: they hold 32 weights in a block or fewer
-_OWN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_OWN = {"llama": "llama", "mistral": "llama", "phi3": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _INTERLEAVED = ("llama", "deci")  # pairs of rotary lie beside each other
 _SLOT = {"attention": "attn", "ffn": "ffn"}
 _LOCAL = {

@@ -15,7 +15,7 @@ from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint import CheckpointReader, child_config
 from puzzle_search.checkpoint.child import MODEL_MODULE, OWN_TYPE
 from puzzle_search.checkpoint.names import all_names
-from puzzle_search.export.decilm_plan import TYPES, check_type, plan_decilm
+from puzzle_search.export.decilm_plan import TYPES, check_type, plan_decilm, unfused
 from puzzle_search.export.plan import ExportPlan, PlannedTensor
 from puzzle_search.solve.problem.portability import check_exportable
 
@@ -84,6 +84,7 @@ def _header(config: ParentConfig, spec: ArchitectureSpec, dtype: str) -> dict[st
             "AutoConfig": f"{MODEL_MODULE}.PuzzleSearchConfig",
             "AutoModelForCausalLM": f"{MODEL_MODULE}.PuzzleSearchForCausalLM",
         },
+        "puzzle_search": kept["puzzle_search"] | {"parent_config": unfused(config)},
         "tie_word_embeddings": config.tie_embeddings,
         "sliding_window": config.sliding_window,
         "pad_token_id": config.raw.get("pad_token_id"),

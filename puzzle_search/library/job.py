@@ -110,7 +110,9 @@ class _Window:
         self._held_out = replace(first.held_out, outputs=last.held_out.outputs)
         self._blocks, self._length, _ = first.train.inputs.shape
         self._rows = rows_of_a_step(job.settings, self._blocks, self._length)
-        self._rotary: RotarySlice = job.parent.rotary(self._length)
+        self._angles: RotarySlice = job.parent.rotary(self._length)
+        # A block for several layers stands where the first of them does.
+        self._rotary = self._angles.of_layer(self._first, job.parent.config)
         self._layer: tuple[int, ParentLayer, dict[Subblock, Calibration]] | None = None
 
     def train(self, group: Sequence[Replacement]) -> Iterator[TrainedBlock]:
@@ -191,14 +193,14 @@ class _Window:
             layer = self._job.parent.layer(number)
             seen = self._job.layers[index].train
             calibrations: dict[Subblock, Calibration] = {
-                "attention": self._calibration("attention", layer, seen),
-                "ffn": self._calibration("ffn", layer, seen),
+                "attention": self._calibration("attention", number, layer, seen),
+                "ffn": self._calibration("ffn", number, layer, seen),
             }
             self._layer = number, layer, calibrations
         return self._layer
 
     def _calibration(
-        self, subblock: Subblock, layer: ParentLayer, seen: LayerActivations
+        self, subblock: Subblock, number: int, layer: ParentLayer, seen: LayerActivations
     ) -> Calibration:
         attention = subblock == "attention"
         before = seen.inputs if attention else seen.middle
@@ -213,7 +215,9 @@ class _Window:
                     yield before.rows(part, device), after.rows(part, device)
 
         module = layer.attention if attention else layer.ffn
-        return Calibration(self._job.parent.config, subblock, module, chunks, self._rotary)
+        config = self._job.parent.config
+        rotary = self._angles.of_layer(number, config)
+        return Calibration(config, subblock, module, chunks, rotary)
 
     def _error(self, student: Student, parent: ParentLayer, blocks: int | None = None) -> float:
         return block_error(

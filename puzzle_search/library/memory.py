@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from puzzle_search.arch import ParentConfig, Replacement, parse_variant, subblock_parameters
+from puzzle_search.arch import (
+    ParentConfig,
+    Replacement,
+    ffn_channels,
+    parse_variant,
+    routed_copies,
+    subblock_parameters,
+)
 from puzzle_search.errors import InputError
 from puzzle_search.library.bld import BldSettings
 
@@ -119,9 +126,10 @@ def _working_bytes(
     hidden = config.hidden_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     # Of a token: the residual stream around both subblocks, projections and attended values,
-    # attention weights where no fused kernel serves, the FFN's channels; their gradients too.
+    # attention weights where no fused kernel serves, the FFN's channels and what goes to its
+    # experts and comes from them; their gradients too.
     values = 10 * hidden + 4 * (queries + keys) + 2 * config.num_heads * length
-    values += 5 * config.intermediate_size
+    values += 5 * ffn_channels(ffn, config) + 3 * routed_copies(ffn, config) * hidden
     step_tokens = max(settings.batch_tokens, length)
     step = step_tokens * (2 * values * dtype.itemsize + 4 * 4 * hidden)
     linear = any("linear" in key for key in replacements)

@@ -16,6 +16,7 @@ from puzzle_search.library.states import HiddenStates, LayerActivations, StatesW
 from puzzle_search.model import Rotary, SubblockModule
 from puzzle_search.model.memory import gpu_memory_reported
 from puzzle_search.model.rope import RotarySlice
+from puzzle_search.model.subblocks.base import scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Parent:
         )
 
     def rotary(self, length: int) -> RotarySlice:
-        """Angles of the first ``length`` positions."""
+        """Angles of the first ``length`` positions, in layers that rotate."""
         return Rotary(self.config).slice(
             0, length, torch.empty(0, dtype=self.dtype, device=self.device)
         )
@@ -87,7 +88,8 @@ class ParentPass:
         shape = (*ids.shape, table.shape[1])
         with self._writer(shape, f"before_000_{number}") as writer:
             for part in ids.split(self._rows):
-                writer.append(table[part].to(self._parent.dtype))
+                rows = table[part].to(self._parent.dtype)
+                writer.append(scaled(rows, self._parent.config.scales.embedding))
             return writer.finish()
 
     def _writer(self, shape: tuple[int, ...], name: str) -> StatesWriter:
@@ -111,14 +113,15 @@ class ParentPass:
         return seen
 
     def _pass(self, layer: ParentLayer, inputs: HiddenStates, number: int) -> LayerActivations:
+        rotary = self._rotary.of_layer(self._layer, self._parent.config)
         with (
             self._writer(inputs.shape, f"middle_{self._layer:03d}_{number}") as middles,
             self._writer(inputs.shape, f"before_{self._layer + 1:03d}_{number}") as outputs,
         ):
             for rows in inputs.chunks(self._rows):
                 hidden = inputs.rows(rows, self._parent.device)
-                middle = layer.attention(hidden, self._rotary, None)
-                output = layer.ffn(middle, self._rotary, None)
+                middle = layer.attention(hidden, rotary, None)
+                output = layer.ffn(middle, rotary, None)
                 if not output.isfinite().all():
                     raise InputError(
                         f"layer {self._layer} of the parent gives activations that are not finite",

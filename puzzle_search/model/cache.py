@@ -8,7 +8,10 @@ from puzzle_search.arch import Gqa, ParentConfig, Variant
 
 
 class LayerCache:
-    """Keys and values of one attention subblock, (B, K, max length, E) each."""
+    """Keys and values of one attention subblock, (B, K, max length, E) each.
+
+    All tokens stay, those that a window has passed among them, so that a cache can be rewound.
+    """
 
     def __init__(
         self,

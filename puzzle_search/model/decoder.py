@@ -15,17 +15,18 @@ from puzzle_search.errors import InputError
 from puzzle_search.model.cache import KvCache, LayerCache
 from puzzle_search.model.rope import Rotary, RotarySlice
 from puzzle_search.model.subblocks import make_subblock
+from puzzle_search.model.subblocks.base import scaled
 
 
 def check_context(config: ParentConfig, length: int, remedy: str) -> None:
-    """Check that so many tokens can attend to each other.
+    """Check that a model has positions for so many tokens.
 
     Raises:
-        InputError: they are more than the positions or the sliding window.
+        InputError: it has fewer.
     """
     if length > config.max_context:
         raise InputError(
-            f"{length} tokens exceed the {config.max_context} that {config.name} can attend to",
+            f"{length} tokens exceed the {config.max_context} positions of {config.name}",
             remedy=remedy,
         )
 
@@ -69,7 +70,7 @@ class HeterogeneousDecoder(nn.Module):
         """An empty cache for ``batch`` sequences of up to ``max_length`` tokens.
 
         Raises:
-            InputError: the context is longer than the model can attend to.
+            InputError: the context is longer than the model has positions.
         """
         check_context(self.config, max_length, "ask for a shorter prompt or fewer new tokens")
         weight = self.embedding.weight
@@ -91,15 +92,16 @@ class HeterogeneousDecoder(nn.Module):
         inside it (activation checkpointing).
 
         Raises:
-            InputError: a full pass is longer than the model can attend to.
+            InputError: a full pass is longer than the model has positions.
         """
         if cache is None:
             check_context(self.config, ids_BL.shape[1], "use shorter blocks of tokens")
         start = cache.length if cache is not None else 0
-        x_BLD: torch.Tensor = self.embedding(ids_BL)
-        rotary = self.rotary.slice(start, ids_BL.shape[1], x_BLD)
+        x_BLD: torch.Tensor = scaled(self.embedding(ids_BL), self.config.scales.embedding)
+        angles = self.rotary.slice(start, ids_BL.shape[1], x_BLD)
         for index, block in enumerate(self.blocks):
             layer = cache.layers[index] if cache is not None else None
+            rotary = angles.of_layer(self.spec.blocks[index].layers[0], self.config)
             if recompute:
                 x_BLD = checkpoint(block, x_BLD, rotary, layer, use_reentrant=False)
             else:
@@ -112,13 +114,14 @@ class HeterogeneousDecoder(nn.Module):
         """Final hidden states before the last norm, (B, L, D); extends ``cache`` if given.
 
         Raises:
-            InputError: a full pass is longer than the model can attend to.
+            InputError: a full pass is longer than the model has positions.
         """
         return deque(self.block_states(ids_BL, cache), maxlen=1).pop()
 
     def logits(self, x_BLD: torch.Tensor) -> torch.Tensor:
         """Logits (B, L, vocabulary) of final hidden states."""
-        return F.linear(self.norm(x_BLD), self.head.weight)
+        logits = F.linear(self.norm(x_BLD), self.head.weight)
+        return scaled(logits, self.config.scales.logits)
 
     def next_greedy(self, ids_BL: torch.Tensor, cache: KvCache) -> torch.Tensor:
         """One engine step: extend the cache, return the likeliest next token of each, (B, 1)."""

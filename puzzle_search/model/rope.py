@@ -19,6 +19,15 @@ class RotarySlice(NamedTuple):
     cos_LE: torch.Tensor
     sin_LE: torch.Tensor
 
+    @property
+    def still(self) -> RotarySlice:
+        """The same positions of a layer that rotates nothing."""
+        return RotarySlice(torch.ones_like(self.cos_LE), torch.zeros_like(self.sin_LE))
+
+    def of_layer(self, layer: int, config: ParentConfig) -> RotarySlice:
+        """As that layer of a parent rotates."""
+        return self.still if layer in config.unrotated else self
+
 
 class RopeFrequencies(NamedTuple):
     """Base, by what each plain frequency is divided (E / 2), and the factor on cos and sin."""

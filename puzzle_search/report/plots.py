@@ -16,7 +16,13 @@ from puzzle_search.packages import installed
 # Those of the page in light mode (`page/page.css`).
 INK, MUTED, LINE = "#1c2126", "#626c76", "#dfe3e6"
 PARENT, CHILD = "#8b949d", "#0b7a75"
-CHANGES = {"kept": "#93a0ad", "reduced": "#2f6fd0", "linear": "#cc8100", "dropped": "#cf3f4f"}
+CHANGES = {
+    "kept": "#93a0ad",
+    "windowed": "#2a9d8f",
+    "reduced": "#2f6fd0",
+    "linear": "#cc8100",
+    "dropped": "#cf3f4f",
+}
 _CURVES = (PARENT, CHILD, *(CHANGES[name] for name in ("reduced", "linear", "dropped")), INK)
 _SUFFIXES = (".png", ".svg")
 _STYLE = {

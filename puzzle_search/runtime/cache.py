@@ -1,4 +1,8 @@
-"""KV cache of fixed slots, sized by layer: a block without attention has none."""
+"""KV cache of fixed slots, sized by layer: a block without attention has none.
+
+A layer whose window is shorter than its slots keeps the window alone, as a ring: the token of
+position p lies at p modulo the window.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ from puzzle_search.arch import Gqa, ParentConfig, Variant
 
 
 class LayerSlots:
-    """Keys and values of one attention subblock, (slots, max length, K, E) each.
+    """Keys and values of one attention subblock, (slots, kept tokens, K, E) each.
+
+    Attributes:
+        window: tokens that a slot keeps where that is a window; None where it keeps them all.
 
     In the memory of a CPU the positions of a head lie together, as torch's attention there reads
     them; on a GPU the heads of a position do, as kernels for paged caches have it.
@@ -23,10 +30,12 @@ class LayerSlots:
         *,
         slots: int,
         max_length: int,
+        window: int | None = None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (slots, max_length, kv_heads, head_dim)
+        self.window = ring_of(window, max_length)
+        shape = (slots, self.window or max_length, kv_heads, head_dim)
         count = math.prod(shape)
         self.keys_BSKE = as_slots(torch.zeros(count, dtype=dtype, device=device), shape)
         self.values_BSKE = as_slots(torch.zeros(count, dtype=dtype, device=device), shape)
@@ -35,6 +44,11 @@ class LayerSlots:
     def num_bytes(self) -> int:
         """Bytes of keys and values."""
         return self.keys_BSKE.nbytes + self.values_BSKE.nbytes
+
+
+def ring_of(window: int | None, max_length: int) -> int | None:
+    """The window of slots that are longer than it; None where nothing is ever passed."""
+    return window if window is not None and window < max_length else None
 
 
 def as_slots(memory: torch.Tensor, shape: tuple[int, int, int, int]) -> torch.Tensor:
@@ -64,6 +78,7 @@ class SlotCache:
                 config.head_dim,
                 slots=slots,
                 max_length=max_length,
+                window=variant.window(config),
                 dtype=dtype,
                 device=device,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,7 @@ from puzzle_search.checkpoint import CheckpointReader
 from puzzle_search.checkpoint.child import read_model_config
 from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD
 from puzzle_search.model import Rotary
+from puzzle_search.model.subblocks.base import scaled
 from puzzle_search.runtime.cache import LayerSlots, SlotCache
 from puzzle_search.runtime.fuse import add_norm
 from puzzle_search.runtime.precision import Precision
@@ -149,15 +151,17 @@ class ServingDecoder(nn.Module):
         self, ids_N: torch.Tensor, step: Step, cache: SlotCache
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Residual stream after all blocks, and what is still to be added to it, (N, D) each."""
-        residual_ND = F.embedding(ids_N, self.embedding)
+        unrotated, scales = self.config.unrotated, self.config.scales
+        residual_ND = scaled(F.embedding(ids_N, self.embedding), scales.embedding)
         delta_ND: torch.Tensor | None = None
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
-            residual_ND, delta_ND = block(residual_ND, delta_ND, step, layer)
+        still = replace(step, rotary=step.rotary.still) if unrotated else step
+        for choice, block, layer in zip(self.spec.blocks, self.blocks, cache.layers, strict=True):
+            here = still if choice.layers[0] in unrotated else step
+            residual_ND, delta_ND = block(residual_ND, delta_ND, here, layer)
         return residual_ND, delta_ND
 
     def logits(self, residual_ND: torch.Tensor, delta_ND: torch.Tensor | None) -> torch.Tensor:
         """Logits (N, vocabulary) of final hidden states."""
-        _, normed_ND = add_norm(
-            residual_ND, delta_ND, self.norm_weight, self.config.rms_norm_eps, None
-        )
-        return F.linear(normed_ND, self.head)
+        eps, scales = self.config.rms_norm_eps, self.config.scales
+        _, normed_ND = add_norm(residual_ND, delta_ND, self.norm_weight, eps, None, scales.residual)
+        return scaled(F.linear(normed_ND, self.head), scales.logits)

@@ -15,10 +15,11 @@ from puzzle_search.model import Sampler, draw
 from puzzle_search.model.decoder import check_context
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.runtime.attention import make_decode_attention
+from puzzle_search.runtime.cache import ring_of
 from puzzle_search.runtime.decoder import ServingDecoder
 from puzzle_search.runtime.freed_memory import keep_freed_memory
 from puzzle_search.runtime.linear import calibrating
-from puzzle_search.runtime.step import DecodeStep, PrefillStep
+from puzzle_search.runtime.step import DecodeStep, PrefillStep, Ring
 
 _WARM_UP_STEPS = 3  # before a capture: compile, choose algorithms, allocate
 
@@ -63,25 +64,26 @@ class Engine:
         self._logits_BV: torch.Tensor | None = None  # of the last decode step
         config, device = decoder.config, decoder.device
         keep_freed_memory(device)
-        kv_heads = {
-            variant.kv_heads
+        kinds = {
+            (variant.kv_heads, ring_of(variant.window(config), max_length))
             for choice in decoder.spec.blocks
             if isinstance(variant := choice.attention_variant, Gqa)
         }
         self._attention = {
-            heads: make_decode_attention(
+            (heads, window): make_decode_attention(
                 attention,
                 device,
                 slots=slots,
-                max_length=max_length,
+                max_length=window or max_length,
                 num_heads=config.num_heads,
                 kv_heads=heads,
                 head_dim=config.head_dim,
                 dtype=decoder.precision.activation,
                 kv_dtype=decoder.precision.kv,
             )
-            for heads in kv_heads
+            for heads, window in kinds
         }
+        self._windows = {window for _, window in kinds if window is not None}
         with torch.inference_mode():
             cos_SE, sin_SE = decoder.rotary_table(max_length)
             self._cos_S1E, self._sin_S1E = cos_SE[:, None], sin_SE[:, None]
@@ -154,8 +156,8 @@ class Engine:
             min(length + 1, self.max_length) if in_use else 1
             for length, in_use in zip(self.lengths, self._in_use, strict=True)
         ]
-        for attention in self._attention.values():
-            attention.prepare(self.lengths)
+        for (_, window), attention in self._attention.items():
+            attention.prepare([min(length, window or length) for length in self.lengths])
         if self._graph is None:
             self._decode_step()
         else:
@@ -247,6 +249,7 @@ class Engine:
             rotary=self._rotary(positions_B),
             lengths_B=(positions_B + 1).int(),
             attention=self._attention,
+            rings={window: Ring.of(positions_B, window) for window in self._windows},
         )
         residual_BD, delta_BD = self.decoder.hidden_states(self._ids_B, step, self.cache)
         logits_BV = self.decoder.logits(residual_BD, delta_BD)

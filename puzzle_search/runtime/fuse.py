@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from puzzle_search.model.rope import RotarySlice, rotate
+from puzzle_search.model.subblocks.base import scaled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,6 +97,7 @@ def add_norm(
     weight_D: torch.Tensor,
     eps: float,
     scale: torch.Tensor | None,
+    residual_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add what the last subblock gave, then RMSNorm; in FP8 where a scale is given.
 
@@ -103,7 +105,7 @@ def add_norm(
         The residual stream and its norm, both (N, D).
     """
     if delta_ND is not None:
-        residual_ND = residual_ND + delta_ND
+        residual_ND = residual_ND + scaled(delta_ND, residual_scale)
     normed_ND = F.rms_norm(residual_ND, weight_D.shape, weight_D, eps)
     return residual_ND, normed_ND if scale is None else _to_fp8(normed_ND, scale)
 
@@ -123,26 +125,32 @@ def silu_multiply(gate_up_N2W: torch.Tensor, scale: torch.Tensor | None) -> torc
     values_BSKE=(0, 1),
     slots_N=(0,),
     positions_N=(0,),
+    kept_N=(0,),
 )
 def rotate_and_store(
     qkv_NX: torch.Tensor,
     rotary: RotarySlice,
     norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+    query_scale: float,
     keys_BSKE: torch.Tensor,
     values_BSKE: torch.Tensor,
     slots_N: torch.Tensor,
     positions_N: torch.Tensor,
+    kept_N: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split heads, rotate queries and keys, write keys and values into the cache.
 
     Args:
         qkv_NX: query, key and value heads side by side.
         rotary: cosines and signed sines of each row, (N, 1, E).
-        norms: weights of the norms of queries and of keys with their epsilon, if any.
+        norms: weights of the norms of queries and of keys with their epsilon, if any: (E,) for each
+            head by itself, (heads, E) for all together.
+        query_scale: factor on queries.
         keys_BSKE: cached keys, written in place.
         values_BSKE: cached values, written in place.
-        slots_N: cache slot of each row.
-        positions_N: position of each row within its slot.
+        slots_N: cache slot of each row that is kept.
+        positions_N: where each of these lies in its slot.
+        kept_N: which rows are kept; None where all are.
 
     Returns:
         Queries (N, H, E), keys and values (N, K, E), before the cache rounds them.
@@ -153,10 +161,11 @@ def rotate_and_store(
     k_NKE = heads_NXE[:, -2 * kv_heads : -kv_heads]
     v_NKE = heads_NXE[:, -kv_heads:]
     if norms is not None:
-        q_weight_E, k_weight_E, eps = norms
-        q_NHE = F.rms_norm(q_NHE, q_weight_E.shape, q_weight_E, eps)
-        k_NKE = F.rms_norm(k_NKE, k_weight_E.shape, k_weight_E, eps)
-    q_NHE, k_NKE = rotate(q_NHE, rotary), rotate(k_NKE, rotary)
-    keys_BSKE[slots_N, positions_N] = _cached(k_NKE, keys_BSKE.dtype)
-    values_BSKE[slots_N, positions_N] = _cached(v_NKE, values_BSKE.dtype)
+        q_weight, k_weight, eps = norms
+        q_NHE = F.rms_norm(q_NHE, q_weight.shape, q_weight, eps)
+        k_NKE = F.rms_norm(k_NKE, k_weight.shape, k_weight, eps)
+    q_NHE, k_NKE = scaled(rotate(q_NHE, rotary), query_scale), rotate(k_NKE, rotary)
+    kept = slice(None) if kept_N is None else kept_N
+    keys_BSKE[slots_N, positions_N] = _cached(k_NKE[kept], keys_BSKE.dtype)
+    values_BSKE[slots_N, positions_N] = _cached(v_NKE[kept], values_BSKE.dtype)
     return q_NHE, k_NKE, v_NKE

@@ -13,7 +13,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.runtime.fuse import FP8_MAX, quantise
 from puzzle_search.runtime.precision import Precision
 
-_RANDOM_STD = 0.02
+RANDOM_STD = 0.02
 _FP8_MULTIPLE = 16  # of both sizes of a matrix, asked by the libraries that multiply in FP8
 _LEAST_SCALE = 1e-12  # of a matrix or input that is all zeros
 
@@ -79,7 +79,7 @@ class ServingLinear(nn.Module):
     def randomise(self) -> None:
         """Take random normal weights of the size that trained ones have."""
         weight = torch.randn(self.weight.shape, dtype=self._activation, device=self.weight.device)
-        self.load(weight * _RANDOM_STD, self.bias)
+        self.load(weight * RANDOM_STD, self.bias)
 
     def forward(self, x_NI: torch.Tensor) -> torch.Tensor:
         """Apply to rows, (N, in) to (N, out); rows that come in FP8 are divided by the scale."""

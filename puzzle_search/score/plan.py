@@ -12,7 +12,9 @@ import torch
 from puzzle_search.arch import (
     ParentConfig,
     Replacement,
+    ffn_channels,
     parse_variant,
+    routed_copies,
     subblock_parameters,
 )
 from puzzle_search.checkpoint.names import FINAL_NORM
@@ -133,7 +135,10 @@ class _Memory:
         own = _block_parameters(config, "", "")  # which no variant exceeds
         one_by_one = all(map(sources.shares_subblocks, (*blocks, *replacements)))
         weights = (max(own) if one_by_one else sum(own)) * loaded
-        inside = chunk * (3 * config.intermediate_size + 8 * config.hidden_size) * width
+        ffn = parse_variant("ffn", config.ffn)
+        streams_inside = 8 + 3 * routed_copies(ffn, config)
+        values = 3 * ffn_channels(ffn, config) + streams_inside * config.hidden_size
+        inside = chunk * values * width
         logits = 2 * chunk * rows * 4
         attentions: dict[int, set[str]] = defaultdict(set)
         for first, _, attention, _ in replacements:

@@ -15,6 +15,7 @@ import torch
 
 from puzzle_search.arch import Replacement
 from puzzle_search.model import Rotary, SubblockModule
+from puzzle_search.model.rope import RotarySlice
 from puzzle_search.score.measure import BASE, Judge, Measured, Stream
 from puzzle_search.score.weights import Weights
 
@@ -44,7 +45,7 @@ class Sweeper:
         self._base: Stream = [weights.embed(part) for part in ids]
         self._at = 0  # the block that the base's hidden states stand before
         length = ids[0].shape[1]
-        self._rotary = Rotary(weights.config).slice(0, length, self._base[0])
+        self._angles = Rotary(weights.config).slice(0, length, self._base[0])
         apart = judge.needs_parent and not self._base_is_parent
         self._parent = list(self._base) if apart else None
 
@@ -105,7 +106,9 @@ class Sweeper:
         by_subblock = weights.sources.shares_subblocks
         after = base
         after_whole = {
-            r: self._through_all(weights.block(r), base) for r in starting if not by_subblock(r)
+            r: self._through_all(weights.block(r), first, base)
+            for r in starting
+            if not by_subblock(r)
         }
         pairs = {(r[2], r[3]) for r in starting if by_subblock(r)}
         followers: list[tuple[_Pair, Stream]] = []
@@ -115,8 +118,8 @@ class Sweeper:
         elif follows or live:
             modules = weights.block(block)
             for stream in live:
-                stream[:] = self._through_all(modules, stream)
-            after = self._through_all(modules, base) if follows else base
+                stream[:] = self._through_all(modules, first, stream)
+            after = self._through_all(modules, first, base) if follows else base
         if self._parent is not None:
             followers.append((("", ""), self._parent))
         outputs = self._shared(first, base, pairs, followers)
@@ -154,27 +157,35 @@ class Sweeper:
             module = self._weights.subblock(layer, "attention", name)
             for pair, stream in followers:
                 if pair[0] == name:
-                    self._advance(module, stream)
+                    self._advance(module, layer, stream)
             if any(pair[0] == name for pair in pairs):
-                between[name] = self._through(module, start)
+                between[name] = self._through(module, layer, start)
         for name in sorted({pair[1] for pair in pairs} | {pair[1] for pair, _ in followers}):
             module = self._weights.subblock(layer, "ffn", name)
             for pair, stream in followers:
                 if pair[1] == name:
-                    self._advance(module, stream)
+                    self._advance(module, layer, stream)
             for pair in pairs:
                 if pair[1] == name:
-                    after[pair] = self._through(module, between[pair[0]])
+                    after[pair] = self._through(module, layer, between[pair[0]])
         return after
 
-    def _through(self, module: SubblockModule, stream: Iterable[torch.Tensor]) -> Stream:
-        return [module(chunk, self._rotary, None) for chunk in stream]
+    def _rotary(self, layer: int) -> RotarySlice:
+        """Of the block that begins at a layer."""
+        return self._angles.of_layer(layer, self._weights.config)
 
-    def _through_all(self, modules: Iterable[SubblockModule], stream: Stream) -> Stream:
+    def _through(
+        self, module: SubblockModule, layer: int, stream: Iterable[torch.Tensor]
+    ) -> Stream:
+        rotary = self._rotary(layer)
+        return [module(chunk, rotary, None) for chunk in stream]
+
+    def _through_all(self, modules: Iterable[SubblockModule], layer: int, stream: Stream) -> Stream:
         for module in modules:
-            stream = self._through(module, stream)
+            stream = self._through(module, layer, stream)
         return list(stream)
 
-    def _advance(self, module: SubblockModule, stream: Stream) -> None:
+    def _advance(self, module: SubblockModule, layer: int, stream: Stream) -> None:
+        rotary = self._rotary(layer)
         for number, chunk in enumerate(stream):
-            stream[number] = module(chunk, self._rotary, None)
+            stream[number] = module(chunk, rotary, None)

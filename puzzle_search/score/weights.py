@@ -14,6 +14,7 @@ from puzzle_search.checkpoint import CheckpointReader, outside_names, subblock_f
 from puzzle_search.checkpoint.block_library import BlockLibrary, LibraryEntry
 from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD
 from puzzle_search.model import SubblockModule
+from puzzle_search.model.subblocks.base import scaled
 from puzzle_search.score.vocabulary import Tiles
 
 # Rows of the output head that are multiplied at once. Whatever the memory, so that scores are.
@@ -133,16 +134,17 @@ class Weights:
     def embed(self, ids_BL: torch.Tensor) -> torch.Tensor:
         """Hidden states before the first layer, (B, L, D); reads the rows that are asked for."""
         hidden = self._outside(EMBEDDING)[ids_BL.cpu()]
-        return hidden.to(device=self.device, dtype=self.sources.dtype)
+        hidden = hidden.to(device=self.device, dtype=self.sources.dtype)
+        return scaled(hidden, self.config.scales.embedding)
 
     def normed(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
-        """Final hidden states after the last norm, (N, D) in fp32."""
+        """Final hidden states after the last norm, scaled as logits are, (N, D) in fp32."""
         if self._norm is None:
             weight = self._outside(FINAL_NORM).to(device=self.device, dtype=self.sources.dtype)
             self._norm = weight.clone()
         shape = (self.config.hidden_size,)
         normed_BLD = F.rms_norm(hidden_BLD, shape, self._norm, self.config.rms_norm_eps)
-        return normed_BLD.flatten(0, 1).float()
+        return scaled(normed_BLD.flatten(0, 1).float(), self.config.scales.logits)
 
     def tiles(self) -> Tiles:
         """Tiles of the head, in fp32."""

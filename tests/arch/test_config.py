@@ -32,7 +32,13 @@ def test_fields_equal_transformers(name: str) -> None:
     assert config.num_heads == reference.num_attention_heads
     assert config.num_kv_heads == reference.num_key_value_heads
     assert config.head_dim == (head_dim or reference.hidden_size // reference.num_attention_heads)
-    assert config.intermediate_size == reference.intermediate_size
+    width = getattr(reference, "moe_intermediate_size", reference.intermediate_size)
+    assert config.intermediate_size == width
+    if config.experts is None:
+        assert not hasattr(reference, "num_experts_per_tok")
+    else:
+        assert config.experts.count == reference.num_local_experts
+        assert config.experts.top_k == reference.num_experts_per_tok
     assert config.vocab_size == reference.vocab_size
     assert config.tie_embeddings == reference.tie_word_embeddings
     assert config.rms_norm_eps == reference.rms_norm_eps
@@ -91,6 +97,8 @@ def test_a_relative_path_has_a_name(
 
 
 ABSENT = Ellipsis
+EXPERTS = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN_EXPERTS = EXPERTS | {"model_type": "qwen3_moe", "moe_intermediate_size": 32}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +128,26 @@ ABSENT = Ellipsis
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"sliding_window": -1, "model_type": "mistral"}, "sliding_window"),
         ({"use_sliding_window": True, "model_type": "qwen2"}, "use_sliding_window"),
+        ({"use_sliding_window": True, "model_type": "smollm3"}, "use_sliding_window"),
+        ({"no_rope_layers": [1], "model_type": "smollm3"}, "no_rope_layers"),
+        ({"no_rope_layers": "all", "model_type": "smollm3"}, "no_rope_layers"),
+        ({"no_rope_layer_interval": 0, "model_type": "smollm3"}, "no_rope_layer_interval"),
+        ({"logits_scaling": 0, "model_type": "granite"}, "logits_scaling"),
+        ({"residual_multiplier": "small", "model_type": "granite"}, "residual_multiplier"),
+        ({"partial_rotary_factor": 0.75, "model_type": "phi3"}, "partial_rotary_factor"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}, "model_type": "phi3"},
+            "partial_rotary_factor",
+        ),
+        ({"rope_scaling": {"type": "longrope"}, "model_type": "phi3"}, "longrope"),
+        ({"sliding_window": "wide", "model_type": "phi3"}, "sliding_window"),
+        (EXPERTS | {"num_local_experts": ABSENT}, "num_local_experts"),
+        (EXPERTS | {"num_local_experts": 1}, "num_experts_per_tok"),
+        (EXPERTS | {"num_experts_per_tok": ABSENT}, "num_experts_per_tok"),
+        (QWEN_EXPERTS | {"moe_intermediate_size": ABSENT}, "moe_intermediate_size"),
+        (QWEN_EXPERTS | {"norm_topk_prob": 1}, "norm_topk_prob"),
+        (QWEN_EXPERTS | {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        (QWEN_EXPERTS | {"decoder_sparse_step": 2}, "decoder_sparse_step"),
     ],
     ids=str,
 )
@@ -143,8 +171,25 @@ def test_windows_follow_the_model_type(pico_raw: dict[str, Any]) -> None:
     assert window(model_type="mistral", sliding_window=64) == 64
     assert window(model_type="mistral", sliding_window=None) is None
     assert window(model_type="mistral") == 4096  # transformers' default
+    assert window(**EXPERTS) is None  # transformers' default
+    assert window(**EXPERTS, sliding_window=64) == 64
     assert window(model_type="qwen2", sliding_window=64) is None
     assert window(model_type="llama", sliding_window=64) is None
+    assert window(model_type="phi3", sliding_window=64) == 64
+    assert window(model_type="phi3") is None
+    assert window(model_type="smollm3", sliding_window=64, use_sliding_window=False) is None
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"no_rope_layer_interval": 2}, {"no_rope_layers": [0, 1, 1, 0, 1, 0, 1, 1, 1]}]
+)
+def test_layers_without_rope_are_those_of_transformers(
+    pico_raw: dict[str, Any], said: dict[str, Any]
+) -> None:
+    raw = {**pico_raw, "model_type": "smollm3", "num_hidden_layers": 9, **said}
+    reference = AutoConfig.for_model(**raw, pad_token_id=0).no_rope_layers
+    expected = {layer for layer in range(9) if not reference[layer]}
+    assert ParentConfig.from_dict(raw, name="p").unrotated == expected
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"a": ' * 100_000, "9" * 5000])

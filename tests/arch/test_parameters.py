@@ -55,13 +55,13 @@ def test_each_subblock_equals_transformers(name: str) -> None:
     ffn = parse_variant("ffn", config.ffn)
     model = reference_model(name)
     assert len(model.model.layers) == config.num_layers
+    norms = config.family.stored_norms
     for layer in model.model.layers:
-        assert subblock_parameters(attention, config) == parameters(
-            layer.self_attn, layer.input_layernorm
-        )
-        assert subblock_parameters(ffn, config) == parameters(
-            layer.mlp, layer.post_attention_layernorm
-        )
+        own_norms = {key for key, _ in layer.named_children() if "layernorm" in key}
+        assert own_norms == set(norms)
+        of_attention, of_ffn = (getattr(layer, norm) for norm in norms)
+        assert subblock_parameters(attention, config) == parameters(layer.self_attn, of_attention)
+        assert subblock_parameters(ffn, config) == parameters(layer.mlp, of_ffn)
     outside = parameters(model) - parameters(model.model.layers)
     assert embedding_parameters(config) == outside
 
@@ -75,7 +75,12 @@ def test_tensor_names_and_shapes_equal_transformers(name: str) -> None:
         ("ffn", config.ffn, layer.mlp),
     ):
         expected = {key: tuple(weight.shape) for key, weight in module.named_parameters()}
-        assert parse_variant(subblock, own).tensors(config) == expected
+        shapes = parse_variant(subblock, own).tensors(config)
+        for fused, parts in config.family.fused.items():
+            rows = [shapes.pop(f"{part}.weight") for part in parts if f"{part}.weight" in shapes]
+            if rows:
+                shapes[f"{fused}.weight"] = (sum(out for out, _ in rows), config.hidden_size)
+        assert shapes == expected
 
 
 def nemotron(shared_data: Path, name: str) -> tuple[dict[str, Any], ArchitectureSpec, ParentConfig]:

@@ -160,6 +160,12 @@ def test_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
         ({"model_type": "mistral", "sliding_window": 64}, "puzzle-search"),
         ({"model_type": "qwen2"}, "puzzle-search"),
         ({"model_type": "qwen3", "head_dim": 32}, "puzzle-search"),
+        ({"model_type": "smollm3"}, "nemotron-nas"),  # every fourth layer of three
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0, 1]}, "puzzle-search"),
+        ({"model_type": "granite"}, "puzzle-search"),
+        ({"model_type": "olmo2"}, "puzzle-search"),
+        ({"model_type": "phi3", "pad_token_id": 0}, "nemotron-nas"),
+        ({"model_type": "phi3", "sliding_window": 64}, "puzzle-search"),
     ],
 )
 def test_a_stock_type_is_claimed_only_where_the_format_can_say_it_all(
@@ -167,6 +173,17 @@ def test_a_stock_type_is_claimed_only_where_the_format_can_say_it_all(
 ) -> None:
     written = child_config(parent_config(**changes), MIXED, dtype="bfloat16")
     assert written["model_type"] == expected
+
+
+def test_a_block_with_a_window_of_its_own_is_no_stock_block(tmp_path: Path) -> None:
+    spec = ArchitectureSpec.of("pico", [("gqa_2_window_5", "mlp_256"), ("gqa_4", "mlp_512")])
+    written = child_config(parent_config(), spec, dtype="bfloat16")
+    assert written["model_type"] == "puzzle-search"
+    first, second = (block["attention"] for block in written["block_configs"])
+    assert first["window_length"] == 5
+    assert "window_length" not in second
+    write(tmp_path, written)
+    assert read_model_config(tmp_path)[1] == spec
 
 
 def test_a_parent_is_its_own_identity(tmp_path: Path) -> None:
@@ -276,7 +293,9 @@ MALFORMED: dict[str, Any] = {
     },
     "no_op text": ENTRY | {"attention": ENTRY["attention"] | {"no_op": "false"}},
     "linear number": ENTRY | {"ffn": ENTRY["ffn"] | {"replace_with_linear": 1}},
-    "window": ENTRY | {"attention": ENTRY["attention"] | {"window_length": 8192}},
+    "window of nothing": ENTRY | {"attention": ENTRY["attention"] | {"window_length": 0}},
+    "window text": ENTRY | {"attention": ENTRY["attention"] | {"window_length": "short"}},
+    "sinks": ENTRY | {"attention": ENTRY["attention"] | {"num_sink_tokens": 4}},
     "experts": ENTRY | {"ffn": ENTRY["ffn"] | {"moe": {"num_local_experts": 8}}},
 }
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.arch import ArchitectureSpec, parse_variant
 from puzzle_search.arch.change import SubblockChange
-from puzzle_search.cli.layer_map import glyph, layer_map, shows_bars
+from puzzle_search.cli.layer_map import glyph, layer_map, legend, shows_bars
 from puzzle_search.errors import InputError
 from tests.pico import run_here
 
@@ -140,6 +140,14 @@ def change(fraction: float) -> SubblockChange:
 
 def test_bars_round_up_to_eighths() -> None:
     assert [glyph(change(f)) for f in (0.01, 0.125, 0.2, 0.5, 0.75, 1.0)] == list("▁▁▂▄▆█")
+
+
+def test_a_window_is_shown_whatever_heads_are_left() -> None:
+    for heads in (8, 2):
+        windowed = SubblockChange.of(parse_variant("attention", f"gqa_{heads}_window_64"), 8)
+        assert (windowed.change, windowed.size) == ("windowed", heads)
+        assert glyph(windowed) == glyph(windowed, plain=True) == "w"
+    assert "w window" in legend()
 
 
 def test_plain_bars_are_the_eighths() -> None:

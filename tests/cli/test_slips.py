@@ -150,7 +150,7 @@ def test_what_latin_1_cannot_show_is_drawn_in_plain_characters(spec: Path) -> No
     assert ended.returncode == 0, ended.stderr
     shown = ended.stdout.decode("latin-1")
     assert ".888888888 8888888888" in shown
-    assert "1 to 8: KV heads or FFN width left of the parent's;  ~ linear;  . dropped" in shown
+    assert "1 to 8: KV heads, FFN width or experts left;  w window;  ~ linear;  . dropped" in shown
 
 
 @pytest.mark.parametrize("stream", ["-", "/dev/stdout"])

@@ -45,6 +45,24 @@ def test_ffn_weights(width: int, dtype: str, tp: int) -> None:
     assert kv_bytes_per_token(variant, LLAMA, parse_dtype(dtype), tp) == 0
 
 
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", SIZES)
+@pytest.mark.parametrize(
+    ("name", "experts", "width"),
+    [
+        ("moe_8", 8, 14336),
+        ("moe_8_top_1", 8, 14336),
+        ("moe_3", 3, 14336),
+        ("moe_4_width_64", 4, 64),
+    ],
+)
+def test_all_kept_experts_count(name: str, experts: int, width: int, dtype: str, tp: int) -> None:
+    mixtral = ParentConfig.from_dict(CONFIGS["Mixtral-8x7B-v0.1"], name="mixtral")
+    matrix, vector, _ = SIZES[dtype]
+    expected = matrix * experts * 3 * 4096 * width // tp + vector * 4096 * (experts + 1)
+    assert weight_bytes(parse_variant("ffn", name), mixtral, parse_dtype(dtype), tp) == expected
+
+
 @pytest.mark.parametrize("subblock", ["attention", "ffn"])
 def test_linear_and_no_op(subblock: str) -> None:
     fp8 = parse_dtype("fp8")

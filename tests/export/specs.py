@@ -33,6 +33,7 @@ PARENTS: dict[str, dict[str, Any]] = {
     "linear-rope": {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5e3},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"model_type": "mistral", "sliding_window": None},
+    "phi3": {"model_type": "phi3", "pad_token_id": 0},
     "qwen2": {"model_type": "qwen2"},
 }
 

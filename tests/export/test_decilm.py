@@ -102,6 +102,9 @@ def test_the_cost_of_forms_is_told(tokenizer: Path, tmp_path: Path) -> None:
         ("vllm", {"model_type": "qwen3", "head_dim": 16}, "q/k norms"),
         ("vllm", {"model_type": "mistral", "sliding_window": 64}, "sliding window"),
         ("mlx-lm", {"head_dim": 32}, "head size other than"),
+        ("vllm", {"model_type": "smollm3", "no_rope_layers": [1, 0]}, "layers without rope"),
+        ("mlx-lm", {"model_type": "granite", "residual_multiplier": 0.2}, "multipliers"),
+        ("vllm", {"model_type": "olmo2"}, "norms after a subblock"),
     ],
 )
 def test_what_the_engine_would_compute_otherwise_is_refused(

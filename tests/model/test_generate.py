@@ -126,14 +126,6 @@ def test_context_may_be_filled_but_not_exceeded(decoder: HeterogeneousDecoder) -
     assert "shorter prompt" in caught.value.remedy
 
 
-def test_sliding_window_limits_the_context(tmp_path: Path) -> None:
-    write_parent(tmp_path, model_type="mistral", sliding_window=16)
-    windowed = load_decoder(tmp_path)
-    assert len(text(windowed, random_ids(1, 6), max_new_tokens=10)[0]) == 10
-    with pytest.raises(InputError, match=r"17 tokens exceed the 16"):
-        text(windowed, random_ids(1, 6), max_new_tokens=11)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}],

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder, generate
-from tests.model.pico import random_ids, write_parent
+from tests.model.pico import random_ids, reference, write_parent
 
 TOLERANCE = 1e-4
 LLAMA3_ROPE = {
@@ -31,6 +32,14 @@ YARN_ROPE = {
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
 FEWER_KV = {"num_key_value_heads": 2}
+MIXTRAL = FEWER_KV | {
+    "model_type": "mixtral", "intermediate_size": 96, "num_local_experts": 6,
+    "num_experts_per_tok": 2, "sliding_window": None,
+}  # fmt: skip
+QWEN3_MOE = FEWER_KV | {
+    "model_type": "qwen3_moe", "head_dim": 24, "moe_intermediate_size": 48, "num_experts": 12,
+    "num_experts_per_tok": 4, "norm_topk_prob": True,
+}  # fmt: skip
 
 PARENTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -42,9 +51,27 @@ PARENTS: dict[str, dict[str, Any]] = {
     "llama-tied": {"tie_word_embeddings": True},
     "mistral": FEWER_KV | {"model_type": "mistral", "head_dim": 32, "sliding_window": None},
     "mistral-window": FEWER_KV | {"model_type": "mistral", "head_dim": 24, "sliding_window": 64},
+    "mistral-passed-window": FEWER_KV | {"model_type": "mistral", "sliding_window": 11},
     "qwen2": FEWER_KV | {"model_type": "qwen2"},
     "qwen3": FEWER_KV | {"model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": True},
     "qwen3-biases": FEWER_KV | {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
+    "smollm3": FEWER_KV
+    | {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layers": [1, 0, 1, 1, 0]}
+    | {"pad_token_id": 0},
+    "smollm3-interval": FEWER_KV
+    | {"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layer_interval": 2}
+    | {"pad_token_id": 0, "tie_word_embeddings": True, "attention_bias": True},
+    "granite": FEWER_KV
+    | {"model_type": "granite", "embedding_multiplier": 6.0, "attention_multiplier": 0.1}
+    | {"residual_multiplier": 0.4, "logits_scaling": 0.5, "tie_word_embeddings": True},
+    "granite-biases": {"model_type": "granite", "attention_bias": True, "mlp_bias": True},
+    "olmo2": FEWER_KV | {"model_type": "olmo2"},
+    "olmo2-biases": {"model_type": "olmo2", "attention_bias": True},
+    "phi3": FEWER_KV | {"model_type": "phi3", "pad_token_id": 0},
+    "phi3-window": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": 13},
+    "mixtral": MIXTRAL,
+    "qwen3-moe": QWEN3_MOE,
+    "qwen3-moe-plain-gates": QWEN3_MOE | {"norm_topk_prob": False, "tie_word_embeddings": True},
 }
 
 
@@ -116,6 +143,22 @@ def test_greedy_text(pair: Pair, stop: int | list[int] | None) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("window", [1, 5, 16])
+def test_a_child_all_of_whose_layers_have_a_window_is_mistrals(tmp_path: Any, window: int) -> None:
+    ids, changes = random_ids(2, 40), FEWER_KV
+    write_parent(tmp_path, **changes)
+    expected = reference(**changes, model_type="mistral", sliding_window=window)(ids).logits
+    parent = load_decoder(tmp_path)
+    pairs = [(f"gqa_2_window_{window}", parent.config.ffn)] * 2
+    child = HeterogeneousDecoder(parent.config, ArchitectureSpec.of("parent", pairs))
+    child.load_state_dict(parent.state_dict())
+    torch.testing.assert_close(child(ids), expected, atol=TOLERANCE, rtol=0)
+    cache = child.new_cache(batch=2, max_length=40)
+    parts = [child(part, cache) for part in ids.split([7, 20, 1, 1, 11], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
 def test_bf16_stays_near_fp32(tmp_path: Any) -> None:
     write_parent(tmp_path, **FEWER_KV)
     ids = random_ids(2, 30)
@@ -137,9 +180,9 @@ def test_table_made_while_generating_serves_training_too(tmp_path: Any) -> None:
 
 
 @torch.no_grad()
-def test_full_pass_beyond_the_window_is_refused(tmp_path: Any) -> None:
-    write_parent(tmp_path, model_type="mistral", sliding_window=16)
+def test_full_pass_beyond_the_positions_is_refused(tmp_path: Any) -> None:
+    write_parent(tmp_path)
     decoder = load_decoder(tmp_path)
-    decoder(random_ids(1, 16))
-    with pytest.raises(InputError, match="16"):
-        decoder(random_ids(1, 17))
+    decoder(random_ids(1, 128))
+    with pytest.raises(InputError, match="128"):
+        decoder(random_ids(1, 129))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from puzzle_search.arch import ArchitectureSpec, parse_variant
+from puzzle_search.arch import ArchitectureSpec, Gqa, parse_variant
 from puzzle_search.cost import Profile, Scenario, parse_dtype
 from puzzle_search.cost.memory import kv_bytes_per_token, weight_bytes
 from puzzle_search.errors import InputError, MissingDependencyError
@@ -391,11 +391,19 @@ def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path) -> None:
     assert all(row.latency_us > 0 for row in profile.rows)
 
 
+def test_attention_in_a_window_is_measured_by_itself_and_keeps_the_window(pico: Pico) -> None:
+    rig = Rig(pico.config, open_device("cpu"), precision_on("fp32", torch.device("cpu")))
+    whole, windowed = (subjects.SubblockStack(rig, Gqa(2, window), 1) for window in (None, 4))
+    assert whole.key != windowed.key
+    point = Point(phase="decode", batch=3, tokens=1, context=16)
+    assert windowed.kv_numbers(point) * 4 == whole.kv_numbers(point)
+
+
 def test_keys_and_values_lie_as_in_the_engine_and_each_copy_has_its_own(pico: Pico) -> None:
     precision = precision_on("fp32", torch.device("cpu"))
     rig = Rig(pico.config, open_device("cpu"), precision)
     point = Point(phase="decode", batch=2, tokens=1, context=5)
-    layers = rig.slots(point, Heads(query=4, kv=2), copies=3)
+    layers = rig.slots(point, Heads(query=4, kv=2, window=None), copies=3)
     cache = LayerSlots(
         2, 16, slots=2, max_length=5, dtype=torch.float32, device=torch.device("cpu")
     )

@@ -16,13 +16,24 @@ from puzzle_search.runtime import Engine, ServingDecoder, precision_on
 from tests.model.pico import random_ids, write_parent
 
 CPU = torch.device("cpu")
+PROMPT, NEW = 20, 12
 PARENTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "tied": {"tie_word_embeddings": True},
     "biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 24},
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "attention_bias": True},
-}
-PROMPT, NEW = 20, 12
+    "window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 6},
+    "long-window": {"model_type": "mistral", "sliding_window": PROMPT},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0], "pad_token_id": 0},
+    "granite": {
+        "model_type": "granite", "embedding_multiplier": 6.0, "attention_multiplier": 0.1,
+        "residual_multiplier": 0.4, "logits_scaling": 0.5,
+    },
+    "olmo2": {"model_type": "olmo2", "num_key_value_heads": 2},
+    "phi3": {
+        "model_type": "phi3", "num_key_value_heads": 2, "sliding_window": 9, "pad_token_id": 0,
+    },
+}  # fmt: skip
 
 
 def serve(engine: Engine, slots: list[int], ids_BL: torch.Tensor, new: int) -> torch.Tensor:
@@ -150,6 +161,18 @@ def test_bytes_are_those_of_the_formula(tmp_path: Path) -> None:
     assert decoder.weight_bytes == matrices + 2 * vectors
     engine = Engine(decoder, slots=3, max_length=50)
     assert engine.cache_bytes == layers * 2 * hidden * 3 * 50
+
+
+def test_a_window_bounds_the_cache_and_a_reused_ring_shows_nothing_of_its_last_text(
+    tmp_path: Path,
+) -> None:
+    model = write_parent(tmp_path, model_type="mistral", sliding_window=6)
+    decoder = ServingDecoder.from_checkpoint(tmp_path, precision_on("fp32", CPU), CPU)
+    engine = Engine(decoder, slots=2, max_length=PROMPT + NEW, chunk_tokens=8)
+    assert engine.cache_bytes == 2 * 2 * 64 * 4 * 2 * 6  # layers, K and V, sizes, slots, window
+    serve(engine, [0, 1], random_ids(2, PROMPT), NEW)
+    short = random_ids(2, 3, seed=4)
+    assert torch.equal(serve(engine, [0, 1], short, NEW), transformers_greedy(model, short, NEW))
 
 
 def test_prompts_and_slots_that_do_not_fit(tmp_path: Path) -> None:

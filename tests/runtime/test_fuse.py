@@ -18,18 +18,20 @@ def arguments(name: str, rows: int) -> tuple[Any, ...]:
     if name == "quantise":
         return torch.randn(rows, 64), scale
     if name == "add_norm":
-        return torch.randn(rows, 64), torch.randn(rows, 64), torch.randn(64), eps, scale
+        return torch.randn(rows, 64), torch.randn(rows, 64), torch.randn(64), eps, scale, 0.5
     if name == "silu_multiply":
         return torch.randn(rows, 96), scale
     heads, kv_heads, head_dim = 4, 2, 16
     return (
         torch.randn(rows, (heads + 2 * kv_heads) * head_dim),
         RotarySlice(torch.randn(rows, 1, head_dim), torch.randn(rows, 1, head_dim)),
-        (torch.randn(head_dim), torch.randn(head_dim), eps),
+        (torch.randn(head_dim), torch.randn(kv_heads, head_dim), eps),
+        0.5,
         torch.zeros(rows, 8, kv_heads, head_dim).to(torch.float8_e4m3fn),
         torch.zeros(rows, 8, kv_heads, head_dim).to(torch.float8_e4m3fn),
         torch.arange(rows),
         torch.full((rows,), 3),
+        None,
     )
 
 
@@ -52,9 +54,9 @@ def test_numbers_beyond_fp8_saturate() -> None:
 
 
 def test_keys_and_values_beyond_fp8_saturate_in_the_cache() -> None:
-    qkv_NX, rotary, _, keys, values, slots, positions = arguments("rotate_and_store", 2)
+    qkv_NX, rotary, _, _, keys, values, slots, positions, _ = arguments("rotate_and_store", 2)
     still = RotarySlice(torch.ones_like(rotary.cos_LE), torch.zeros_like(rotary.sin_LE))
     qkv_NX.fill_(1e4)
-    fuse.rotate_and_store(qkv_NX, still, None, keys, values, slots, positions)
+    fuse.rotate_and_store(qkv_NX, still, None, 1.0, keys, values, slots, positions, None)
     for cached in (keys, values):
         assert cached[0, 3].float().unique().tolist() == [448.0]

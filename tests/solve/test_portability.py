@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from puzzle_search.arch import ArchitectureSpec, SearchSpace
+from puzzle_search.arch import ArchitectureSpec, Experts, SearchSpace
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.errors import InfeasibleError, InputError
 from puzzle_search.solve import ChildLimits, Limits, Workload, formulate, solve
@@ -106,9 +106,29 @@ def test_answers_are_portable(engine: str) -> None:
         assert not REFUSED[engine](block.attention, block.ffn, n)
 
 
+@pytest.mark.parametrize("engine", REFUSED)
+def test_a_window_of_its_own_loads_nowhere(engine: str) -> None:
+    assert not allows(engine, "gqa_4_window_8", "mlp_512", 1, CONFIG)
+    alike = ArchitectureSpec.of("tiny", [("gqa_4_window_8", "mlp_512")] * 4)
+    [told] = [verdict for verdict in verdicts(alike, CONFIG) if verdict.engine == engine]
+    assert not told.as_built
+    assert not told.exported
+    assert any("a sliding window of its own" in reason for reason in told.reasons)
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(InputError, match="steam"):
         allows("steam", "gqa_4", "mlp_512", 0, CONFIG)
+
+
+@pytest.mark.parametrize("engine", REFUSED)
+def test_experts_load_nowhere_yet(engine: str) -> None:
+    config = dataclasses.replace(CONFIG, experts=Experts(count=4, top_k=2, renormalised=True))
+    assert not allows(engine, "gqa_4", "moe_4", 1, config)
+    assert allows(engine, "gqa_4", "no_op", 1, config)
+    told = {v.engine: v for v in verdicts(ArchitectureSpec.identity(config), config)}[engine]
+    assert (told.as_built, told.exported) == (False, False)
+    assert told.reasons == ("a mixture of experts in block 0 (refused)",)
 
 
 @pytest.mark.parametrize("engine", REFUSED)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.arch import ParentConfig, Subblock
+from puzzle_search.arch import Gqa, ParentConfig, Subblock, parse_variant
 from puzzle_search.cost.latency import Evidence, Microseconds, Phase
 from puzzle_search.cost.measured.hardware_limit import check_latency
 from puzzle_search.cost.measured.interpolation import Curve, Lattice
@@ -180,7 +180,8 @@ class Profile:
         us = np.empty(step.shape)
         if not prefills.all():
             lattice = self._lattice(variant, "decode", step.tp)
-            us[~prefills] = lattice.at(step.decoding[~prefills], step.decode_context[~prefills])
+            attended = step.decode_attended(self._window(variant))
+            us[~prefills] = lattice.at(step.decoding[~prefills], attended[~prefills])
         if prefills.any():
             us[prefills] = self._prompt_step(variant, step)[prefills]
         return us
@@ -192,7 +193,8 @@ class Profile:
         cached: that much is the decode step's time over its context less that over the shortest.
         """
         plain = self._lattice(variant, "prefill", step.tp)
-        new, past = step.prompt_tokens, step.prompt_context - step.prompt_tokens
+        window = self._window(variant)
+        new, past = step.prompt_tokens, step.prompt_history(window)
         us = plain.at(step.prompts + step.decoding / new, new)
         if (past > 0).any():
             history = self._histories.get(("attention", variant, step.tp))
@@ -201,9 +203,15 @@ class Profile:
         if (step.decoding > 0).any():
             decode = self._lattice(variant, "decode", step.tp)
             sequences = np.maximum(step.decoding, decode.x[0])
-            cached = decode.at(sequences, step.decode_context) - decode.at(sequences, decode.y[0])
+            attended = step.decode_attended(window)
+            cached = decode.at(sequences, attended) - decode.at(sequences, decode.y[0])
             us = us + np.where(step.decoding > 0, cached, 0.0)
         return us
+
+    def _window(self, variant: str) -> int | None:
+        """Beyond its window attention does the same work, and takes as long as at it."""
+        parsed = parse_variant("attention", variant)
+        return parsed.window(self.config) if isinstance(parsed, Gqa) else None
 
     @cached_property
     def _curves(self) -> dict[_Key, Curve]:

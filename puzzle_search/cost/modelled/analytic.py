@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.arch import Gqa, Mlp, NoOp, ParentConfig, Subblock, parse_variant
+from puzzle_search.arch import Gqa, Mlp, Moe, NoOp, ParentConfig, Subblock, parse_variant
+from puzzle_search.cost.experts import distinct_experts
 from puzzle_search.cost.latency import Evidence, Microseconds
 from puzzle_search.cost.memory import parse_dtype
 from puzzle_search.cost.modelled.hardware import CostModel
@@ -21,6 +22,7 @@ from puzzle_search.cost.modelled.operators import (
     decode_attention_us,
     elementwise_us,
     gemm_us,
+    grouped_gemm_us,
     prefill_attention_us,
 )
 from puzzle_search.cost.step import Step
@@ -69,8 +71,11 @@ class AnalyticLatency:
         self.dtype = dtype
         self.number = parse_dtype(dtype)
         self.dynamic_quantisation = dynamic_quantisation
-        # Everything predicted went through the end-to-end calibration of the step constants.
+        # Everything predicted went through the end-to-end calibration of the step constants; but
+        # products with experts are derived from the constants of other products.
         self.evidence: Evidence = self.constants.step.provenance.evidence
+        if config.experts is not None and self.evidence in ("measured", "published"):
+            self.evidence = "derived"
 
     def subblock_us(self, subblock: Subblock, variant: str, step: Step) -> Microseconds:
         """Microseconds of one subblock with its norm, residual and all-reduce; see `LatencyModel`.
@@ -89,12 +94,14 @@ class AnalyticLatency:
             kv_heads = -(-parsed.kv_heads // tp)
             latency_us = latency_us + self._gemm(rows, (heads + 2 * kv_heads) * head_dim, hidden)
             latency_us = latency_us + self._gemm(rows, hidden, heads * head_dim)
-            latency_us = latency_us + self._attention(step, heads, kv_heads)
+            latency_us = latency_us + self._attention(step, heads, kv_heads, parsed.window(config))
         elif isinstance(parsed, Mlp):
             width = -(-parsed.intermediate_size // tp)
             latency_us = latency_us + self._gemm(rows, 2 * width, hidden)
             latency_us = latency_us + self._gated_activation(rows, width)
             latency_us = latency_us + self._gemm(rows, hidden, width)
+        elif isinstance(parsed, Moe):
+            latency_us = latency_us + self._experts(rows, parsed, tp)
         else:
             latency_us = latency_us + self._gemm(rows, hidden, -(-hidden // tp))
         return latency_us * self.constants.step.engine_scalar
@@ -128,20 +135,45 @@ class AnalyticLatency:
         return np.asarray(kernels * constants.engine_scalar + own_us)
 
     def _gemm(
-        self, rows: _Array, columns: int, inner: int, *, dtype: str | None = None
+        self,
+        rows: _Array,
+        columns: int,
+        inner: int,
+        *,
+        dtype: str | None = None,
+        groups: _Array | None = None,
     ) -> Microseconds:
+        """One product, or one with each of several matrices, which share the rows."""
         chosen = dtype or self.dtype
-        return gemm_us(
-            rows,
-            columns,
-            inner,
-            dtype=chosen,
-            sheet=self.sheet,
-            constants=self.constants.gemm[chosen],
-            quantise=self.dynamic_quantisation,
+        settings: Any = {
+            "dtype": chosen,
+            "sheet": self.sheet,
+            "constants": self.constants.gemm[chosen],
+            "quantise": self.dynamic_quantisation,
+        }
+        if groups is None:
+            return gemm_us(rows, columns, inner, **settings)
+        return grouped_gemm_us(rows, columns, inner, groups, **settings)
+
+    def _experts(self, rows: _Array, variant: Moe, tp: int) -> Microseconds:
+        """The router, then as many experts as a uniform one picks, cut along their width.
+
+        Tokens are copied to their experts, and added up by their gates.
+        """
+        config, value_bytes = self.config, STREAM_BYTES[self.dtype]
+        hidden, width = config.hidden_size, -(-variant.width_in(config) // tp)
+        top_k = variant.top_k_in(config)
+        routed, groups = rows * top_k, distinct_experts(variant.experts, top_k, rows)
+        return np.asarray(
+            self._gemm(rows, variant.experts, hidden, dtype=self.number.vector_dtype)
+            + self._elementwise(2 * value_bytes * routed * hidden)
+            + self._gemm(routed, 2 * width, hidden, groups=groups)
+            + self._gated_activation(routed, width)
+            + self._gemm(routed, hidden, width, groups=groups)
+            + self._elementwise(value_bytes * (routed + rows) * hidden)
         )
 
-    def _attention(self, step: Step, heads: int, kv_heads: int) -> Microseconds:
+    def _attention(self, step: Step, heads: int, kv_heads: int, window: int | None) -> Microseconds:
         """Of the decode tokens, and of the prompts beside them, where there are any."""
         dtype = self.number.kv_dtype
         shape: dict[str, Any] = {
@@ -156,7 +188,7 @@ class AnalyticLatency:
         if decodes.any():
             latency_us[decodes] += decode_attention_us(
                 step.decoding[decodes],
-                step.decode_context[decodes],
+                step.decode_attended(window)[decodes],
                 constants=self.constants.decode_attention[dtype],
                 **shape,
             )
@@ -164,7 +196,8 @@ class AnalyticLatency:
             latency_us[prefills] += prefill_attention_us(
                 step.prompts[prefills],
                 step.prompt_tokens[prefills],
-                step.prompt_context[prefills],
+                (step.prompt_tokens + step.prompt_history(window))[prefills],
+                attended=step.prompt_attended(window)[prefills],
                 constants=self.constants.prefill_attention[dtype],
                 **shape,
             )

@@ -66,10 +66,49 @@ def gemm_us(
     guess_us = roofline_us(memory_us, compute_us, constants)
     ratio = gemm_ratio(m, n, k, constants.ratios)
     latency_us = np.maximum(guess_us * ratio, np.maximum(memory_us, compute_us))
-    if quantise:
-        latency_us = latency_us + constants.quantisation_us
-        latency_us += constants.quantisation_us_per_value * m * k
-    return np.asarray(latency_us)
+    return np.asarray(latency_us + _quantisation_us(m * k, constants) if quantise else latency_us)
+
+
+def grouped_gemm_us(
+    rows: ArrayLike,
+    columns: ArrayLike,
+    inner: ArrayLike,
+    groups: ArrayLike,
+    *,
+    dtype: str,
+    sheet: Sheet,
+    constants: GemmConstants,
+    quantise: bool = False,
+) -> Microseconds:
+    """Microseconds of products with several (k x n) matrices, as many rows each, in one launch.
+
+    The roofline of one product, which reads every matrix once. Nothing of the kind was timed, so
+    that no ratios are known; never less than the hardware's own limit.
+
+    Args:
+        rows: of all products together.
+        columns: n, output features of each.
+        inner: k, input features of each.
+        groups: matrices.
+        dtype: of activations and weights.
+        sheet: the GPU.
+        constants: of a single product in this dtype.
+        quantise: charge the dynamic scaling of the activations.
+    """
+    m, n, k, g = np.broadcast_arrays(
+        *(np.asarray(x, np.float64) for x in (rows, columns, inner, groups))
+    )
+    memory_us, compute_us = (
+        g * limit_us for limit_us in gemm_limits_us(m / g, n, k, dtype=dtype, sheet=sheet)
+    )
+    guess_us = roofline_us(memory_us, compute_us, constants)
+    latency_us = np.maximum(guess_us, np.maximum(memory_us, compute_us))
+    return np.asarray(latency_us + _quantisation_us(m * k, constants) if quantise else latency_us)
+
+
+def _quantisation_us(values: _Array, constants: GemmConstants) -> _Array:
+    """Microseconds of the dynamic scaling of so many activations."""
+    return constants.quantisation_us + constants.quantisation_us_per_value * values
 
 
 def gemm_limits_us(
@@ -115,21 +154,24 @@ def prefill_attention_us(
     dtype: str,
     sheet: Sheet,
     constants: PrefillAttentionConstants,
+    attended: ArrayLike | None = None,
 ) -> Microseconds:
     """Microseconds of causal attention of a batch: the last ``tokens`` of ``context`` attend.
 
-    Never less than the hardware's own limit; see `PrefillKernel`.
+    Never less than the hardware's own limit; see `PrefillKernel`. Under a window ``context`` are
+    the tokens that any of the new ones attends to, and ``attended`` those that each does on
+    average; without one that is all before it.
     """
     b, new, length, h, kv = np.broadcast_arrays(
         *(np.asarray(x, np.float64) for x in (batch, tokens, context, heads, kv_heads))
     )
+    mean = _causal_mean(new, length) if attended is None else np.asarray(attended, np.float64)
     kernel = constants.head_dims[nearest(head_dim, constants.head_dims)]
     guess_us = prefill_guess_us(
-        b, new, length, h, kv, head_dim=head_dim, dtype=dtype, sheet=sheet, kernel=kernel
+        b, new, length, h, kv, mean, head_dim=head_dim, dtype=dtype, sheet=sheet, kernel=kernel
     )
     ratio = prefill_ratio(b, new, length, h, kv, kernel.ratios)
-    mean_context = length - (new - 1) / 2
-    flops = 4 * head_dim * b * h * new * mean_context
+    flops = 4 * head_dim * b * h * new * mean
     moved_bytes = BYTES_PER_VALUE[dtype] * head_dim * b * 2 * (h * new + kv * length)
     limit_us = np.maximum(
         flops / (sheet.flops_per_second[dtype] / _US),
@@ -144,6 +186,7 @@ def prefill_guess_us(
     context: _Array,
     heads: _Array,
     kv_heads: _Array,
+    attended: _Array | None = None,
     *,
     head_dim: int,
     dtype: str,
@@ -151,9 +194,9 @@ def prefill_guess_us(
     kernel: PrefillKernel,
 ) -> Microseconds:
     """The roofline of `PrefillKernel`: queries in whole tiles, and rope and cache in memory."""
-    mean_context = context - (tokens - 1) / 2
+    mean = _causal_mean(tokens, context) if attended is None else attended
     queries = np.maximum(tokens, _QUERY_TILE)
-    flops = 4 * head_dim * batch * heads * queries * mean_context
+    flops = 4 * head_dim * batch * heads * queries * mean
     # Queries, keys and values come in the dtype of the residual stream; the cache is written, read.
     stream, value = STREAM_BYTES[dtype], BYTES_PER_VALUE[dtype]
     per_token = 2 * stream * (heads + kv_heads) * tokens + 2 * value * kv_heads * context
@@ -162,6 +205,11 @@ def prefill_guess_us(
         flops / (sheet.flops_per_second[dtype] / _US),
         kernel,
     )
+
+
+def _causal_mean(tokens: _Array, context: _Array) -> _Array:
+    """Tokens that each of the last ``tokens`` of ``context`` attends to, on average."""
+    return context - (tokens - 1) / 2
 
 
 def prefill_ratio(

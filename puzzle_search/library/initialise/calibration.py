@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -12,8 +13,25 @@ from puzzle_search.model import SubblockModule
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.model.subblocks.gqa import GqaAttention
 from puzzle_search.model.subblocks.mlp import SwigluMlp
+from puzzle_search.model.subblocks.moe import MoeMlp
 
 Tensors = dict[str, torch.Tensor]
+
+
+class ExpertSums(NamedTuple):
+    """Sums over the tokens that pass each of X experts, in fp32.
+
+    Attributes:
+        tokens_X: 1.
+        gates_X: the gate.
+        outputs_X: gate * ||output||.
+        channels_XI: gate * |X_i| of each of the I channels.
+    """
+
+    tokens_X: torch.Tensor
+    gates_X: torch.Tensor
+    outputs_X: torch.Tensor
+    channels_XI: torch.Tensor
 
 
 class Calibration:
@@ -61,12 +79,12 @@ class Calibration:
         """
         module, total, tokens = self._module, None, 0
         for before, _ in self._chunks():
-            normed = module.norm(before)
+            inputs = module.inputs(before)
             if isinstance(module, SwigluMlp):
-                channels = module.channels(normed)
+                channels = module.channels(inputs)
             else:
                 assert isinstance(module, GqaAttention)
-                channels = module.heads(normed, self._rotary, None)
+                channels = module.heads(inputs, self._rotary, None)
             part = channels.abs().flatten(0, 1).sum(dim=0, dtype=torch.float64)
             total = part if total is None else total + part
             tokens += before.shape[0] * before.shape[1]
@@ -75,15 +93,47 @@ class Calibration:
 
     @cached_property
     @torch.no_grad()
+    def expert_sums(self) -> ExpertSums:
+        """What passes each expert of a mixture."""
+        module = self._module
+        assert isinstance(module, MoeMlp)
+        experts, _, width = module.experts.down_proj.shape
+        total = module.norm.weight.new_zeros(experts, 3 + width, dtype=torch.float64)
+        for before, _ in self._chunks():
+            x_TD = module.norm(before).flatten(0, 1)
+            routing = module.route(x_TD)
+            gates_R = routing.gates_R.double()
+            channels_RI = module.channels(x_TD, routing)
+            norms_R = module.outputs(channels_RI, routing).double().norm(dim=1)
+            parts = [torch.ones_like(gates_R), gates_R, gates_R * norms_R]
+            summands = torch.cat(
+                [torch.stack(parts, dim=1), channels_RI.double().abs() * gates_R[:, None]], dim=1
+            )
+            total.index_add_(0, routing.experts_R, summands)
+        tokens_X, gates_X, outputs_X = total[:, :3].float().unbind(1)
+        return ExpertSums(tokens_X, gates_X, outputs_X, channels_XI=total[:, 3:].float())
+
+    @cached_property
+    @torch.no_grad()
     def least_squares_sums(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """X'X and X'Y in fp64, (D, D) each, of normed inputs X and the subblock's outputs Y."""
+        """X'X and X'Y in fp64, (D, D) each, of what its matrices read, X, and make of it, Y."""
         gram = cross = None
         for before, after in self._chunks():
-            x_TD = self._module.norm(before).flatten(0, 1).double()
-            y_TD = (after.double() - before.double()).flatten(0, 1)
+            inputs = self._module.inputs(before)
+            x_TD, y_TD = (
+                part.flatten(0, 1).double() for part in (inputs, self._mixed(inputs, before, after))
+            )
             parts = x_TD.T @ x_TD, x_TD.T @ y_TD
             gram = parts[0] if gram is None else gram.add_(parts[0])
             cross = parts[1] if cross is None else cross.add_(parts[1])
         assert gram is not None
         assert cross is not None
         return gram, cross
+
+    def _mixed(
+        self, inputs: torch.Tensor, before: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        """What the matrices gave: what was added, unless a norm stands between."""
+        if self._module.norm_after:
+            return self._module.mix(inputs, self._rotary, None)
+        return (after.double() - before.double()) / self._module.residual_scale

@@ -8,7 +8,8 @@ from puzzle_search.arch import Gqa, Variant
 from puzzle_search.errors import InputError
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
 
-_MERGED = ("k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias")
+# A norm of keys over all heads has weights for each; one of each head has the same for all.
+_MERGED = ("k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias", "k_norm.weight")
 
 
 def heads_per_group(variant: Variant, calibration: Calibration) -> int:
@@ -37,7 +38,7 @@ def merge_kv_heads(calibration: Calibration, weights_GN: torch.Tensor) -> Tensor
     head_dim = calibration.config.head_dim
     tensors = calibration.tensors
     for name in _MERGED:
-        if name in tensors:
+        if name in tensors and tensors[name].shape[0] == weights_GN.numel() * head_dim:
             rest = tensors[name].shape[1:]
             heads = tensors[name].view(*weights_GN.shape, head_dim, *rest)
             weights = weights_GN.to(heads).view(*weights_GN.shape, *[1] * (heads.dim() - 2))

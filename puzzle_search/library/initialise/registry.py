@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from puzzle_search.arch import Variant
+from puzzle_search.arch import Gqa, Variant
 from puzzle_search.errors import InputError
 from puzzle_search.library.initialise.activation_weighted import activation_weighted
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
 from puzzle_search.library.initialise.channel_contribution import channel_contribution
 from puzzle_search.library.initialise.channel_magnitude import channel_magnitude
 from puzzle_search.library.initialise.first_head import first_head
+from puzzle_search.library.initialise.gated_output import gated_output
 from puzzle_search.library.initialise.least_squares import least_squares
 from puzzle_search.library.initialise.mean_pool import mean_pool
 from puzzle_search.library.initialise.no_op import no_op
 from puzzle_search.library.initialise.product import product
+from puzzle_search.library.initialise.router_frequency import router_frequency
 
 INITIALISERS: dict[str, dict[str, Callable[[Variant, Calibration], Tensors]]] = {
     "gqa": {
@@ -26,6 +28,7 @@ INITIALISERS: dict[str, dict[str, Callable[[Variant, Calibration], Tensors]]] = 
         "channel_contribution": channel_contribution,
         "channel_magnitude": channel_magnitude,
     },
+    "moe": {"gated_output": gated_output, "router_frequency": router_frequency},
     "linear": {"product": product, "least_squares": least_squares},
     "no_op": {"no_op": no_op},
 }
@@ -50,7 +53,7 @@ def initial_candidates(
 ) -> dict[str, Tensors]:
     """Initial tensors of a variant by the name of the method that made them.
 
-    The parent's own variant is a copy of the parent's subblock.
+    The parent's own variant is a copy of the parent's subblock; so is its attention in a window.
 
     Args:
         variant: what to begin.
@@ -59,7 +62,8 @@ def initial_candidates(
     """
     config = calibration.config
     own = config.attention if calibration.subblock == "attention" else config.ffn
-    if str(variant) == own:
+    unwindowed = Gqa(variant.kv_heads) if isinstance(variant, Gqa) else variant
+    if str(unwindowed) == own:
         return {"parent": calibration.tensors}
     methods = INITIALISERS[variant.kind]
     chosen = [name for name in methods if name in allowed] or list(methods)

@@ -3,7 +3,8 @@
 Every module owns its RMSNorm and adds its output to the residual stream, so that its state dict
 is ``norm.weight`` and the tensors that its variant names, and nothing at all for a no-op.
 Shape suffixes: B batch, L new tokens, S attended tokens, D hidden, H query heads, K KV heads,
-G query heads per KV head, E head size.
+G query heads per KV head, E head size; of experts T tokens, X experts, K experts of a token, R
+rows (T * K), I intermediate size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from puzzle_search.model.subblocks.base import SubblockModule
 from puzzle_search.model.subblocks.gqa import GqaAttention
 from puzzle_search.model.subblocks.linear import LinearSubblock
 from puzzle_search.model.subblocks.mlp import SwigluMlp
+from puzzle_search.model.subblocks.moe import MoeMlp
 from puzzle_search.model.subblocks.no_op import NoOpSubblock
 
 
@@ -25,6 +27,7 @@ class _Builder(Protocol):
 _BUILDERS: dict[str, _Builder] = {
     "gqa": GqaAttention,
     "mlp": SwigluMlp,
+    "moe": MoeMlp,
     "linear": LinearSubblock,
     "no_op": NoOpSubblock,
 }

@@ -13,26 +13,41 @@ from puzzle_search.model.rope import RotarySlice
 
 
 class SubblockModule(nn.Module, ABC):
-    """A pre-norm residual subblock: ``x + mix(norm(x))``."""
+    """A residual subblock: ``x + mix(norm(x))``, or ``x + norm(mix(x))`` in some families."""
 
     def __init__(self, config: ParentConfig) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm_after = config.family.norm_after
+        self.residual_scale = config.scales.residual
+
+    def inputs(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """What the subblock's matrices read of hidden states."""
+        inputs: torch.Tensor = x_BLD if self.norm_after else self.norm(x_BLD)
+        return inputs
 
     def forward(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
     ) -> torch.Tensor:
         """Apply the subblock with its residual connection."""
-        return x_BLD + self.mix(self.norm(x_BLD), rotary, cache)
+        mixed_BLD = self.mix(self.inputs(x_BLD), rotary, cache)
+        if self.norm_after:
+            mixed_BLD = self.norm(mixed_BLD)
+        return x_BLD + scaled(mixed_BLD, self.residual_scale)
 
     @abstractmethod
     def mix(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
     ) -> torch.Tensor:
-        """The subblock's own contribution, from normed input, both (B, L, D).
+        """What the subblock's matrices make of their input, both (B, L, D).
 
         Args:
-            x_BLD: normed hidden states of the new tokens.
+            x_BLD: see `inputs`, of the new tokens.
             rotary: cosines and sines of the new positions.
             cache: keys and values of earlier tokens, extended in place; None for a full pass.
         """
+
+
+def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """Times a factor, most often 1."""
+    return x if factor == 1 else x * factor

@@ -9,7 +9,7 @@ from torch import nn
 from puzzle_search.arch import Gqa, ParentConfig, Variant
 from puzzle_search.model.cache import LayerCache
 from puzzle_search.model.rope import RotarySlice, rotate
-from puzzle_search.model.subblocks.base import SubblockModule
+from puzzle_search.model.subblocks.base import SubblockModule, scaled
 
 
 class GqaAttention(SubblockModule):
@@ -21,54 +21,76 @@ class GqaAttention(SubblockModule):
         self.kv_heads = variant.kv_heads
         self.group_size = config.num_heads // variant.kv_heads
         self.head_dim = config.head_dim
+        self.window = variant.window(config)
+        self.query_scale = config.scales.query
+        self.norms_all_heads = config.family.qk_norm == "all"
         hidden, query = config.hidden_size, config.num_heads * config.head_dim
         kv = variant.kv_heads * config.head_dim
         self.q_proj = nn.Linear(hidden, query, bias=config.qkv_bias)
         self.k_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query, hidden, bias=config.output_bias)
+        self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm: nn.Module = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-            self.k_norm: nn.Module = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
+            sizes = (query, kv) if self.norms_all_heads else (config.head_dim, config.head_dim)
+            self.q_norm, self.k_norm = (nn.RMSNorm(size, eps=config.rms_norm_eps) for size in sizes)
 
     def mix(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
     ) -> torch.Tensor:
-        """Attend from the new tokens to all tokens so far."""
+        """Attend from the new tokens to all so far, or to those in the window."""
         out: torch.Tensor = self.o_proj(self.heads(x_BLD, rotary, cache))
         return out
 
     def heads(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None
     ) -> torch.Tensor:
-        """What the query heads attended to, (B, L, H * E), from normed input."""
+        """What the query heads attended to, (B, L, H * E), from the subblock's inputs."""
         batch, length, _ = x_BLD.shape
-        heads = (batch, length, -1, self.head_dim)
-        q_BHLE = self.q_norm(self.q_proj(x_BLD).view(heads)).transpose(1, 2)
-        k_BKLE = self.k_norm(self.k_proj(x_BLD).view(heads)).transpose(1, 2)
-        v_BKSE = self.v_proj(x_BLD).view(heads).transpose(1, 2)
-        q_BHLE, k_BKSE = rotate(q_BHLE, rotary), rotate(k_BKLE, rotary)
+        q_BHLE = self._split(self.q_proj(x_BLD), self.q_norm)
+        k_BKLE = self._split(self.k_proj(x_BLD), self.k_norm)
+        v_BKSE = self._split(self.v_proj(x_BLD), None)
+        q_BHLE = scaled(rotate(q_BHLE, rotary), self.query_scale)
+        k_BKSE = rotate(k_BKLE, rotary)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE)
         attended_BHLE = self._attend(q_BHLE, k_BKSE, v_BKSE)
         return attended_BHLE.transpose(1, 2).reshape(batch, length, -1)
 
+    def _split(self, x_BLX: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        """Heads (B, heads, L, E) of a projection, normed over all of them or each by itself."""
+        if norm is not None and self.norms_all_heads:
+            x_BLX = norm(x_BLX)
+        x_BLHE = x_BLX.unflatten(-1, (-1, self.head_dim))
+        if norm is not None and not self.norms_all_heads:
+            x_BLHE = norm(x_BLHE)
+        heads_BHLE: torch.Tensor = x_BLHE.transpose(1, 2)
+        return heads_BHLE
+
     def _attend(
         self, q_BHLE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor
     ) -> torch.Tensor:
         batch, _, length, _ = q_BHLE.shape
+        if self.window is not None:
+            read = self.window + length - 1
+            k_BKSE, v_BKSE = k_BKSE[:, :, -read:], v_BKSE[:, :, -read:]
         context = k_BKSE.shape[2]
         if length == 1:
-            # One new token sees everything: the heads of a group become rows of one query, so that
-            # each KV head is read once and never repeated.
+            # One new token sees all that is left: the heads of a group become rows of one query, so
+            # that each KV head is read once and never repeated.
             q_BKGE = q_BHLE.view(batch, self.kv_heads, self.group_size, self.head_dim)
             return F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE).view_as(q_BHLE)
         mask_LS = None
-        if context != length:
-            ones = torch.ones(length, context, dtype=torch.bool, device=q_BHLE.device)
-            mask_LS = ones.tril(diagonal=context - length)
+        is_cut = self.window is not None and context > self.window
+        if context != length or is_cut:
+            mask_LS = visible(length, context, self.window, q_BHLE.device)
         return F.scaled_dot_product_attention(
             q_BHLE, k_BKSE, v_BKSE, attn_mask=mask_LS, is_causal=mask_LS is None, enable_gqa=True
         )
+
+
+def visible(length: int, context: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which of ``context`` tokens each of the last ``length`` attends to, (L, S)."""
+    ones_LS = torch.ones(length, context, dtype=torch.bool, device=device)
+    mask_LS = ones_LS.tril(diagonal=context - length)
+    return mask_LS if window is None else mask_LS.triu(diagonal=context - length - window + 1)

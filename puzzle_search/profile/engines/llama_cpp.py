@@ -43,6 +43,11 @@ class LlamaCpp(ServingEngine):
             raise InputError("llama.cpp is profiled on one processor", remedy="leave out --tp")
         variants = list(measurable(space))
         widths = [v.intermediate_size for _, _, v in variants if isinstance(v, Mlp)]
+        if not widths:
+            raise InputError(
+                f"llama.cpp is profiled with dense FFNs, and {config.name} has experts",
+                remedy="profile with --engine torch",
+            )
         narrowest = f"mlp_{min(widths)}"
         shared = Stack(subblock="ffn", name=narrowest, tp=1, config=config, local=narrowest)
         found: list[Stack] = [shared]

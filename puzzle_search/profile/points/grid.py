@@ -89,9 +89,7 @@ class ProfileGrid:
     ) -> ProfileGrid:
         """The smallest grid that covers some scenarios."""
         ends = {
-            length
-            for scenario in scenarios
-            for length in (scenario.input_len + 1, scenario.input_len + scenario.output_len)
+            length for scenario in scenarios for length in (scenario.input_len + 1, scenario.tokens)
         }
         return cls(
             batches=_ascending(batches),

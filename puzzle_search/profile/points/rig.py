@@ -18,8 +18,8 @@ from puzzle_search.profile.hardware.device import Device
 from puzzle_search.profile.points.point import Point
 from puzzle_search.runtime import Precision, keep_freed_memory
 from puzzle_search.runtime.attention import make_decode_attention
-from puzzle_search.runtime.cache import LayerSlots, as_slots
-from puzzle_search.runtime.step import DecodeStep, PrefillStep, Step
+from puzzle_search.runtime.cache import LayerSlots, as_slots, ring_of
+from puzzle_search.runtime.step import DecodeStep, PrefillStep, Ring, Step
 
 _CACHE_MULTIPLE = 3  # by which weights exceed a cache that shall hold none of them
 _RANDOM_BLOCK = 1 << 22  # numbers, repeated over the memory of keys and values
@@ -27,18 +27,26 @@ _RANDOM_BLOCK = 1 << 22  # numbers, repeated over the memory of keys and values
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Query and KV heads on one device."""
+    """Query and KV heads on one device, and the window of their attention, if any."""
 
     query: int
     kv: int
+    window: int | None
+
+    def kept_tokens(self, context: int) -> int:
+        """Tokens of a sequence whose keys and values are kept."""
+        return min(context, self.window or context)
 
 
 class _SharedSlots(LayerSlots):
     """Keys and values in memory that lies there already."""
 
-    def __init__(self, keys_BSKE: torch.Tensor, values_BSKE: torch.Tensor) -> None:
+    def __init__(
+        self, keys_BSKE: torch.Tensor, values_BSKE: torch.Tensor, window: int | None
+    ) -> None:
         self.keys_BSKE = keys_BSKE
         self.values_BSKE = values_BSKE
+        self.window = window
 
 
 class Rig:
@@ -103,38 +111,44 @@ class Rig:
                 slots_B=slots_B,
                 start=start,
             )
-        attention = {}
+        attention, rings = {}, {}
         if heads is not None:
-            attention[heads.kv] = make_decode_attention(
+            kept, window = heads.kept_tokens(point.context), ring_of(heads.window, point.context)
+            back_end = make_decode_attention(
                 None,
                 device,
                 slots=point.batch,
-                max_length=point.context,
+                max_length=kept,
                 num_heads=heads.query,
                 kv_heads=heads.kv,
                 head_dim=self.config.head_dim,
                 dtype=self.precision.activation,
                 kv_dtype=self.precision.kv,
             )
-            attention[heads.kv].prepare([point.context] * point.batch)
+            back_end.prepare([kept] * point.batch)
+            attention[heads.kv, window] = back_end
+            if window is not None:
+                rings[window] = Ring.of(positions_N, window)
         return DecodeStep(
             slots_N=slots_N,
             positions_N=positions_N,
             rotary=rotary,
             lengths_B=torch.full((point.batch,), point.context, dtype=torch.int32, device=device),
             attention=attention,
+            rings=rings,
         )
 
     def slots(self, point: Point, heads: Heads, *, copies: int) -> list[LayerSlots]:
         """Random keys and values of a point, so many times."""
-        shape = (point.batch, point.context, heads.kv, self.config.head_dim)
+        kept, window = heads.kept_tokens(point.context), ring_of(heads.window, point.context)
+        shape = (point.batch, kept, heads.kv, self.config.head_dim)
         size = math.prod(shape)
         count = copies * size
         if self._kv[0].numel() < count:
             self.release()  # before larger ones are made
             self._kv = self._random_kv(count)
         pairs = zip(*(kv[:count].split(size) for kv in self._kv), strict=True)
-        return [_SharedSlots(as_slots(k, shape), as_slots(v, shape)) for k, v in pairs]
+        return [_SharedSlots(as_slots(k, shape), as_slots(v, shape), window) for k, v in pairs]
 
     def release(self) -> None:
         """Give the memory of keys and values back."""

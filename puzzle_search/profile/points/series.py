@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from puzzle_search.arch import Gqa, ParentConfig, Variant
+from puzzle_search.arch import Gqa, ParentConfig, Variant, kept_tokens
 from puzzle_search.cost.measured.profile_rows import EMBEDDING, HEAD, STEP
 from puzzle_search.profile.points.grid import ProfileGrid
 from puzzle_search.profile.points.point import Point
@@ -55,7 +55,7 @@ def subblock_series(
     decode = LatticeSearch(
         grid.batches,
         grid.contexts,
-        asked=lambda batch, context: batch * context <= kv_tokens,
+        asked=lambda batch, context: batch * kept_tokens(variant, config, context) <= kv_tokens,
         adaptive=grid.adaptive,
     )
     prefill = LatticeSearch(

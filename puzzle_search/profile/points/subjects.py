@@ -117,10 +117,11 @@ class SubblockStack(Subject):
         self._heads: Heads | None = None
         if isinstance(variant, Gqa):
             query, kv = local_heads(variant, rig.config, tp)
-            self._heads = Heads(query=query, kv=kv)
+            self._heads = Heads(query=query, kv=kv, window=variant.window(rig.config))
         shapes = dict(self._make(torch.device("meta")).named_parameters())
         sizes = ", ".join(f"{name} {list(shape.shape)}" for name, shape in shapes.items())
-        self.key = f"{variant.kind}: {sizes}"
+        window = "" if self._heads is None else f", window {self._heads.window}"
+        self.key = f"{variant.kind}: {sizes}{window}"
         copy_bytes = sum(shape.nbytes for shape in shapes.values())
         self.copies = max(2, math.ceil(rig.cooling_bytes / copy_bytes))
         self.caches = min(self.copies, rig.config.num_layers)
@@ -147,8 +148,8 @@ class SubblockStack(Subject):
         """See `Subject`."""
         if self._heads is None:
             return 0
-        slots = point.batch * point.context * self._heads.kv * self._rig.config.head_dim
-        return 2 * self.caches * slots
+        tokens = point.batch * self._heads.kept_tokens(point.context)
+        return 2 * self.caches * tokens * self._heads.kv * self._rig.config.head_dim
 
     def run(self, part: str, point: Point, pool: Any) -> TimedRun:
         """Norm, residual add, matrices and attention; see `Subject`."""

@@ -15,7 +15,7 @@ from puzzle_search.arch import (
     parse_variant,
     subblock_parameters,
 )
-from puzzle_search.arch.change import SubblockChange
+from puzzle_search.arch.change import SubblockChange, parent_size
 from puzzle_search.cost import OperatingPoint, Scenario
 from puzzle_search.report.page.prices import Prices, device_bytes, rounded
 from puzzle_search.report.page.sources import Child, Sources
@@ -96,8 +96,7 @@ def _variants_of(children: tuple[Child, ...], setting: Setting, subblock: Subblo
 def _variant(subblock: Subblock, name: str, setting: Setting) -> dict[str, Any]:
     config = setting.config
     variant = parse_variant(subblock, name)
-    size = config.num_kv_heads if subblock == "attention" else config.intermediate_size
-    change = SubblockChange.of(variant, size)
+    change = SubblockChange.of(variant, parent_size(subblock, config))
     return {
         "name": name,
         "change": change.change,

@@ -108,7 +108,7 @@ const UNITS = {
   memory: { price: "memory_bytes", scale: (max) => max > 2e9 ? [1e-9, "GB"] : max > 2e6 ? [1e-6, "MB"] : [1e-3, "kB"] },
   parameters: { scale: (max) => max > 2e6 ? [1e-6, "M"] : [1e-3, "k"] },
 };
-const CHANGES = { kept: "kept", reduced: { attention: "fewer heads", ffn: "narrower" }, linear: "linear", dropped: "dropped" };
+const CHANGES = { kept: "kept", windowed: "window", reduced: { attention: "fewer heads", ffn: "narrower" }, linear: "linear", dropped: "dropped" };
 const changeName = (change, subblock) => CHANGES[change]?.[subblock] ?? CHANGES[change] ?? change;
 
 // What is left of every block and what its parent layers take, in the chosen unit.

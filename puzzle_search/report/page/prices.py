@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, Subblock, Variant
 from puzzle_search.cost import OperatingPoint, Scenario, ScenarioCost, SubblockCosts, Target
-from puzzle_search.cost.memory import kv_bytes_per_token, outside_bytes, weight_bytes
+from puzzle_search.cost.memory import kv_bytes, outside_bytes, weight_bytes
 from puzzle_search.cost.modelled.analytic import AnalyticLatency
 from puzzle_search.cost.table import SpecCosts
 from puzzle_search.solve.question.setting import Setting, solved_for
@@ -83,12 +83,12 @@ class Prices:
     def memory(self, spec: ArchitectureSpec, cost: ScenarioCost) -> dict[str, int]:
         """Bytes on one device: weights, KV cache of a full batch, and what else a step holds."""
         config, dtype = self._setting.config, self._setting.target.dtype
-        tp, tokens = cost.point.tp, self.scenario.input_len + self.scenario.output_len
+        tp, tokens = cost.point.tp, self.scenario.tokens
         weights = outside_bytes(config, dtype, tp)
         kv = 0
         for variant in _variants(spec.blocks):
             weights += weight_bytes(variant, config, dtype, tp)
-            kv += cost.point.batch * tokens * kv_bytes_per_token(variant, config, dtype, tp)
+            kv += cost.point.batch * kv_bytes(variant, config, dtype, tp, tokens)
         return {"weights": weights, "kv": kv, "activations": cost.memory_bytes - weights - kv}
 
     def by_variant(

@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
+from puzzle_search.model.subblocks.gqa import visible
+
+_LEAST_BLOCK = 128  # queries that attend together under a window, at the least
+
 
 class SdpaDecode:
     """Decode attention over the cache up to the longest sequence, masked where lengths differ.
@@ -50,19 +54,22 @@ class SdpaDecode:
 
 
 def prefill_attention(
-    q_BLHE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor
+    q_BLHE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor, window: int | None = None
 ) -> torch.Tensor:
-    """Causal attention of the last L of S positions to all of them.
+    """Causal attention of the last L of S positions to all of them, or to those in a window.
 
     Args:
         q_BLHE: queries; heads of one group lie together, H = K * group size.
         k_BSKE: keys of every position so far, those of the queries included.
         v_BSKE: as keys.
+        window: most positions that one attends to, its own among them.
 
     Returns:
         What the heads attended to, (B, L, H, E), in the dtype of ``q_BLHE``.
     """
     length, context = q_BLHE.shape[1], k_BSKE.shape[1]
+    if window is not None and context > window:
+        return _in_window(q_BLHE, k_BSKE, v_BSKE, window)
     q_BHLE = q_BLHE.transpose(1, 2)
     k_BKSE = k_BSKE.transpose(1, 2).to(q_BLHE.dtype)
     v_BKSE = v_BSKE.transpose(1, 2).to(q_BLHE.dtype)
@@ -80,3 +87,26 @@ def prefill_attention(
             enable_gqa=grouped,
         )
     return attended_BHLE.transpose(1, 2)
+
+
+def _in_window(
+    q_BLHE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor, window: int
+) -> torch.Tensor:
+    """As `prefill_attention`, in blocks of queries that each read little more than a window."""
+    length, before = q_BLHE.shape[1], k_BSKE.shape[1] - q_BLHE.shape[1]
+    block = max(window, _LEAST_BLOCK)
+    grouped = q_BLHE.shape[2] != k_BSKE.shape[2]
+    parts = []
+    for first in range(0, length, block):
+        end = min(first + block, length)
+        read = slice(max(0, before + first - window + 1), before + end)
+        mask_LS = visible(end - first, read.stop - read.start, window, q_BLHE.device)
+        attended_BHLE = F.scaled_dot_product_attention(
+            q_BLHE[:, first:end].transpose(1, 2),
+            k_BSKE[:, read].transpose(1, 2).to(q_BLHE.dtype),
+            v_BSKE[:, read].transpose(1, 2).to(q_BLHE.dtype),
+            attn_mask=mask_LS,
+            enable_gqa=grouped,
+        )
+        parts.append(attended_BHLE.transpose(1, 2))
+    return torch.cat(parts, dim=1)

@@ -10,6 +10,7 @@ from puzzle_search.runtime.subblocks.base import ServingSubblock
 from puzzle_search.runtime.subblocks.gqa import ServingGqa, local_heads
 from puzzle_search.runtime.subblocks.linear import ServingMatrix
 from puzzle_search.runtime.subblocks.mlp import ServingMlp
+from puzzle_search.runtime.subblocks.moe import ServingMoe
 
 
 class _Builder(Protocol):
@@ -21,6 +22,7 @@ class _Builder(Protocol):
 _BUILDERS: dict[str, _Builder | None] = {
     "gqa": ServingGqa,
     "mlp": ServingMlp,
+    "moe": ServingMoe,
     "linear": ServingMatrix,
     "no_op": None,
 }

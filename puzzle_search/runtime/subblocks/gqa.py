@@ -26,6 +26,7 @@ class ServingGqa(ServingSubblock):
         assert isinstance(variant, Gqa)
         super().__init__(config, precision)
         heads, self.kv_heads = local_heads(variant, config, tp)
+        self._query_scale = config.scales.query
         query_size = heads * config.head_dim
         self.entry = ServingLinear(
             query_size + 2 * self.kv_heads * config.head_dim,
@@ -38,13 +39,19 @@ class ServingGqa(ServingSubblock):
         )
         self.q_norm = self.k_norm = None
         if config.qk_norm:
-            ones = torch.ones(config.head_dim, dtype=precision.activation)
-            self.q_norm = nn.Parameter(ones, requires_grad=False)
-            self.k_norm = nn.Parameter(ones.clone(), requires_grad=False)
+            each = config.family.qk_norm == "head"
+            self.q_norm, self.k_norm = (
+                nn.Parameter(torch.ones(size, dtype=precision.activation), requires_grad=False)
+                for size in (
+                    (config.head_dim,) if each else (count, config.head_dim)
+                    for count in (heads, self.kv_heads)
+                )
+            )
 
     def mix(self, normed_ND: torch.Tensor, step: Step, cache: LayerSlots | None) -> torch.Tensor:
-        """Attend from the new tokens to all tokens so far."""
+        """Attend from the new tokens to all so far, or to those in the window."""
         assert cache is not None
+        history = step.history(cache)  # read before new tokens take its place
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = (self.q_norm, self.k_norm, self._eps)
@@ -52,12 +59,12 @@ class ServingGqa(ServingSubblock):
             self.entry(normed_ND),
             step.rotary,
             norms,
+            self._query_scale,
             cache.keys_BSKE,
             cache.values_BSKE,
-            step.slots_N,
-            step.positions_N,
+            *step.places(cache),
         )
-        attended_NHE = step.attend(q_NHE, k_NKE, v_NKE, cache)
+        attended_NHE = step.attend(q_NHE, k_NKE, v_NKE, cache, history)
         out: torch.Tensor = self.output(attended_NHE.flatten(1))
         return out
 
@@ -70,8 +77,8 @@ class ServingGqa(ServingSubblock):
         self.entry.load(torch.cat([tensors[f"{part}.weight"] for part in parts]), bias)
         self.output.load(tensors["o_proj.weight"], tensors.get("o_proj.bias"))
         if self.q_norm is not None and self.k_norm is not None:
-            self.q_norm.copy_(tensors["q_norm.weight"])
-            self.k_norm.copy_(tensors["k_norm.weight"])
+            self.q_norm.copy_(tensors["q_norm.weight"].view_as(self.q_norm))
+            self.k_norm.copy_(tensors["k_norm.weight"].view_as(self.k_norm))
 
 
 def local_heads(variant: Gqa, config: ParentConfig, tp: int) -> tuple[int, int]:

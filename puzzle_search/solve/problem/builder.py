@@ -9,6 +9,7 @@ import numpy as np
 from puzzle_search.arch import (
     Gqa,
     Mlp,
+    Moe,
     ParentConfig,
     SearchSpace,
     parse_variant,
@@ -82,8 +83,13 @@ def formulate(
     blocks = [block for block, usable in zip(blocks, items.usable(), strict=True) if usable]
     items = items.kept(items.usable())
     damage = finite_damage([value for *_, value in blocks])
-    dtype = workloads[0].table.target.dtype
-    measures = child_measures(config, attention, ffn, dtype.kv_bytes)
+    measures = child_measures(
+        config,
+        attention,
+        ffn,
+        kv_bytes=workloads[0].table.target.dtype.kv_bytes,
+        tokens=max(workload.table.scenario.tokens for workload in workloads),
+    )
     measures["score"] = item_measure("score", damage, attention, ffn)
     bounds = [
         Bound(limit=name, measure=measures[name], at_most=at_most)
@@ -229,6 +235,7 @@ def _facts(
         "layer": first,
         "kv_heads": of_attention.kv_heads if isinstance(of_attention, Gqa) else 0,
         "ffn_width": of_ffn.intermediate_size if isinstance(of_ffn, Mlp) else 0,
+        "experts": of_ffn.experts if isinstance(of_ffn, Moe) else 0,
         "parameters": parameters,
     }
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from puzzle_search.arch import Gqa, Linear, Mlp, NoOp, ParentConfig, Variant
+from puzzle_search.arch import Gqa, Linear, Mlp, Moe, NoOp, ParentConfig, Variant
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 
 Native = Literal["right", "refused", "wrong in silence"]
@@ -117,6 +117,10 @@ FEATURES = {
     "no_block": Feature(
         text="neither attention nor FFN", applies=lambda at: _out(at.attention) and _out(at.ffn)
     ),
+    "own_window": Feature(
+        text="a sliding window of its own",
+        applies=lambda at: isinstance(at.attention, Gqa) and at.attention.own_window is not None,
+    ),
     "linear_attention": Feature(
         text="linear attention", applies=lambda at: isinstance(at.attention, Linear)
     ),
@@ -149,15 +153,31 @@ FEATURES = {
         applies=lambda at: at.config.sliding_window is not None,
         of_parent=True,
     ),
+    "unrotated": Feature(
+        text="layers without rope (SmolLM3)",
+        applies=lambda at: bool(at.config.unrotated),
+        of_parent=True,
+    ),
+    "scales": Feature(
+        text="multipliers (Granite)",
+        applies=lambda at: at.config.family.multipliers,
+        of_parent=True,
+    ),
+    "norm_after": Feature(
+        text="norms after a subblock (OLMo-2)",
+        applies=lambda at: at.config.family.norm_after,
+        of_parent=True,
+    ),
     "width": Feature(
         text=f"an FFN width that is no multiple of {STOCK_WIDTH_MULTIPLE}",
         applies=lambda at: _odd_width(at.ffn),
     ),
+    "experts": Feature(text="a mixture of experts", applies=lambda at: isinstance(at.ffn, Moe)),
 }
 
 
 def _other_heads(at: Place) -> bool:
-    return isinstance(at.attention, Gqa) and str(at.attention) != at.config.attention
+    return isinstance(at.attention, Gqa) and at.attention.kv_heads != at.config.num_kv_heads
 
 
 def _out(variant: Variant) -> bool:
@@ -191,27 +211,38 @@ def _form(form: Form, native: Native = "refused") -> Cell:
 # A cell for each feature, in the order of FEATURES.
 _COLUMNS: dict[str, tuple[Cell, ...]] = {
     "trtllm": (
-        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
-        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED, _REFUSED,
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _REFUSED, _RIGHT, _RIGHT,
+        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
+        _REFUSED, _REFUSED, _REFUSED, _REFUSED, _NEVER,
     ),
     "vllm": (
-        _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _form(_SWIGLU), _form(_SWIGLU),
-        _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED, _REFUSED,
+        _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _NEVER, _form(_SWIGLU), _form(_SWIGLU),
+        _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED,
+        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
     "sglang": (
-        _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED,
-        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED, _REFUSED,
+        _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED, _REFUSED,
+        _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
+        _REFUSED, _REFUSED, _REFUSED, _REFUSED, _NEVER,
     ),
     "llama.cpp": (
         _RIGHT, _RIGHT, _form(_ZERO_MATRIX), _form(_ZERO_FFN, "wrong in silence"),
-        _form(_UNWRITTEN), _RIGHT, _form(_ATTENTION_SLOT),
-        _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER, _REFUSED,
+        _form(_UNWRITTEN), _NEVER, _RIGHT, _form(_ATTENTION_SLOT),
+        _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER,
+        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
     "mlx-lm": (
-        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _form(_OWN_NAME), _form(_OWN_NAME),
-        _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _REFUSED, _REFUSED,
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _form(_OWN_NAME), _form(_OWN_NAME),
+        # Of a model all of whose layers have the window, it computes full attention.
+        _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
-    "transformers": (_RIGHT,) * len(FEATURES),
+    # Its class takes the attention of Llama, Mistral, Qwen2 and Qwen3, and no experts.
+    "transformers": (
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _RIGHT, _RIGHT,
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
+        _NEVER, _NEVER, _NEVER, _RIGHT, _NEVER,
+    ),
 }  # fmt: skip
 
 

@@ -7,8 +7,8 @@
 
 ``sum`` adds over the blocks of the child, ``mean`` divides that by the parent's layers. Inside them
 stand ``attention``, ``ffn`` (variant names), ``layer`` (the first that a block stands for),
-``kv_heads``, ``ffn_width`` and ``parameters``. The text is parsed as a Python expression and
-interpreted here; nothing in it is executed.
+``kv_heads``, ``ffn_width``, ``experts`` and ``parameters``. The text is parsed as a Python
+expression and interpreted here; nothing in it is executed.
 """
 
 from __future__ import annotations

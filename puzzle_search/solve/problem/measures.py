@@ -11,6 +11,7 @@ from puzzle_search.arch import (
     ParentConfig,
     Subblock,
     embedding_parameters,
+    kept_tokens,
     kv_values_per_token,
     parse_variant,
     subblock_parameters,
@@ -101,15 +102,31 @@ def scenario_measures(table: CostTable, scenario: int) -> dict[str, Measure]:
 
 
 def child_measures(
-    config: ParentConfig, attention: Sequence[str], ffn: Sequence[str], kv_bytes: int
+    config: ParentConfig,
+    attention: Sequence[str],
+    ffn: Sequence[str],
+    *,
+    kv_bytes: int,
+    tokens: int,
 ) -> dict[str, Measure]:
-    """Parameters, and bytes of KV cache per token over all devices, of the whole child."""
+    """Parameters, and bytes of KV cache per token over all devices, of the whole child.
+
+    Args:
+        config: the parent.
+        attention: variants.
+        ffn: variants.
+        kv_bytes: of a cached number.
+        tokens: of the sequences whose cache is meant, which a window bounds.
+    """
 
     def parameters(subblock: Subblock, names: Sequence[str]) -> Floats:
         variants = (parse_variant(subblock, name) for name in names)
         return np.array([[float(subblock_parameters(v, config)) for v in variants]])
 
-    kv = [kv_bytes * kv_values_per_token(parse_variant("attention", v), config) for v in attention]
+    kv = [
+        kv_bytes * kv_values_per_token(v, config) * kept_tokens(v, config, tokens) / tokens
+        for v in (parse_variant("attention", name) for name in attention)
+    ]
     return {
         "parameters": Measure(
             name="parameters",

@@ -11,7 +11,7 @@ from puzzle_search.arch import (
     ArchitectureSpec,
     ParentConfig,
     architecture_parameters,
-    kv_values_per_token,
+    mean_kv_values_per_token,
 )
 from puzzle_search.cost import ScenarioCost, Target
 from puzzle_search.cost.simulation import Simulated
@@ -52,11 +52,10 @@ class Answer:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """KV cache of one token over all devices, at the target's precision."""
-        values = sum(
-            kv_values_per_token(block.attention_variant, self.config)
-            for block in self.solution.spec.blocks
-        )
+        """KV cache of the longest requests over all devices, by their tokens."""
+        workloads = self.solution.problem.workloads
+        tokens = max(workload.table.scenario.tokens for workload in workloads)
+        values = mean_kv_values_per_token(self.solution.spec, self.config, tokens)
         return values * self._target.dtype.kv_bytes
 
     @property

@@ -177,7 +177,7 @@ def pose(question: Question) -> Asked:
     scenarios = [(Scenario.parse(text), limits) for text, limits in question.scenarios]
     for scenario, _ in scenarios:
         longest = inputs.config.max_position_embeddings
-        if scenario.input_len + scenario.output_len > longest:
+        if scenario.tokens > longest:
             raise InputError(
                 f"scenario {scenario} is longer than the {longest:,} positions of "
                 f"{inputs.config.name}",

@@ -35,8 +35,14 @@ def parse_end(text: str, asked: Asked, axis: Axis) -> End:
     if name != "parameters":
         return End(limit=name, value=number)
     problem = asked.problem
-    dtype = problem.workloads[0].table.target.dtype
-    measures = child_measures(asked.inputs.config, problem.attention, problem.ffn, dtype.kv_bytes)
+    table = problem.workloads[0].table
+    measures = child_measures(
+        asked.inputs.config,
+        problem.attention,
+        problem.ffn,
+        kv_bytes=table.target.dtype.kv_bytes,
+        tokens=table.scenario.tokens,
+    )
     return End(limit=name, value=number * _BILLION, measure=measures[name])
 
 

@@ -6,7 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, kv_values_per_token
+from puzzle_search.arch import (
+    ArchitectureSpec,
+    BlockChoice,
+    ParentConfig,
+    mean_kv_values_per_token,
+)
 from puzzle_search.cost import CostTable, OperatingPoint, Scenario, Target, build_cost_table
 from puzzle_search.cost.pricing import covered_points
 from puzzle_search.cost.serving import ServingOptions
@@ -113,10 +118,9 @@ class Setting:
         return sum(known) if len(known) == len(damages) else None
 
     def kv_bytes_per_token(self, spec: ArchitectureSpec) -> int:
-        """KV cache of one token over all devices, at the target's precision."""
-        values = sum(
-            kv_values_per_token(block.attention_variant, self.config) for block in spec.blocks
-        )
+        """KV cache of the longest requests over all devices, by their tokens."""
+        tokens = max(scenario.tokens for scenario in self.scenarios)
+        values = mean_kv_values_per_token(spec, self.config, tokens)
         return values * self.target.dtype.kv_bytes
 
 

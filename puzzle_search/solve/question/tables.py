@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from puzzle_search.arch import ArchitectureSpec, Gqa, Mlp, parse_variant
+from puzzle_search.arch import ArchitectureSpec, Gqa, Mlp, Moe, parse_variant
 from puzzle_search.choices import TableGoal
 from puzzle_search.cost.block_costs import BlockCost, BlockCosts
 from puzzle_search.errors import InfeasibleError, InputError
@@ -238,5 +238,6 @@ def _facts(row: BlockCost) -> Facts:
         "layer": row.first_layer,
         "kv_heads": attention.kv_heads if isinstance(attention, Gqa) else 0,
         "ffn_width": ffn.intermediate_size if isinstance(ffn, Mlp) else 0,
+        "experts": ffn.experts if isinstance(ffn, Moe) else 0,
         "parameters": row.parameters,
     }

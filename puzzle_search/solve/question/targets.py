@@ -28,7 +28,7 @@ _ALL_TP = (1, 2, 4, 8)
 # What the costs of a subblock depend on besides its variant.
 _SHAPES = (
     "hidden_size", "num_heads", "head_dim", "vocab_size", "tie_embeddings", "qkv_bias",
-    "output_bias", "mlp_bias", "qk_norm",
+    "output_bias", "mlp_bias", "qk_norm", "sliding_window",
 )  # fmt: skip
 
 

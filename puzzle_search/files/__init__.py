@@ -10,6 +10,7 @@ from puzzle_search.files.reading import (
     read_text,
     read_yaml,
 )
+from puzzle_search.files.records import Flag, Record, Row, check_record, read_rows, rows_as_csv
 from puzzle_search.files.writing import (
     check_own_folder,
     check_writable,
@@ -21,9 +22,13 @@ from puzzle_search.files.writing import (
 )
 
 __all__ = [
+    "Flag",
     "Journal",
+    "Record",
+    "Row",
     "check_keys",
     "check_own_folder",
+    "check_record",
     "check_writable",
     "file_hash",
     "folder_written_whole",
@@ -32,9 +37,11 @@ __all__ = [
     "parse_json",
     "read_csv_rows",
     "read_json",
+    "read_rows",
     "read_text",
     "read_yaml",
     "resume_journal",
+    "rows_as_csv",
     "value_hash",
     "write_text",
     "written_whole",

@@ -95,6 +95,24 @@ def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def read_bytes(path: str | Path, *, remedy: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        InputError: it is missing, unreadable, or larger than half a GiB.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "does not exist" if missing else f"cannot be read: {error}"
+        raise InputError(f"{path} {reason}", remedy=remedy) from error
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB", remedy=remedy)
+    return content
+
+
 def read_text(path: str | Path, *, remedy: str) -> str:
     """Read a UTF-8 file.
 
@@ -102,15 +120,9 @@ def read_text(path: str | Path, *, remedy: str) -> str:
         InputError: it is missing, unreadable, larger than half a GiB, or not text.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise InputError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB", remedy=remedy)
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "does not exist" if missing else f"cannot be read: {error}"
-        raise InputError(f"{path} {reason}", remedy=remedy) from error
+        return read_bytes(path, remedy=remedy).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}", remedy=remedy) from error
 
 
 def read_yaml(path: str | Path, *, format: str) -> dict[str, Any]:

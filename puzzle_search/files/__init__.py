@@ -5,7 +5,6 @@ from puzzle_search.files.journal import Journal, resume_journal
 from puzzle_search.files.reading import (
     check_keys,
     parse_json,
-    read_csv_rows,
     read_json,
     read_text,
     read_yaml,
@@ -35,7 +34,6 @@ __all__ = [
     "full_disk_reported",
     "is_stream",
     "parse_json",
-    "read_csv_rows",
     "read_json",
     "read_rows",
     "read_text",

@@ -1,12 +1,10 @@
-"""Text, YAML, JSON and CSV read strictly, within limits that no real file comes near."""
+"""Text, YAML and JSON read strictly, within limits that no real file comes near."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,23 +196,3 @@ def check_keys(
 def _names(keys: set[Any]) -> str:
     quoted = ", ".join(repr(key) for key in sorted(keys, key=str))
     return f"{'key' if len(keys) == 1 else 'keys'} {quoted} {'is' if len(keys) == 1 else 'are'}"
-
-
-def read_csv_rows(path: str | Path, columns: Sequence[str], *, remedy: str) -> list[dict[str, str]]:
-    """Rows of a CSV file with exactly these columns; the first row of data is row 2.
-
-    Raises:
-        InputError: the file cannot be read (``remedy`` says what to name), or has another header.
-    """
-    reader = csv.DictReader(io.StringIO(read_text(path, remedy=remedy)))
-    try:
-        if reader.fieldnames != list(columns):
-            raise InputError(
-                f"{path}: columns are {reader.fieldnames}, expected {list(columns)}",
-                remedy="correct the header",
-            )
-        return list(reader)
-    except csv.Error as error:
-        raise InputError(
-            f"{path}, line {reader.line_num + 1}: {error}", remedy="correct that line"
-        ) from error

@@ -21,7 +21,6 @@ from puzzle_search.files import (
     check_keys,
     file_hash,
     folder_written_whole,
-    read_csv_rows,
     read_json,
     read_text,
     read_yaml,
@@ -388,13 +387,6 @@ def test_yaml_aliases_that_expand_without_end(tmp_path: Path, tail: str) -> None
     file = yaml_file(tmp_path, f"format: {FORMAT}\nx0: &x0 [1]\n{tail}\n")
     with pytest.raises(InputError, match="aliases stand for more than"):
         read_yaml(file, format=FORMAT)
-
-
-def test_a_csv_cell_of_megabytes(tmp_path: Path) -> None:
-    file = tmp_path / "a.csv"
-    file.write_text("a\n" + "1" * 200_000 + "\n")
-    with pytest.raises(InputError, match=r"a\.csv, line 2: field larger than"):
-        read_csv_rows(file, ["a"], remedy="name a table")
 
 
 def test_messages_stay_short_and_printable() -> None:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
 from puzzle_search import __version__
 from puzzle_search.arch import Subblock, parse_variant
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, read_csv_rows, read_yaml, write_text
+from puzzle_search.files import (
+    Record,
+    Row,
+    check_record,
+    read_rows,
+    read_yaml,
+    rows_as_csv,
+    write_text,
+)
 
 FORMAT = "puzzle-search.block-costs/1"
-_SIDECAR_KEYS = {
-    "format", "package_version", "source", "inputs", "evidence", "gpu", "dtype", "batch",
-    "sequence_length", "num_layers", "parent", "outside",
-}  # fmt: skip
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 
+_Count = Annotated[int, Field(ge=0)]
+_Size = Annotated[int, Field(ge=1)]
+_Time = Annotated[float, Field(ge=0)]
+_Text = Annotated[str, Field(min_length=1)]
 
-@dataclass(frozen=True, kw_only=True)
-class BlockCost:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockCost(Row):
     """Cost of one block that stands for parent layers ``first_layer`` to ``last_layer``.
 
     Attributes:
@@ -35,25 +43,43 @@ class BlockCost:
         parameters: weights of the block.
     """
 
-    first_layer: int
-    last_layer: int
+    first_layer: _Count
+    last_layer: _Count
     attention: str
     ffn: str
-    memory_bytes: int
-    runtime_us: float | None
-    parameters: int
+    memory_bytes: _Count
+    runtime_us: _Time | None = None
+    parameters: _Count
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutsideCost:
+class OutsideCost(Record):
     """Cost of embedding, head and all else outside the blocks; 0 where the source does not say."""
 
-    memory_bytes: int = 0
-    runtime_us: float = 0.0
-    parameters: int = 0
+    memory_bytes: _Count
+    runtime_us: _Time
+    parameters: _Count
 
 
-_COLUMNS = [f.name for f in fields(BlockCost)]
+class _Pair(Record):
+    attention: str
+    ffn: str
+
+
+class _Sidecar(Record):
+    format: str
+    package_version: Any
+    source: _Text
+    inputs: dict[str, str]
+    evidence: _Text
+    gpu: _Text | None
+    dtype: _Text
+    batch: _Size
+    sequence_length: _Size
+    num_layers: _Size
+    parent: _Pair | None
+    outside: OutsideCost
+    model: _Text | None = None
+    notes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +172,16 @@ class BlockCosts:
         """
         file = Path(path)
         sidecar_file = file.with_suffix(".yaml")
-        read = read_csv_rows(
-            file, _COLUMNS, remedy="name the block_costs.csv of 'puzzle-search import'"
+        rows = read_rows(
+            file,
+            BlockCost,
+            remedy="correct it, or name a block_costs.csv of 'puzzle-search import'",
         )
-        sidecar = read_yaml(sidecar_file, format=FORMAT)
-        check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional={"model", "notes"})
-        rows = tuple(_row(row, f"{file}, row {n}") for n, row in enumerate(read, start=2))
-        described = _sidecar(sidecar, sidecar_file)
+        told = check_record(_Sidecar, read_yaml(sidecar_file, format=FORMAT), sidecar_file)
+        described = {key: value for key, value in told if key not in ("format", "package_version")}
+        described["parent"] = told.parent and (told.parent.attention, told.parent.ffn)
         try:
-            return cls(rows=rows, **described)
+            return cls(rows=tuple(rows), **described)
         except InputError as error:
             message = error.message.removeprefix("block costs")
             raise InputError(f"{file}{message}", remedy=error.remedy) from error
@@ -162,10 +189,6 @@ class BlockCosts:
     def write(self, path: str | Path) -> None:
         """Write the CSV and its sidecar."""
         file = Path(path)
-        out = io.StringIO()
-        writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
         sidecar: dict[str, Any] = {
             "format": FORMAT,
             "package_version": __version__,
@@ -178,13 +201,13 @@ class BlockCosts:
             "sequence_length": self.sequence_length,
             "num_layers": self.num_layers,
             "parent": dict(zip(_SUBBLOCKS, self.parent, strict=True)) if self.parent else None,
-            "outside": asdict(self.outside),
+            "outside": self.outside.model_dump(),
         }
         if self.model is not None:
             sidecar["model"] = self.model
         if self.notes:
             sidecar["notes"] = self.notes
-        write_text(file, out.getvalue())
+        write_text(file, rows_as_csv(BlockCost, self.rows))
         write_text(file.with_suffix(".yaml"), yaml.safe_dump(sidecar, sort_keys=False))
 
 
@@ -204,74 +227,3 @@ def _check_row(row: BlockCost, num_layers: int, where: str) -> None:
         value = getattr(row, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise InputError(f"{where}: {name} is {value}", remedy="give 0 or more, or measure it")
-
-
-def _row(row: dict[str, str], where: str) -> BlockCost:
-    if None in row or None in row.values():
-        raise InputError(f"{where}: wrong number of columns", remedy="correct the row")
-    return BlockCost(
-        first_layer=_whole(row["first_layer"], "first_layer", where),
-        last_layer=_whole(row["last_layer"], "last_layer", where),
-        attention=row["attention"],
-        ffn=row["ffn"],
-        memory_bytes=_whole(row["memory_bytes"], "memory_bytes", where),
-        runtime_us=_number(row["runtime_us"], "runtime_us", where) if row["runtime_us"] else None,
-        parameters=_whole(row["parameters"], "parameters", where),
-    )
-
-
-def _number(value: object, name: str, where: str | Path) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(str(value))
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise InputError(
-            f"{where}: {name} is {value!r}, not a number from 0 up",
-            remedy=f"correct {name}, or import the table again",
-        )
-    return number
-
-
-def _whole(value: object, name: str, where: str | Path) -> int:
-    number = _number(value, name, where)
-    if not number.is_integer():
-        raise InputError(f"{where}: {name} is {value!r}, not a whole number", remedy="correct it")
-    return int(number)
-
-
-def _text(data: Mapping[str, Any], name: str, where: str | Path) -> str:
-    value = data[name]
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{where}: {name} is {value!r}, not a text", remedy=f"correct {name}")
-    return value
-
-
-def _sidecar(data: dict[str, Any], where: Path) -> dict[str, Any]:
-    check_keys(data["outside"], f"{where}, outside", required={f.name for f in fields(OutsideCost)})
-    if not isinstance(data["inputs"], dict):
-        raise InputError(f"{where}: inputs is not a mapping", remedy="write file: hash")
-    sizes = {
-        name: _whole(data[name], name, where) for name in ("batch", "sequence_length", "num_layers")
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"{where}: {name} is {size}", remedy="give 1 or more")
-    parent = data["parent"]
-    if parent is not None:
-        check_keys(parent, f"{where}, parent", required=set(_SUBBLOCKS))
-    outside = data["outside"]
-    return {
-        **sizes,
-        **{name: _text(data, name, where) for name in ("source", "evidence", "dtype")},
-        "inputs": {str(name): str(value) for name, value in data["inputs"].items()},
-        "gpu": None if data["gpu"] is None else _text(data, "gpu", where),
-        "parent": None if parent is None else (str(parent["attention"]), str(parent["ffn"])),
-        "outside": OutsideCost(
-            memory_bytes=_whole(outside["memory_bytes"], "outside.memory_bytes", where),
-            runtime_us=_number(outside["runtime_us"], "outside.runtime_us", where),
-            parameters=_whole(outside["parameters"], "outside.parameters", where),
-        ),
-        "model": None if data.get("model") is None else _text(data, "model", where),
-        "notes": str(data.get("notes", "")),
-    }

@@ -5,11 +5,11 @@ from puzzle_search.files.journal import Journal, resume_journal
 from puzzle_search.files.reading import (
     check_keys,
     parse_json,
-    read_csv_rows,
     read_json,
     read_text,
     read_yaml,
 )
+from puzzle_search.files.records import Flag, Record, Row, check_record, read_rows, rows_as_csv
 from puzzle_search.files.writing import (
     check_own_folder,
     check_writable,
@@ -21,20 +21,25 @@ from puzzle_search.files.writing import (
 )
 
 __all__ = [
+    "Flag",
     "Journal",
+    "Record",
+    "Row",
     "check_keys",
     "check_own_folder",
+    "check_record",
     "check_writable",
     "file_hash",
     "folder_written_whole",
     "full_disk_reported",
     "is_stream",
     "parse_json",
-    "read_csv_rows",
     "read_json",
+    "read_rows",
     "read_text",
     "read_yaml",
     "resume_journal",
+    "rows_as_csv",
     "value_hash",
     "write_text",
     "written_whole",

@@ -1,12 +1,10 @@
-"""Text, YAML, JSON and CSV read strictly, within limits that no real file comes near."""
+"""Text, YAML and JSON read strictly, within limits that no real file comes near."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +93,24 @@ def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+def read_bytes(path: str | Path, *, remedy: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        InputError: it is missing, unreadable, or larger than half a GiB.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "does not exist" if missing else f"cannot be read: {error}"
+        raise InputError(f"{path} {reason}", remedy=remedy) from error
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB", remedy=remedy)
+    return content
+
+
 def read_text(path: str | Path, *, remedy: str) -> str:
     """Read a UTF-8 file.
 
@@ -102,15 +118,9 @@ def read_text(path: str | Path, *, remedy: str) -> str:
         InputError: it is missing, unreadable, larger than half a GiB, or not text.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise InputError(f"{path} is larger than {_MAX_BYTES // 2**20} MiB", remedy=remedy)
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "does not exist" if missing else f"cannot be read: {error}"
-        raise InputError(f"{path} {reason}", remedy=remedy) from error
+        return read_bytes(path, remedy=remedy).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}", remedy=remedy) from error
 
 
 def read_yaml(path: str | Path, *, format: str) -> dict[str, Any]:
@@ -186,23 +196,3 @@ def check_keys(
 def _names(keys: set[Any]) -> str:
     quoted = ", ".join(repr(key) for key in sorted(keys, key=str))
     return f"{'key' if len(keys) == 1 else 'keys'} {quoted} {'is' if len(keys) == 1 else 'are'}"
-
-
-def read_csv_rows(path: str | Path, columns: Sequence[str], *, remedy: str) -> list[dict[str, str]]:
-    """Rows of a CSV file with exactly these columns; the first row of data is row 2.
-
-    Raises:
-        InputError: the file cannot be read (``remedy`` says what to name), or has another header.
-    """
-    reader = csv.DictReader(io.StringIO(read_text(path, remedy=remedy)))
-    try:
-        if reader.fieldnames != list(columns):
-            raise InputError(
-                f"{path}: columns are {reader.fieldnames}, expected {list(columns)}",
-                remedy="correct the header",
-            )
-        return list(reader)
-    except csv.Error as error:
-        raise InputError(
-            f"{path}, line {reader.line_num + 1}: {error}", remedy="correct that line"
-        ) from error

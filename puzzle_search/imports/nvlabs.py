@@ -82,7 +82,7 @@ def import_nvlabs(folder: str | Path) -> ImportedTables:
             notes="the source has no stderr and no tokens, which are 0",
         ),
         rows=costs,
-        outside=OutsideCost(),
+        outside=OutsideCost(memory_bytes=0, runtime_us=0, parameters=0),
         source=f"NVlabs/puzzle block library of {source.resolve().name}",
         inputs={file.name: file_hash(file) for file in files},
         evidence="measured",

@@ -16,7 +16,14 @@ from typing import Any
 from puzzle_search.arch import Subblock
 from puzzle_search.cost.block_costs import BlockCost, OutsideCost
 from puzzle_search.errors import InputError
-from puzzle_search.files import file_hash, parse_json, read_json, read_text, value_hash
+from puzzle_search.files import (
+    check_record,
+    file_hash,
+    parse_json,
+    read_json,
+    read_text,
+    value_hash,
+)
 from puzzle_search.imports.tables import (
     ImportedTables,
     build_tables,
@@ -107,10 +114,14 @@ def import_puzzletron(folder: str | Path, measurement: Measurement | None = None
             notes="stderr is not taken from the source, nor tokens, which are 0",
         ),
         rows=block_costs,
-        outside=OutsideCost(
-            memory_bytes=mib_as_bytes(outside, "memory_mib", place),
-            runtime_us=_runtime_us(outside, place) or 0.0,
-            parameters=whole(outside, "num_params", place),
+        outside=check_record(
+            OutsideCost,
+            {
+                "memory_bytes": mib_as_bytes(outside, "memory_mib", place),
+                "runtime_us": _runtime_us(outside, place) or 0.0,
+                "parameters": whole(outside, "num_params", place),
+            },
+            place,
         ),
         source=f"Puzzletron run {source.resolve().name}",
         inputs={file.name: file_hash(file) for file in files} | {_SCORES: value_hash(hashes)},

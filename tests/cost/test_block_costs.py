@@ -103,9 +103,13 @@ def test_a_wrong_row_is_named(tmp_path: Path, old: str, new: str, named: str) ->
         ("gpu: an abacus", "gpu: ''", "gpu is ''"),
         ("memory_bytes: 50", "memory_bytes: -1", "outside.memory_bytes is -1"),
         ("memory_bytes: 50, ", "", "'memory_bytes' is missing"),
-        ("inputs: {table.json: 0123abcd}", "inputs: none", "inputs is not a mapping"),
-        ("ffn: mlp_64", "fnn: mlp_64", "'ffn' is missing"),
-        ("source: by hand", "sauce: by hand", "'source' is missing"),
+        (
+            "inputs: {table.json: 0123abcd}",
+            "inputs: none",
+            "inputs is 'none', but should be a mapping",
+        ),
+        ("ffn: mlp_64", "fnn: mlp_64", "'fnn' is not known"),
+        ("source: by hand", "sauce: by hand", "'sauce' is not known"),
         ("block-costs/1", "block-costs/2", "puzzle-search.block-costs/2"),
     ],
 )

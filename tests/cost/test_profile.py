@@ -283,7 +283,7 @@ def test_duplicates_unknown_groups_and_batched_histories_are_named(folder: Path)
     wrong = {
         rf"row {len(whole) + 1}: attention gqa_2, decode, tp 1, batch 1, 1 tokens": whole[1],
         "group 7 is not in": "ffn,mlp_64,decode,2,1,1,1,9,9,9,5,1,7\n",
-        "batch is '2'": "attention,gqa_2,prefill,2,50,90,1,9,9,9,5,1,0\n",
+        "batch is 2": "attention,gqa_2,prefill,2,50,90,1,9,9,9,5,1,0\n",
     }  # fmt: skip
     for message, line in wrong.items():
         file.write_text("".join([*whole, line]))

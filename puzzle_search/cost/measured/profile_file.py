@@ -4,36 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import yaml
+from pydantic import Field, model_validator
 
 from puzzle_search.arch import ParentConfig
 from puzzle_search.cost.measured.profile_rows import (
     GroupRow,
     LatencyRow,
     MemoryRow,
-    read_groups,
-    read_latency,
-    read_memory,
-    to_csv,
 )
 from puzzle_search.cost.memory import parse_dtype
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, file_hash, read_yaml, write_text
+from puzzle_search.files import (
+    Record,
+    check_record,
+    file_hash,
+    read_rows,
+    read_yaml,
+    rows_as_csv,
+    write_text,
+)
 
 FORMAT = "puzzle-search.profile/2"
 TABLES = ("latency", "memory", "groups")
 
-_HASHES = {f"{table}_sha256" for table in TABLES}
-_KEYS = {
-    "format", "package_version", "evidence", "date", "device", "engine", "dtype", "model",
-    "parent_config", "memory_limit_bytes", "prefill_chunk_tokens", "ceilings", "skipped",
-    "interpolation",
-}  # fmt: skip
 _REMEDY = "measure again; a profile is never edited"
+_ROWS_REMEDY = "name a folder written by 'puzzle-search profile', or measure again"
 
 Tables = tuple[list[LatencyRow], list[MemoryRow], list[GroupRow]]
+_Rate = Annotated[float, Field(gt=0)]
+
+
+class _Device(Record, extra="allow"):
+    """What is known of the device differs between kinds."""
+
+    name: str
+    memory_bytes: int
+
+
+class _Ceilings(Record):
+    """``copy_bytes_per_second`` is None where it was not measured."""
+
+    copy_bytes_per_second: _Rate | None
+    matmul_flops_per_second: dict[str, _Rate]
+
+
+class _Skipped(Record):
+    point: str
+    why: str
+
+
+class _HeldOut(Record):
+    """Relative errors of interpolated points; None where none was held out."""
+
+    points: int
+    median: float | None
+    p90: float | None
+    worst: float | None
+
+    @model_validator(mode="after")
+    def _has_errors(self) -> Self:
+        if self.points and None in (self.median, self.p90, self.worst):
+            raise ValueError("median, p90 or worst is no relative error")
+        return self
+
+
+class _Sidecar(Record):
+    format: str
+    package_version: str
+    evidence: str
+    date: str
+    device: _Device
+    engine: str
+    dtype: str
+    model: str
+    parent_config: dict[str, Any]
+    memory_limit_bytes: int = Field(ge=1)
+    prefill_chunk_tokens: int = Field(ge=1)
+    ceilings: _Ceilings
+    skipped: list[_Skipped]
+    interpolation: _HeldOut
+    latency_sha256: str
+    memory_sha256: str
+    groups_sha256: str
+
+    @model_validator(mode="after")
+    def _names_dtype_and_parent(self) -> Self:
+        parse_dtype(self.dtype)
+        ParentConfig.from_dict(self.parent_config, name=self.model, where="parent_config")
+        return self
 
 
 def read_profile(folder: Path) -> tuple[Tables, dict[str, Any]]:
@@ -45,12 +106,11 @@ def read_profile(folder: Path) -> tuple[Tables, dict[str, Any]]:
     """
     file = folder / "profile.yaml"
     sidecar = read_yaml(file, format=FORMAT)
-    check_keys(sidecar, file, required=_KEYS | _HASHES)
-    _check_sidecar(sidecar, file)
+    check_record(_Sidecar, sidecar, file, remedy=_REMEDY)
     tables = (
-        read_latency(folder / "latency.csv"),
-        read_memory(folder / "memory.csv"),
-        read_groups(folder / "groups.csv"),
+        read_rows(folder / "latency.csv", LatencyRow, remedy=_ROWS_REMEDY),
+        read_rows(folder / "memory.csv", MemoryRow, remedy=_ROWS_REMEDY),
+        read_rows(folder / "groups.csv", GroupRow, remedy=_ROWS_REMEDY),
     )
     for table in TABLES:
         if file_hash(folder / f"{table}.csv") != sidecar[f"{table}_sha256"]:
@@ -69,65 +129,10 @@ def write_profile(
     sidecar: dict[str, Any],
 ) -> dict[str, Any]:
     """Write a profile, the sidecar last; returns it with the hashes of the tables."""
-    write_text(folder / "latency.csv", to_csv(LatencyRow, rows))
-    write_text(folder / "memory.csv", to_csv(MemoryRow, memory))
-    write_text(folder / "groups.csv", to_csv(GroupRow, groups))
+    write_text(folder / "latency.csv", rows_as_csv(LatencyRow, rows))
+    write_text(folder / "memory.csv", rows_as_csv(MemoryRow, memory))
+    write_text(folder / "groups.csv", rows_as_csv(GroupRow, groups))
     hashes = {f"{table}_sha256": file_hash(folder / f"{table}.csv") for table in TABLES}
-    whole = {key: value for key, value in sidecar.items() if key not in _HASHES} | hashes
+    whole = {key: value for key, value in sidecar.items() if key not in hashes} | hashes
     write_text(folder / "profile.yaml", yaml.safe_dump(whole, sort_keys=False))
     return whole
-
-
-def _check_sidecar(sidecar: dict[str, Any], file: Path) -> None:
-    def wrong(key: str, wanted: str) -> InputError:
-        return InputError(f"{file}: {key} is not {wanted}", remedy=_REMEDY)
-
-    for key in ("evidence", "date", "engine", "dtype", "model"):
-        if not isinstance(sidecar[key], str):
-            raise wrong(key, "a text")
-    parse_dtype(sidecar["dtype"])
-    for key in ("memory_limit_bytes", "prefill_chunk_tokens"):
-        if not _is_number(sidecar[key], int) or sidecar[key] < 1:
-            raise wrong(key, "a positive whole number")
-    device = sidecar["device"]
-    if not isinstance(device, dict) or not isinstance(device.get("name"), str):
-        raise wrong("device", "a mapping with a name")
-    if not _is_number(device.get("memory_bytes"), int):
-        raise wrong("device", "a mapping with its memory_bytes")
-    if not isinstance(sidecar["parent_config"], dict):
-        raise wrong("parent_config", "the mapping of a config.json")
-    ParentConfig.from_dict(
-        sidecar["parent_config"], name=sidecar["model"], where=f"{file}, parent_config"
-    )
-    ceilings = sidecar["ceilings"]
-    check_keys(
-        ceilings,
-        f"{file}, ceilings",
-        required={"copy_bytes_per_second", "matmul_flops_per_second"},
-    )
-    rates = ceilings["matmul_flops_per_second"]
-    if not isinstance(rates, dict) or not all(map(_is_rate, rates.values())):
-        raise wrong("matmul_flops_per_second", "a mapping of dtypes to positive rates")
-    copied = ceilings["copy_bytes_per_second"]
-    if copied is not None and not _is_rate(copied):
-        raise wrong("copy_bytes_per_second", "a positive rate, or null where none was measured")
-    if not isinstance(sidecar["skipped"], list):
-        raise wrong("skipped", "a list")
-    for number, point in enumerate(sidecar["skipped"]):
-        check_keys(point, f"{file}, skipped {number}", required={"point", "why"})
-    held_out = sidecar["interpolation"]
-    check_keys(held_out, f"{file}, interpolation", required={"points", "median", "p90", "worst"})
-    if not _is_number(held_out["points"], int):
-        raise wrong("interpolation: points", "a whole number")
-    for key in ("median", "p90", "worst"):
-        known = _is_number(held_out[key], int, float)
-        if not known and not (held_out[key] is None and held_out["points"] == 0):
-            raise wrong(f"interpolation: {key}", "a relative error")
-
-
-def _is_number(value: object, *types: type) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

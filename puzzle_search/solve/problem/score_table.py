@@ -2,45 +2,73 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import yaml
+from pydantic import Field, model_validator
 
-from puzzle_search.arch import ParentConfig, Subblock, parse_variant
+from puzzle_search.arch import ParentConfig, parse_variant
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, read_csv_rows, read_yaml, value_hash, write_text
+from puzzle_search.files import (
+    Record,
+    Row,
+    check_record,
+    read_rows,
+    read_yaml,
+    rows_as_csv,
+    value_hash,
+    write_text,
+)
 
 FORMAT = "puzzle-search.scores/1"
-# What whoever made a table knows; what only this package knows of its own tables comes besides.
-_SIDECAR_KEYS = {"format", "parent", "evidence", "data"}
-_OWN_KEYS = {"package_version", "made_by", "notes", "parent_config"}
+_Count = Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreRow:
+class _Sidecar(Record):
+    """What whoever made a table knows, and what only this package knows of its own tables."""
+
+    format: str
+    parent: str
+    evidence: str
+    data: Any
+    package_version: Any = None
+    made_by: Any = None
+    notes: Any = None
+    parent_config: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRow(Row):
     """Damage of one replacement; an empty ``attention`` or ``ffn`` means the parent's own.
 
     A ``stderr`` of None is not known: nobody told, or there was one block of tokens alone.
     """
 
-    first_layer: int
-    last_layer: int
+    first_layer: _Count
+    last_layer: _Count
     attention: str
     ffn: str
     metric: str
     value: float
-    stderr: float | None
-    tokens: int
+    stderr: float | None = None
+    tokens: _Count
+
+    @model_validator(mode="after")
+    def _replaces_something(self) -> Self:
+        if self.first_layer > self.last_layer:
+            raise ValueError("first_layer is after last_layer")
+        if self.attention:
+            parse_variant("attention", self.attention)
+        if self.ffn:
+            parse_variant("ffn", self.ffn)
+        return self
 
 
-_COLUMNS = [f.name for f in fields(ScoreRow)]
 _Key = tuple[int, int, str, str]
 
 
@@ -80,12 +108,11 @@ class ScoreTable:
         """
         file = Path(path)
         sidecar_file = file.with_suffix(".yaml")
-        read = read_csv_rows(
-            file, _COLUMNS, remedy="name a score table (CSV) written by 'puzzle-search score'"
+        rows = read_rows(
+            file, ScoreRow, remedy="correct it, or name a table written by 'puzzle-search score'"
         )
         sidecar = read_yaml(sidecar_file, format=FORMAT)
-        check_keys(sidecar, sidecar_file, required=_SIDECAR_KEYS, optional=_OWN_KEYS)
-        rows = [_row(row, f"{file}, row {n}") for n, row in enumerate(read, start=2)]
+        check_record(_Sidecar, sidecar, sidecar_file)
         try:
             return cls(rows, sidecar)
         except InputError as error:
@@ -112,11 +139,7 @@ class ScoreTable:
         """
         file = Path(path)
         check_table_path(file)
-        out = io.StringIO()
-        writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        write_text(file, out.getvalue())
+        write_text(file, rows_as_csv(ScoreRow, self.rows))
         write_text(file.with_suffix(".yaml"), yaml.safe_dump(self.sidecar, sort_keys=False))
 
     def runs(self) -> list[tuple[int, int, str, str]]:
@@ -251,45 +274,3 @@ def _lacks(what: str) -> InputError:
 
 def _layers(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first}-{last}"
-
-
-def _row(row: dict[str, str], where: str) -> ScoreRow:
-    if None in row or None in row.values():
-        raise InputError(f"{where}: wrong number of columns", remedy="correct the row")
-    numbers: dict[str, float] = {}
-    for key in ("first_layer", "last_layer", "tokens", "value", "stderr"):
-        if key == "stderr" and not row[key]:
-            continue
-        try:
-            numbers[key] = float(row[key])
-        except ValueError:
-            numbers[key] = math.nan
-        whole = key not in {"value", "stderr"}
-        if not math.isfinite(numbers[key]) or (
-            whole and (numbers[key] < 0 or not numbers[key].is_integer())
-        ):
-            raise InputError(
-                f"{where}: {key} is {row[key]!r}, not a {'whole ' if whole else ''}number",
-                remedy="score this replacement again, or correct the row",
-            )
-    if numbers["first_layer"] > numbers["last_layer"]:
-        raise InputError(
-            f"{where}: first_layer is after last_layer", remedy="swap them, or correct the row"
-        )
-    try:
-        subblocks: tuple[Subblock, Subblock] = ("attention", "ffn")
-        for subblock in subblocks:
-            if row[subblock]:
-                parse_variant(subblock, row[subblock])
-    except InputError as error:
-        raise InputError(f"{where}: {error.message}", remedy=error.remedy) from error
-    return ScoreRow(
-        first_layer=int(numbers["first_layer"]),
-        last_layer=int(numbers["last_layer"]),
-        attention=row["attention"],
-        ffn=row["ffn"],
-        metric=row["metric"],
-        value=numbers["value"],
-        stderr=numbers.get("stderr"),
-        tokens=int(numbers["tokens"]),
-    )

@@ -15,6 +15,7 @@ from puzzle_search.cli.calibrate import calibrate
 from puzzle_search.cli.checked import CheckedCommand
 from puzzle_search.cli.compare import compare
 from puzzle_search.cli.distill import distill
+from puzzle_search.cli.doctor import doctor
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.explain import explain
 from puzzle_search.cli.export import export
@@ -44,7 +45,7 @@ app = typer.Typer(
 )
 for command in (
     solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, profile, library,
-    score, refine, build, distill, evaluate, calibrate, generate, export,
+    score, refine, build, distill, evaluate, calibrate, generate, export, doctor,
 ):  # fmt: skip
     app.command(cls=CheckedCommand)(command)
 app.add_typer(bench_app, name="bench")

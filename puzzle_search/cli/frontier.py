@@ -62,10 +62,10 @@ def frontier(
     """Trade quality for speed or memory: the best child at each of many limits, each proven."""
     from puzzle_search.progress import Progress
     from puzzle_search.report.frontier import FrontierReport
-    from puzzle_search.report.page.run_folder import RunFolder
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
     from puzzle_search.solve.question.ask import pose
     from puzzle_search.solve.question.ends import parse_end
+    from puzzle_search.solve.question.run_folder import RunFolder
 
     if run is not None:
         _refuse_questions(asked, gpu)

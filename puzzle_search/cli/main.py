@@ -32,6 +32,7 @@ from puzzle_search.cli.run import run
 from puzzle_search.cli.score import score
 from puzzle_search.cli.solve import solve
 from puzzle_search.cli.solve_tables import solve_tables
+from puzzle_search.cli.status import status
 from puzzle_search.errors import PuzzleSearchError
 from puzzle_search.packages import missing
 
@@ -44,8 +45,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, profile, library,
-    score, refine, build, distill, evaluate, calibrate, generate, export, doctor,
+    solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, status, profile,
+    library, score, refine, build, distill, evaluate, calibrate, generate, export, doctor,
 ):  # fmt: skip
     app.command(cls=CheckedCommand)(command)
 app.add_typer(bench_app, name="bench")

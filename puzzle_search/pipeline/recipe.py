@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puzzle_search.choices import DeviceName, TorchDtype
@@ -122,6 +123,11 @@ class Recipe(_Section):
     def workload(self) -> Scenario:
         """The scenario, parsed."""
         return Scenario.parse(self.scenario)
+
+    def to_yaml(self) -> str:
+        """The recipe as a file holds it, defaults among it."""
+        shown = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -46,6 +46,7 @@ from puzzle_search.solve import (
     solve,
 )
 from puzzle_search.solve.question.answer import Answer
+from puzzle_search.solve.question.run_folder import RECIPE, SPACE
 from puzzle_search.solve.question.targets import cost_table, profile_target
 from puzzle_search.solve.rounds.rounds import best_round, refine
 
@@ -61,12 +62,14 @@ class RunResult:
         comparison: predicted against measured.
         samples: prompts with the child's completions.
         skipped: stages that were done already.
+        removed: stages whose results were made from what has changed since.
     """
 
     child: Path
     comparison: Comparison
     samples: list[dict[str, str]]
     skipped: list[str]
+    removed: list[str]
 
 
 def run_recipe(recipe: Recipe, run_dir: str | Path) -> RunResult:
@@ -106,6 +109,7 @@ class Run:
     def all_stages(self) -> RunResult:
         """Do every stage that is not done yet."""
         recipe, stage = self.recipe, self.directory.stage
+        self._record_recipe()
         shape = [self.parent_key, asdict(self.space), recipe.scenario, recipe.dtype]
         texts = [[d.name, d.text, d.messages] for d in load_documents(recipe.data.source)]
         data = recipe.data.model_dump() | {"sha256": value_hash(texts)}
@@ -127,6 +131,8 @@ class Run:
             distilled = [data, recipe.distill.model_dump()]
             self.child = stage("distill", distilled, ["build"], self._distill) / "child"
             made_by = "distill"
+        else:
+            self.directory.drop("distill")
         evaluated = [data, recipe.evaluate.model_dump()]
         self.quality = stage("evaluate", evaluated, [made_by], self._evaluate) / "quality.json"
         self.bench = stage("bench", bench, [made_by, "baseline"], self._bench) / "bench.json"
@@ -139,7 +145,15 @@ class Run:
             comparison=comparison,
             samples=json.loads(samples.read_text()),
             skipped=self.directory.skipped,
+            removed=self.directory.removed,
         )
+
+    def _record_recipe(self) -> None:
+        """Keep recipe and search space in the run directory, which can go on by them alone."""
+        folder = self.directory.folder
+        write_text(folder / SPACE, Path(self.recipe.space).read_text(encoding="utf-8"))
+        kept = self.recipe.model_copy(update={"space": SPACE})
+        write_text(folder / RECIPE, kept.to_yaml())
 
     def _decoder(self, folder: str | Path) -> HeterogeneousDecoder:
         dtype = torch_dtype(self.recipe.dtype)

@@ -10,7 +10,7 @@ from typing import Literal
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InputError
 from puzzle_search.report.frontier_file import FRONTIER_FILE, read_frontier
-from puzzle_search.report.page.run_folder import RunFolder
+from puzzle_search.solve.question.run_folder import RunFolder
 from puzzle_search.solve.question.setting import AskedSetting, Setting, find_setting
 
 Kind = Literal["parent", "spec", "frontier", "run"]

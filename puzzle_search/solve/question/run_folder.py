@@ -18,6 +18,7 @@ from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.setting import Setting, solved_for
 from puzzle_search.solve.question.targets import cost_table, profile_target
 
+RECIPE, SPACE = "recipe.yaml", "space.yaml"  # what the run was begun with
 _METRIC = "kl"
 
 

@@ -11,14 +11,13 @@ from typing import Any, Literal
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal, read_json, read_yaml
 from puzzle_search.pipeline.run_directory import BEGUN, DONE, JOURNAL
-from puzzle_search.solve.question.run_folder import RECIPE
+from puzzle_search.solve.question.run_folder import RECIPE, RECIPE_FORMAT
 
 State = Literal["done", "running", "interrupted", "left"]
 STAGES = (
     "profile", "baseline", "library", "score", "solve", "build", "distill", "evaluate", "bench",
     "generate",
 )  # fmt: skip
-_RECIPE_FORMAT = "puzzle-search.recipe/1"
 # Where a stage writes a line for every result, besides what it began with.
 _PROGRESS = {
     "profile": "journal.jsonl",
@@ -89,7 +88,7 @@ def run_status(folder: Path) -> RunStatus:
     running = journal.is_held()
     begun_at = {e["stage"]: float(e["time"]) for e in entries if e.get("event") == "begun"}
     dropped = {"distill"}
-    if recipe.is_file() and read_yaml(recipe, format=_RECIPE_FORMAT).get("distill"):
+    if recipe.is_file() and read_yaml(recipe, format=RECIPE_FORMAT).get("distill"):
         dropped = set()
     stages = tuple(
         _stage(folder / name, begun_at.get(name), running=running)

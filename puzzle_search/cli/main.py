@@ -22,6 +22,7 @@ from puzzle_search.cli.export import export
 from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
+from puzzle_search.cli.init import init
 from puzzle_search.cli.inspect import inspect
 from puzzle_search.cli.library import library
 from puzzle_search.cli.plot import plot
@@ -47,6 +48,7 @@ app = typer.Typer(
 for command in (
     solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, status, profile,
     library, score, refine, build, distill, evaluate, calibrate, generate, export, doctor,
+    init,
 ):  # fmt: skip
     app.command(cls=CheckedCommand)(command)
 app.add_typer(bench_app, name="bench")

@@ -21,12 +21,13 @@ def recipe_reference() -> str:
         if section is None:
             lines.append(_row(key, field))
         else:
-            lines.append(f"| **`{key}`** | section | {_need(field)} | {_summary(section)} |")
+            lines.append(f"| **`{key}`** | section | {_need(field)} | {summary_of(section)} |")
             lines += [_row(f"{key}.{name}", part) for name, part in section.model_fields.items()]
     return "\n".join([*lines, ""])
 
 
-def _summary(section: type[BaseModel]) -> str:
+def summary_of(section: type[BaseModel]) -> str:
+    """What a section is, in a sentence."""
     text = (section.__doc__ or "").partition("\n\n")[0].replace("``", "`")
     return " ".join(text.split())
 

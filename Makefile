@@ -41,7 +41,7 @@ $(TESTABLE): $(READY)
 demo: $(READY) ## Find a child for one H100 in seconds, make one of a small model here, write a page of each.
 	$(BIN)/puzzle-search solve --gpu h100 --target-tps 6000
 	$(BIN)/puzzle-search run examples/stdlib-lm/recipe.yaml
-	$(BIN)/puzzle-search frontier --run runs/stdlib-lm --to speedup=4 --points 30 \
+	$(BIN)/puzzle-search frontier runs/stdlib-lm --to speedup=4 --points 30 \
 		--out runs/stdlib-lm/frontier
 	$(BIN)/puzzle-search frontier --gpu h100 --tp any --points 40 --out runs/llama-3.1-70b/frontier
 	@echo "The child of the small model beside its parent:"

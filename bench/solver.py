@@ -39,8 +39,9 @@ from puzzle_search.solve.problem.items import Items
 from puzzle_search.solve.problem.measures import Bound, item_measure
 from puzzle_search.solve.problem.point import PointProblem
 from puzzle_search.solve.problem.problem import Region
+from puzzle_search.solve.question.device import find_target
 from puzzle_search.solve.question.inputs import SearchInputs
-from puzzle_search.solve.question.targets import cost_table, find_target
+from puzzle_search.solve.question.targets import cost_table
 from puzzle_search.solve.search.search import search
 from puzzle_search.solve.search.solution import Solution
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from puzzle_search.errors import MissingDependencyError
 
 # Modules whose distribution has another name.
-_DISTRIBUTIONS = {
+DISTRIBUTIONS = {
     "flashinfer": "flashinfer-python",
     "lm_eval": "lm-eval",
     "pynvml": "nvidia-ml-py",
     "yaml": "pyyaml",
 }
-_EXTRAS = {
+EXTRAS = {
     "datasets": "data",
     "pyarrow": "data",
     "lm_eval": "eval",
@@ -53,9 +53,9 @@ def missing(error: ModuleNotFoundError) -> MissingDependencyError:
     module = (error.name or "").partition(".")[0]
     if module in ("", "puzzle_search"):
         raise error
-    distribution = _DISTRIBUTIONS.get(module, module)
-    if module in _EXTRAS:
-        remedy = f"pip install 'puzzle-search[{_EXTRAS[module]}]'"
+    distribution = DISTRIBUTIONS.get(module, module)
+    if module in EXTRAS:
+        remedy = f"pip install 'puzzle-search[{EXTRAS[module]}]'"
     elif module in _WHOLE:
         remedy = "pip install puzzle-search"
     else:

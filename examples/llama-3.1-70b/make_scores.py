@@ -40,7 +40,8 @@ from puzzle_search.cost import CostTable, Scenario
 from puzzle_search.files import value_hash
 from puzzle_search.solve import Limits, ScoreRow, ScoreTable, Solution, Workload, formulate, solve
 from puzzle_search.solve.problem.score_table import FORMAT
-from puzzle_search.solve.question.targets import cost_table, find_target
+from puzzle_search.solve.question.device import find_target
+from puzzle_search.solve.question.targets import cost_table
 
 HERE = Path(__file__).parent
 # Parents of one family were post-trained from the same weights.

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from puzzle_search.cli.options import (
-    JsonOption,
-)
+from puzzle_search.cli.options import ChildArgument, JsonOption
 from puzzle_search.cli.setting import SettingChoice
 from puzzle_search.cli.shared import takes
 
@@ -26,20 +22,18 @@ _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 @takes(SettingChoice)
 def compare(
     held: SettingChoice,
-    first: Annotated[Path, typer.Argument(help="Architecture spec (YAML).")],
-    second: Annotated[Path, typer.Argument(help="Another one, of the same parent.")],
+    first: ChildArgument,
+    second: ChildArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Put two children side by side: layers that differ, variants, sizes and predicted cost."""
-    from puzzle_search.arch import ArchitectureSpec
     from puzzle_search.explain.compare import compare as compare_specs
+    from puzzle_search.solve.question.children import common_home, find_child
     from puzzle_search.solve.question.setting import find_setting
 
-    specs = [ArchitectureSpec.from_file(path) for path in (first, second)]
-    setting = find_setting(
-        specs,
-        held.asked(),
-    )
+    found = [find_child(path) for path in (first, second)]
+    specs = [child.spec for child in found]
+    setting = find_setting(specs, held.asked(common_home(found)))
     comparison = compare_specs(specs[0], specs[1], setting, any_parent=held.model is not None)
     if as_json:
         print(json.dumps(comparison.as_dict()))

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puzzle_search.cli.options import (
-    JsonOption,
-)
+from puzzle_search.cli.options import ChildArgument, JsonOption
 from puzzle_search.cli.setting import SettingChoice
 from puzzle_search.cli.shared import takes
 
@@ -29,7 +27,7 @@ _TABLE_WIDTH = 58  # of the table of layers; where two fit, they stand side by s
 @takes(SettingChoice)
 def explain(
     held: SettingChoice,
-    spec: Annotated[Path, typer.Argument(help="Architecture spec (YAML).")],
+    spec: ChildArgument,
     problem: Annotated[
         Path | None,
         typer.Option(help="Folder of 'import', whose costs and scores stand for all the above."),
@@ -37,13 +35,14 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a child keeps of its parent, layer by layer, and what that saves and costs."""
-    from puzzle_search.arch import ArchitectureSpec
     from puzzle_search.errors import InputError
     from puzzle_search.explain.layers import explain as explain_spec
     from puzzle_search.explain.tables import explain_problem
+    from puzzle_search.solve.question.children import find_child
     from puzzle_search.solve.question.setting import find_setting
 
-    read = ArchitectureSpec.from_file(spec)
+    found = find_child(spec)
+    read = found.spec
     if problem is not None:
         if held.asked().anything:
             raise InputError(
@@ -55,10 +54,7 @@ def explain(
         else:
             _print_problem(by_tables, str(spec))
         return
-    setting = find_setting(
-        [read],
-        held.asked(),
-    )
+    setting = find_setting([read], held.asked(found.home))
     explanation = explain_spec(read, setting)
     if as_json:
         print(json.dumps(explanation.as_dict()))

@@ -9,22 +9,28 @@ from typing import Annotated
 import typer
 
 from puzzle_search.choices import Axis
-from puzzle_search.cli.options import BackendOption, JsonOption, folder_to_write
+from puzzle_search.cli.options import BackendOption, JsonOption, RunArgument, folder_to_write
 from puzzle_search.cli.question import QuestionOptions
 from puzzle_search.cli.shared import takes
+
+_ON_AXIS = {
+    "throughput": ("target_tps", "target_speedup"),
+    "memory": ("memory",),
+    "latency": ("max_latency",),
+}
 
 
 @takes(QuestionOptions)
 def frontier(
     asked: QuestionOptions,
+    run: RunArgument = None,
     *,
     gpu: Annotated[
         str | None,
-        typer.Option(help="GPU with a cost model, or a profile folder. (default: h100)"),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(help="Run directory: around its child, instead of model, GPU and scenario."),
+        typer.Option(
+            help="GPU with a cost model, a profile folder, or a run directory. (default: h100)",
+            show_default=False,
+        ),
     ] = None,
     axis: Annotated[Axis, typer.Option(help="What quality is traded for.")] = "throughput",
     points: Annotated[int, typer.Option(help="At most so many, evenly by damage.", min=2)] = 50,
@@ -62,16 +68,12 @@ def frontier(
     """Trade quality for speed or memory: the best child at each of many limits, each proven."""
     from puzzle_search.progress import Progress
     from puzzle_search.report.frontier import FrontierReport
-    from puzzle_search.report.page.run_folder import RunFolder
     from puzzle_search.solve.answers.frontier import frontier as find_frontier
     from puzzle_search.solve.question.ask import pose
     from puzzle_search.solve.question.ends import parse_end
 
-    if run is not None:
-        _refuse_questions(asked, gpu)
-        posed = RunFolder.open(run).asked()
-    else:
-        posed = pose(asked.question(gpu=gpu or "h100"))
+    # A run asked for one place on the axis, this asks for all of them.
+    posed = pose(asked.question(gpu=gpu, goal="score", run=run, without=_ON_AXIS[axis]))
     with Progress("frontier").over(points) as advance:
         found = find_frontier(
             posed.problem,
@@ -93,17 +95,3 @@ def frontier(
     print(report.table())
     if out is not None:
         print(f"written to {out}")
-
-
-def _refuse_questions(asked: QuestionOptions, gpu: str | None) -> None:
-    """A run has a model, device, workload and scores of its own."""
-    from puzzle_search.errors import InputError
-
-    plain = vars(QuestionOptions())
-    given = [name for name, value in vars(asked).items() if value != plain[name]]
-    if other := sorted([*given, *(["gpu"] if gpu else [])]):
-        names = ", ".join("--" + name.replace("_", "-") for name in other)
-        raise InputError(
-            f"{names}: a run has a model, device, workload and scores of its own",
-            remedy="drop --run, or these",
-        )

@@ -11,7 +11,10 @@ from puzzle_search.cli.options import DeviceOption, TorchDtypeOption
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder, parent or child.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Checkpoint folder, parent or child; or a run directory: its child."),
+    ],
     prompt: Annotated[str, typer.Option(help="Text to complete; with --chat, what you say.")],
     chat: Annotated[
         bool, typer.Option("--chat", help="Answer, by the tokenizer's chat template.")
@@ -39,6 +42,7 @@ def generate(
     from puzzle_search.model import generate as generate_tokens
     from puzzle_search.model.dtypes import torch_dtype
     from puzzle_search.profile import open_device
+    from puzzle_search.solve.question.children import find_checkpoint
 
     if system is not None and not chat:
         raise InputError("--system is of --chat", remedy="add --chat, or drop it")
@@ -47,6 +51,7 @@ def generate(
             "--top-p and --seed are of sampling, and --temperature 0 is greedy",
             remedy="raise --temperature, or drop them",
         )
+    model = find_checkpoint(model)
     tokenizer = load_tokenizer(model)
     if chat:
         ids = chat_tokens(prompt, tokenizer, system=system)

@@ -15,12 +15,14 @@ from puzzle_search.cli.calibrate import calibrate
 from puzzle_search.cli.checked import CheckedCommand
 from puzzle_search.cli.compare import compare
 from puzzle_search.cli.distill import distill
+from puzzle_search.cli.doctor import doctor
 from puzzle_search.cli.evaluate import evaluate
 from puzzle_search.cli.explain import explain
 from puzzle_search.cli.export import export
 from puzzle_search.cli.frontier import frontier
 from puzzle_search.cli.generate import generate
 from puzzle_search.cli.import_ import import_app
+from puzzle_search.cli.init import init
 from puzzle_search.cli.inspect import inspect
 from puzzle_search.cli.library import library
 from puzzle_search.cli.plot import plot
@@ -31,6 +33,7 @@ from puzzle_search.cli.run import run
 from puzzle_search.cli.score import score
 from puzzle_search.cli.solve import solve
 from puzzle_search.cli.solve_tables import solve_tables
+from puzzle_search.cli.status import status
 from puzzle_search.errors import PuzzleSearchError
 from puzzle_search.packages import missing
 
@@ -43,8 +46,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, profile, library,
-    score, refine, build, distill, evaluate, calibrate, generate, export,
+    solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, status, profile,
+    library, score, refine, build, distill, evaluate, calibrate, generate, export, doctor,
+    init,
 ):  # fmt: skip
     app.command(cls=CheckedCommand)(command)
 app.add_typer(bench_app, name="bench")

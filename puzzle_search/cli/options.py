@@ -56,6 +56,22 @@ def folder_to_write(what: str, *marks: str) -> Callable[[Path | None], Path | No
     return check
 
 
+ChildArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHILD",
+        help="Architecture spec (YAML), a folder of 'build' or 'distill', or a run directory.",
+    ),
+]
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="Run directory: its parent, space, scores, profile and scenario, and of its recipe "
+        "what is not asked otherwise.",
+        show_default=False,
+    ),
+]
 ParentOption = Annotated[Path, typer.Option("--parent", help="Checkpoint folder of the parent.")]
 SpaceOption = Annotated[Path, typer.Option("--space", help="Search space (YAML).")]
 DataOption = Annotated[
@@ -121,15 +137,19 @@ ShownSources = Annotated[
     list[Path],
     typer.Argument(
         metavar="RUN_OR_SPECS...",
-        help="Architecture specs (YAML), folders of 'frontier --out', or a run directory.",
+        help="Architecture specs (YAML), folders of 'frontier --out', of 'build' or of 'distill', "
+        "or a run directory.",
     ),
 ]
 
 # What is asked of a search.
 AskedModelOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--model", help="Shipped example, or a folder: config.json, space.yaml, scores.csv."
+        "--model",
+        help="Shipped example, a run directory, or a folder: config.json, space.yaml, scores.csv. "
+        "(default: llama-3.1-70b)",
+        show_default=False,
     ),
 ]
 AskedGpuOption = Annotated[
@@ -159,12 +179,27 @@ AskedScoresOption = Annotated[
         "--scores", help="Score table instead of the model's own.", rich_help_panel=SEARCH_PANEL
     ),
 ]
+AskedSpaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--space", help="Search space instead of the model's own.", rich_help_panel=SEARCH_PANEL
+    ),
+]
 MetricOption = Annotated[
     str,
     typer.Option(
         "--metric",
         help="Metric of the score table, or a mix: kl + 0.1*lm_loss.",
         rich_help_panel=SEARCH_PANEL,
+    ),
+]
+AskedMetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="Metric of the score table, or a mix: kl + 0.1*lm_loss. (default: kl)",
+        rich_help_panel=SEARCH_PANEL,
+        show_default=False,
     ),
 ]
 MemoryOption = Annotated[

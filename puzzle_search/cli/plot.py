@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import (
-    ShownSources,
-)
+from puzzle_search.cli.options import ShownSources
 from puzzle_search.cli.setting import SettingChoice
 from puzzle_search.cli.shared import takes
 
@@ -39,12 +37,7 @@ def plot(
 
     picture, bars = parse_what(what), parse_unit(unit)
     check_picture(out)
-    data = report_data(
-        find_sources(
-            sources,
-            held.asked(),
-        )
-    )
+    data = report_data(find_sources(sources, held.asked()))
     if picture == "frontier":
         frontier_figure(data, out)
     elif picture == "serving":

@@ -13,21 +13,25 @@ from puzzle_search.cli.options import (
     SERVING_PANEL,
     AskedDtypeOption,
     AskedEngineOption,
+    AskedMetricOption,
     AskedModelOption,
     AskedScenarioOption,
     AskedScoresOption,
+    AskedSpaceOption,
     AskedTpOption,
     FreezeOption,
     LimitOption,
     MaxParamsOption,
     MaxScoreOption,
     MemoryOption,
-    MetricOption,
     PortableOption,
 )
 from puzzle_search.cli.serving import ServingChoice
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
     from puzzle_search.solve.question.ask import Question
 
 
@@ -38,14 +42,18 @@ class QuestionOptions(ServingChoice):
     target_tps: Annotated[float | None, typer.Option(help="Output tokens/s per GPU, at least.")] = (
         None
     )
-    model: AskedModelOption = "llama-3.1-70b"
+    model: AskedModelOption = None
     scenario: AskedScenarioOption = None
     engine: AskedEngineOption = None
     dtype: AskedDtypeOption = None
     tp: AskedTpOption = "1"
     margin: Annotated[
-        str, typer.Option(help="Keep predictions this far from their limits, e.g. 5%.")
-    ] = "0%"
+        str | None,
+        typer.Option(
+            help="Keep predictions this far from their limits, e.g. 5%. (default: 0%)",
+            show_default=False,
+        ),
+    ] = None
     target_speedup: Annotated[
         float | None,
         typer.Option(help="Tokens/s per GPU as a multiple of the parent's, at its best.", min=0),
@@ -81,51 +89,49 @@ class QuestionOptions(ServingChoice):
     freeze: FreezeOption = None
     portable: PortableOption = None
     scores: AskedScoresOption = None
-    metric: MetricOption = "kl"
+    space: AskedSpaceOption = None
+    metric: AskedMetricOption = None
 
-    def question(self, *, gpu: str, goal: Goal = "score") -> Question:
+    def question(
+        self,
+        *,
+        gpu: str | None = None,
+        goal: Goal | None = None,
+        run: Path | None = None,
+        without: Collection[str] = (),
+    ) -> Question:
         """The question that they ask.
 
-        Raises:
-            InputError: a value has another form.
-        """
-        from puzzle_search.solve import ChildLimits, Limits
-        from puzzle_search.solve.question.ask import Question
-        from puzzle_search.solve.question.parse import (
-            parse_bytes,
-            parse_fraction,
-            parse_layers,
-            parse_scenario,
-        )
+        Args:
+            gpu: that is asked; else the run's, else the H100.
+            goal: likewise; else the score.
+            run: run directory whose model, profile and recipe count for what is not asked.
+            without: names of the recipe's questions that do not count.
 
-        limits = Limits(
-            tokens_per_second_per_gpu=self.target_tps,
-            tokens_per_second_per_user=self.target_user_tps,
-            ttft_ms=self.max_ttft,
-            tpot_ms=self.max_tpot,
-            latency_ms=self.max_latency,
-            memory_bytes=None if self.memory is None else parse_bytes(self.memory),
-            requests_per_second=self.request_rate,
-            speedup=self.target_speedup,
-        )
-        return Question(
-            model=self.model,
-            gpu=gpu,
-            scenarios=[parse_scenario(text, limits) for text in self.scenario or ["128/1024"]],
-            child=ChildLimits(
-                score=self.max_score,
-                parameters=None if self.max_params is None else self.max_params * 1e9,
-                kv_bytes_per_token=self.max_kv_bytes,
-                linear=tuple(self.limit or ()),
-                frozen=frozenset() if self.freeze is None else parse_layers(self.freeze),
-                portable_to=self.portable,
-            ),
+        Raises:
+            InputError: a value has another form, or it is no run directory.
+        """
+        from puzzle_search.solve.question.run_folder import RunFolder
+        from puzzle_search.solve.question.wishes import WISHES, question_of, wishes_in_run
+
+        options = vars(self) | {"goal": goal, "limits": self.limit or None}
+        wishes = {name: options[name] for name in WISHES}
+        scenarios = self.scenario or ["128/1024"]
+        model, device = self.model or "llama-3.1-70b", gpu or "h100"
+        if run is not None:
+            opened = RunFolder.open(run)
+            wishes = wishes_in_run(opened, wishes, without=without)
+            scenarios = self.scenario or [opened.recipe["scenario"]]
+            model, device = self.model or str(run), gpu or str(run)
+        return question_of(
+            wishes,
+            scenarios=scenarios,
+            model=model,
+            gpu=device,
             engine=self.engine,
             dtype=self.dtype,
             tp=self.tp,
             serving=self.serving_options(),
             scores=str(self.scores) if self.scores else None,
-            metric=self.metric,
-            goal=goal,
-            margin=parse_fraction(self.margin),
+            space=str(self.space) if self.space else None,
         )

@@ -65,7 +65,8 @@ def refine(
     from puzzle_search.solve.rounds.rounds import best_round
     from puzzle_search.solve.rounds.rounds import refine as refine_by_rounds
 
-    posed = pose(asked.question(gpu=gpu))
+    question = asked.question(gpu=gpu)
+    posed = pose(question)
     config = posed.inputs.config
     if replace(ParentConfig.from_file(parent), name=config.name) != config:
         raise InputError(
@@ -78,7 +79,7 @@ def refine(
     ).ids
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if out is None or is_stream(out) else out.with_suffix(".rounds")
-        measured = ScoringJudge(parent, blocks, ids, folder, metric=asked.metric)
+        measured = ScoringJudge(parent, blocks, ids, folder, metric=question.metric)
         judge = PairJudge(measured, posed.problem, config) if pairs else measured
         done = list(
             refine_by_rounds(

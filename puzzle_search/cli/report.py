@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import (
-    JsonOption,
-    ShownSources,
-)
+from puzzle_search.cli.options import JsonOption, ShownSources
 from puzzle_search.cli.setting import SettingChoice
 from puzzle_search.cli.shared import takes
 
@@ -35,12 +32,7 @@ def report(
 
     if out.is_dir():
         raise InputError(f"--out {out} is a folder", remedy="name a file")
-    data = report_data(
-        find_sources(
-            sources,
-            held.asked(),
-        )
-    )
+    data = report_data(find_sources(sources, held.asked()))
     if as_json:
         print(json.dumps(data, allow_nan=False))
         return

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.cli.next_step import quoted, tell_next
 from puzzle_search.cli.options import JsonOption
 
 
@@ -39,6 +40,8 @@ def run(
     console = Console()
     if result.skipped:
         console.print(f"already done: {', '.join(result.skipped)}")
+    if result.removed:
+        console.print(f"removed, made from what has changed: {', '.join(result.removed)}")
     for sample in result.samples:
         console.print(
             "[bold]" + _escape(sample["prompt"]) + "[/bold]" + _escape(sample["completion"])
@@ -53,6 +56,11 @@ def run(
     for note in result.comparison.notes():
         console.print(f"  {note}", highlight=False)
     console.print(f"child: {result.child}   report: {folder / 'report.md'}")
+    tell_next(
+        f"puzzle-search explain {quoted(folder)}",
+        f"puzzle-search generate {quoted(folder)} --prompt ...",
+        f"puzzle-search report {quoted(folder)} --out report.html",
+    )
 
 
 def _escape(text: str) -> str:

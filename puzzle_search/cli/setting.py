@@ -17,6 +17,8 @@ from puzzle_search.cli.options import (
 from puzzle_search.cli.serving import ServingChoice
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from puzzle_search.solve.question.setting import AskedSetting
 
 
@@ -32,8 +34,8 @@ class SettingChoice(ServingChoice):
     tp: SettingTpOption = None
     scores: SettingScoresOption = None
 
-    def asked(self) -> AskedSetting:
-        """The setting that they ask for."""
+    def asked(self, home: Path | None = None) -> AskedSetting:
+        """The setting that they ask for, of specs out of this run directory or checkpoint."""
         from puzzle_search.solve.question.setting import AskedSetting
 
         return AskedSetting(
@@ -45,4 +47,5 @@ class SettingChoice(ServingChoice):
             tp=self.tp,
             serving=self.serving_options(),
             scores=str(self.scores) if self.scores else None,
+            home=home,
         )

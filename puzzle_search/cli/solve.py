@@ -16,6 +16,7 @@ from puzzle_search.cli.options import (
     JsonOption,
     MaxSecondsOption,
     OutSpecOption,
+    RunArgument,
 )
 from puzzle_search.cli.question import QuestionOptions
 from puzzle_search.cli.shared import takes
@@ -24,17 +25,25 @@ from puzzle_search.cli.shared import takes
 @takes(QuestionOptions)
 def solve(
     asked: QuestionOptions,
+    run: RunArgument = None,
     *,
     gpu: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="GPU with a cost model, or a profile folder. Several, cheapest first "
-            "(l40s,h100) or priced (l40s=0.9,h100=2.5): the cheapest that will do."
+            help="GPU with a cost model, a profile folder, or a run directory. Several, cheapest "
+            "first (l40s,h100) or priced (l40s=0.9,h100=2.5): the cheapest that will do. "
+            "(default: h100)",
+            show_default=False,
         ),
-    ] = "h100",
+    ] = None,
     goal: Annotated[
-        Goal, typer.Option(help="What is made best.", rich_help_panel=SEARCH_PANEL)
-    ] = "score",
+        Goal | None,
+        typer.Option(
+            help="What is made best. (default: score)",
+            rich_help_panel=SEARCH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     solutions: Annotated[
         int, typer.Option(help="How many answers.", min=1, rich_help_panel=SEARCH_PANEL)
     ] = 1,
@@ -69,9 +78,9 @@ def solve(
         raise InputError(
             "--min-distance is between several answers", remedy="ask for them with --solutions"
         )
-    question = replace(asked.question(gpu=gpu, goal=goal), certainty=certainty)
-    offers = parse_offers(gpu)
-    if len(offers) > 1 or offers[0].usd_per_hour is not None:
+    question = replace(asked.question(gpu=gpu, goal=goal, run=run), certainty=certainty)
+    offers = parse_offers(gpu) if gpu else []
+    if len(offers) > 1 or (offers and offers[0].usd_per_hour is not None):
         if solutions > 1:
             raise InputError("several GPUs give one answer each", remedy="name one GPU, unpriced")
         quotes = ask_fleet(question, offers, max_seconds=max_seconds, backend=backend)

@@ -63,6 +63,17 @@ class Journal:
                 return file
             file.close()
 
+    def is_held(self) -> bool:
+        """Whether someone is at the work that the journal records."""
+        try:
+            with self.path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # not there, or on a file system without locks
+            return False
+        return False
+
     def read(self) -> list[dict[str, Any]]:
         """All whole entries.
 

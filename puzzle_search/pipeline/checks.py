@@ -9,17 +9,32 @@ from puzzle_search.distill import DistillSettings
 from puzzle_search.errors import InputError
 from puzzle_search.model.decoder import check_context
 from puzzle_search.pipeline.recipe import DistillSection, Recipe
+from puzzle_search.score import DEFAULT_METRICS
 from puzzle_search.solve.problem.builder import check_linear_limits
+from puzzle_search.solve.problem.score_table import parse_metric
 
 
 def check_early(recipe: Recipe, config: ParentConfig, space: SearchSpace) -> None:
     """Check limits, numbers of tokens and prompts against the parent.
 
     Raises:
-        InputError: a limit cannot be read, a number of tokens is less than a block or more than the
-            parent attends to, or its tokenizer is damaged.
+        InputError: a limit cannot be read, a metric is not known, there is no such layer, a number
+            of tokens is less than a block or more than the parent attends to, or its tokenizer is
+            damaged.
     """
     check_linear_limits(config, space, recipe.solve.limits)
+    if not_scored := sorted(parse_metric(recipe.solve.metric).keys() - set(DEFAULT_METRICS)):
+        raise InputError(
+            f"solve.metric: {not_scored[0]} is not scored",
+            remedy=f"use some of {', '.join(DEFAULT_METRICS)}",
+        )
+    question, scenario = recipe.question(recipe.device), recipe.workload()
+    if beyond := sorted(question.child.frozen - set(range(config.num_layers))):
+        raise InputError(
+            f"solve.freeze: layer {beyond[0]}, and {config.name} has {config.num_layers} layers",
+            remedy=f"name layers from 0 to {config.num_layers - 1}",
+        )
+    check_context(config, scenario.input_len + scenario.output_len, "use a shorter scenario")
     length = recipe.data.length
     check_context(config, length, "use a shorter data.length")
     for name, tokens in {

@@ -17,6 +17,7 @@ from puzzle_search.cost import (
     CostTable,
     OperatingPoint,
     Profile,
+    Target,
     parse_dtype,
 )
 from puzzle_search.cost.scaled import ScaledLatency
@@ -36,16 +37,10 @@ from puzzle_search.profile import Device, ProfileGrid, measure_profile, open_dev
 from puzzle_search.progress import Progress
 from puzzle_search.report import Comparison, write_comparison
 from puzzle_search.score import score_replacements
-from puzzle_search.solve import (
-    ChildLimits,
-    Limits,
-    Problem,
-    ScoreTable,
-    Workload,
-    formulate,
-    solve,
-)
-from puzzle_search.solve.question.answer import Answer
+from puzzle_search.solve import ScoreTable, solve
+from puzzle_search.solve.question.ask import Asked, pose_on
+from puzzle_search.solve.question.inputs import SearchInputs
+from puzzle_search.solve.question.run_folder import RECIPE, SPACE
 from puzzle_search.solve.question.targets import cost_table, profile_target
 from puzzle_search.solve.rounds.rounds import best_round, refine
 
@@ -61,12 +56,14 @@ class RunResult:
         comparison: predicted against measured.
         samples: prompts with the child's completions.
         skipped: stages that were done already.
+        removed: stages whose results were made from what has changed since.
     """
 
     child: Path
     comparison: Comparison
     samples: list[dict[str, str]]
     skipped: list[str]
+    removed: list[str]
 
 
 def run_recipe(recipe: Recipe, run_dir: str | Path) -> RunResult:
@@ -106,6 +103,7 @@ class Run:
     def all_stages(self) -> RunResult:
         """Do every stage that is not done yet."""
         recipe, stage = self.recipe, self.directory.stage
+        self._record_recipe()
         shape = [self.parent_key, asdict(self.space), recipe.scenario, recipe.dtype]
         texts = [[d.name, d.text, d.messages] for d in load_documents(recipe.data.source)]
         data = recipe.data.model_dump() | {"sha256": value_hash(texts)}
@@ -127,6 +125,8 @@ class Run:
             distilled = [data, recipe.distill.model_dump()]
             self.child = stage("distill", distilled, ["build"], self._distill) / "child"
             made_by = "distill"
+        else:
+            self.directory.drop("distill")
         evaluated = [data, recipe.evaluate.model_dump()]
         self.quality = stage("evaluate", evaluated, [made_by], self._evaluate) / "quality.json"
         self.bench = stage("bench", bench, [made_by, "baseline"], self._bench) / "bench.json"
@@ -139,7 +139,15 @@ class Run:
             comparison=comparison,
             samples=json.loads(samples.read_text()),
             skipped=self.directory.skipped,
+            removed=self.directory.removed,
         )
+
+    def _record_recipe(self) -> None:
+        """Keep recipe and search space in the run directory, which can go on by them alone."""
+        folder = self.directory.folder
+        write_text(folder / SPACE, Path(self.recipe.space).read_text(encoding="utf-8"))
+        kept = self.recipe.model_copy(update={"space": SPACE})
+        write_text(folder / RECIPE, kept.to_yaml())
 
     def _decoder(self, folder: str | Path) -> HeterogeneousDecoder:
         dtype = torch_dtype(self.recipe.dtype)
@@ -169,24 +177,26 @@ class Run:
             progress=Progress("profile"),
         ).write(folder)
 
-    def _cost_table(self, scalar: float) -> CostTable:
+    def _target(self, scalar: float) -> Target:
         target = profile_target(self.profile)
-        scaled = ScaledLatency(base=target.latency, scalar=scalar)
-        target = replace(target, latency=scaled)
-        return cost_table(self.config, self.space, target, self.scenario)
+        return replace(target, latency=ScaledLatency(base=target.latency, scalar=scalar))
 
-    def problem(self) -> Problem:
+    def _cost_table(self, scalar: float) -> CostTable:
+        return cost_table(self.config, self.space, self._target(scalar), self.scenario)
+
+    def asked(self) -> Asked:
         """What the solver is asked, once the parent is measured and replacements are scored."""
-        section, baseline = self.recipe.solve, self._read(self.baseline)
-        speedup = section.target_speedup * (1 + section.margin)
-        asked = baseline["measured"]["tokens_per_second"] * speedup
-        table = self._cost_table(baseline["engine_scalar"])
-        return formulate(
-            self.config,
-            self.space,
-            ScoreTable.from_file(self.scores),
-            [Workload.on_device(table, Limits(tokens_per_second_per_gpu=asked))],
-            ChildLimits(linear=section.limits),
+        scores = ScoreTable.from_file(self.scores)
+        hashes = {
+            "scores": file_hash(self.scores),
+            "space": file_hash(self.directory.folder / SPACE),
+            "profile": str(self.profile.sidecar["latency_sha256"]),
+        }
+        target = self._target(self._read(self.baseline)["engine_scalar"])
+        return pose_on(
+            self.recipe.question(target.gpu),
+            SearchInputs(config=self.config, space=self.space, scores=scores, hashes=hashes),
+            target,
         )
 
     def _baseline(self, folder: Path) -> None:
@@ -250,18 +260,12 @@ class Run:
         table.write(folder / "scores.csv")
 
     def _solve(self, folder: Path) -> None:
-        section, problem = self.recipe.solve, self.problem()
-        origins: dict[str, Any] = {
-            "asked": {"solve": section.model_dump(mode="json")},
-            "inputs": {
-                "scores": file_hash(self.scores),
-                "profile": str(self.profile.sidecar["latency_sha256"]),
-            },
-        }
+        section, asked = self.recipe.solve, self.asked()
+        rounds: dict[str, Any] = {}
         if section.rounds:
             done = list(
                 refine(
-                    problem,
+                    asked.problem,
                     self._judge(folder / "rounds"),
                     rounds=section.rounds,
                     trust_layers=section.trust_layers,
@@ -269,10 +273,11 @@ class Run:
                 )
             )
             solution = best_round(done).solution
-            origins["rounds"] = [entry.as_dict() for entry in done]
+            rounds = {"rounds": [entry.as_dict() for entry in done]}
         else:
-            solution = solve(problem, max_seconds=section.max_seconds)
-        answer = Answer(solution=solution, config=self.config, origins=origins)
+            solution = solve(asked.problem, max_seconds=section.max_seconds)
+        answer = asked.answer(solution)
+        answer = replace(answer, origins={**answer.origins, **rounds})
         answer.spec.write(folder / "architecture.yaml")
         write_text(folder / "solution.json", json.dumps(answer.as_dict(), indent=1))
 
@@ -285,6 +290,7 @@ class Run:
             ),
             self.tokens("validation", self.recipe.score.tokens),
             folder,
+            metric=self.recipe.solve.metric,
             device=self.recipe.device,
             dtype=torch_dtype(self.recipe.dtype),
         )

@@ -20,7 +20,8 @@ from tests.pico import ROOT, Pico, environment, run_command, run_here
 
 COMMANDS = [
     "solve", "frontier", "explain", "compare", "report", "plot", "run", "profile", "library",
-    "score", "build", "evaluate", "bench", "generate", "import", "version",
+    "score", "build", "evaluate", "bench", "generate", "import", "doctor", "init", "status",
+    "version",
 ]  # fmt: skip
 _HELP = """\
 import sys

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from puzzle_search.packages import _EXTRAS, _WHOLE, missing
+from puzzle_search.packages import _WHOLE, EXTRAS, missing
 from tests.cli.ask import HEAVY
 from tests.pico import ROOT, environment
 
@@ -94,7 +94,7 @@ def test_a_missing_package_is_one_message(tmp_path: Path) -> None:
 
 def test_every_package_is_installed_by_the_line_that_is_told() -> None:
     extras = PROJECT["optional-dependencies"]
-    for module, extra in _EXTRAS.items():
+    for module, extra in EXTRAS.items():
         told = missing(ModuleNotFoundError(name=f"{module}.sub"))
         [distribution] = re.findall(r"(\S+) is not installed", told.message)
         assert distribution in map(name_of, extras[extra])

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from puzzle_search.cli.question import QuestionOptions
+from puzzle_search.cli.serving import ServingChoice
 from puzzle_search.errors import InputError
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipe import SolveSection, read_recipe
+from puzzle_search.pipeline.recipe_reference import recipe_reference
+from puzzle_search.solve.question.wishes import WISHES
+from tests.pico import ROOT
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -114,7 +120,103 @@ def test_a_wrong_value_is_refused_by_file_and_key(folder: Path, change: Change, 
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("key", sorted(good().keys() - {"format"}))
+NEEDED = ("name", "parent", "space", "scenario", "data", "profile", "library", "solve")
+
+
+def test_what_has_defaults_may_be_left_out(folder: Path) -> None:
+    short = {key: value for key, value in good().items() if key in ("format", *NEEDED)}
+    short["solve"] = {"memory": "1GB", "freeze": "0,2-3", "max_ttft": 250.0, "goal": "throughput"}
+    recipe = read_recipe(write(folder, short))
+    assert recipe.evaluate.tokens == 32768
+    assert recipe.generate.prompts == ()
+    question = recipe.question("cpu")
+    [(scenario, limits)] = question.scenarios
+    assert scenario == "16/16"
+    assert limits.asked() == {"memory_bytes": 1e9, "ttft_ms": 250.0}
+    assert question.child.frozen == {0, 2, 3}
+    assert (question.goal, question.margin) == ("throughput", 0.05)
+
+
+def test_recipes_and_commands_ask_by_the_same_names() -> None:
+    options = {f.name for f in fields(QuestionOptions)} | {"goal", "limits"}
+    assert set(WISHES) <= options
+    assert set(WISHES) <= SolveSection.model_fields.keys()
+    # What else a command asks is of the engine, or is a file or section of a recipe.
+    rest = options - set(WISHES) - {f.name for f in fields(ServingChoice)}
+    assert rest == {"model", "scenario", "engine", "dtype", "tp", "scores", "space", "limit"}
+
+
+def test_all_faults_are_told_at_once(folder: Path) -> None:
+    recipe = good()
+    recipe["sead"] = 1
+    recipe["library"] = {"token": 1, "batch_tokens": 0}
+    recipe["solve"] = {"limit": []}
+    with pytest.raises(InputError) as caught:
+        read_recipe(write(folder, recipe))
+    said = caught.value.message
+    assert "5 faults" in said
+    assert (
+        "\n  library.token: there is no such key (did you mean tokens?); keys here: tokens, "
+        in said
+    )
+    assert "\n  library.tokens: Field required" in said
+    assert "\n  library.batch_tokens: " in said
+    assert "\n  sead: there is no such key; keys here: format, name, " in said
+    assert "\n  solve.limit: there is no such key (did you mean limits?); keys here: " in said
+
+
+def test_all_wrong_values_are_told_at_once(folder: Path) -> None:
+    recipe = good() | {"parent": "nowhere", "scenario": "16x16", "space": "nowhere.yaml"}
+    recipe["data"]["source"] = "nowhere"
+    with pytest.raises(InputError, match="4 faults") as caught:
+        read_recipe(write(folder, recipe))
+    for key in ("parent", "scenario", "space", "data.source"):
+        assert f"\n  {key}: " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("solve", "named"),
+    [
+        ({}, "nothing is asked"),
+        ({"margin": 0.0, "rounds": 2}, "nothing is asked"),
+        ({"target_tps": 5.0, "target_speedup": 1.5}, "keep one of them"),
+        ({"rounds": 1, "goal": "memory"}, r"solve\.rounds: rounds lower the damage"),
+        ({"memory": "lots"}, "'lots' is no amount of memory"),
+        ({"freeze": "all"}, "'all' is no list of layers"),
+        ({"max_params": -1.0}, r"solve\.max_params"),
+        ({"portable": "steam"}, r"solve\.portable"),
+    ],
+)
+def test_questions_that_make_no_sense_are_refused(
+    folder: Path, solve: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        read_recipe(write(folder, good() | {"solve": solve}))
+
+
+def test_the_reference_is_generated() -> None:
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- keys -->\n")[1].split("<!-- end of keys -->")[0]
+    assert shown == recipe_reference(), "write it anew: python -m tests.pipeline.test_recipe"
+
+
+def test_the_reference_has_every_key_and_default() -> None:
+    rows = [line.split(" | ") for line in recipe_reference().splitlines()[2:]]
+    defaults = {row[0].strip("| *`"): row[2].strip() for row in rows}
+    assert defaults["library.learning_rate"] == "0.002"
+    assert defaults["solve.limits"] == "[]"
+    assert defaults["score.composed"] == "true"
+    assert defaults["distill.losses"] == "[cosine, kl]"
+    assert defaults["evaluate"] == "not needed"
+    assert defaults["solve.target_speedup"] == ""
+    assert defaults["data.source"] == "needed"
+    example = yaml.safe_load((ROOT / "examples/stdlib-lm/recipe.yaml").read_text())
+    for section, value in example.items():
+        inner = [f"{section}.{key}" for key in value] if isinstance(value, dict) else []
+        assert {section, *inner} <= defaults.keys()
+
+
+@pytest.mark.parametrize("key", NEEDED)
 def test_a_missing_key_is_refused_by_name(folder: Path, key: str) -> None:
     recipe = good()
     del recipe[key]
@@ -146,3 +248,10 @@ def test_numbers_that_nobody_means_are_refused(
     changed[section][key] = value
     with pytest.raises(InputError, match=f"{section}.{key}"):
         read_recipe(write(folder, changed))
+
+
+if __name__ == "__main__":
+    file = ROOT / "docs/recipes.md"
+    before, _, rest = file.read_text(encoding="utf-8").partition("<!-- keys -->\n")
+    _, end, after = rest.partition("<!-- end of keys -->")
+    file.write_text(f"{before}<!-- keys -->\n{recipe_reference()}{end}{after}", encoding="utf-8")

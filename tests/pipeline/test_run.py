@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def write_recipe(pico: Pico, folder: Path, **changes: dict[str, Any]) -> Path:
 
 def recipe(pico: Pico, folder: Path, **changes: dict[str, Any]) -> Recipe:
     return read_recipe(write_recipe(pico, folder, **changes))
+
+
+def copied(finished: Path, folder: Path) -> Path:
+    """A run directory that a test may spoil."""
+    shutil.copytree(finished / "run", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,56 @@ def test_only_what_depends_on_a_change_is_done_again(pico: Pico, finished: Path)
     # Back to the first recipe for the tests that follow.
     result = run_recipe(recipe(pico, finished), finished / "run")
     assert result.skipped == [name for name in STAGES if name not in {"evaluate", "generate"}]
+
+
+def test_results_of_what_has_changed_are_removed(
+    pico: Pico, finished: Path, tmp_path: Path
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    file = write_recipe(pico, tmp_path / "recipe")
+    plain = yaml.safe_load(file.read_text())
+    distilled = plain | {"distill": {"tokens": 512, "batch_tokens": 512}}
+    file.write_text(yaml.safe_dump(distilled))
+    result = run_recipe(read_recipe(file), run)
+    assert result.child == run / "distill" / "child"
+    assert result.removed == []
+    # Without it, what it gave goes too, and all that was measured on it is made anew.
+    file.write_text(yaml.safe_dump(plain))
+    result = run_recipe(read_recipe(file), run)
+    assert result.child == run / "build" / "child"
+    assert not (run / "distill").exists()
+    assert set(result.removed) == {"distill", "evaluate", "bench", "generate"}
+
+
+def test_nothing_is_removed_before_its_successor_is_there(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise InfeasibleError("no", remedy="ask less")
+
+    def work(folder: Path) -> None:
+        (folder / "result").write_text("x")
+
+    def run(solve: int, solving: Any) -> RunDirectory:
+        directory = RunDirectory(tmp_path)
+        directory.stage("score", 0, [], work)
+        directory.stage("solve", solve, ["score"], solving)
+        return directory
+
+    directory = run(1, work)
+    directory.stage("build", None, ["solve"], work)
+    directory.stage("bench", None, ["build"], work)
+    with pytest.raises(InfeasibleError):
+        run(2, fail)
+    assert (tmp_path / "bench" / "result").exists()
+    assert run(1, work).removed == []
+    assert sorted(run(3, work).removed) == ["bench", "build"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["journal.jsonl", "score", "solve"]
+
+
+def test_a_run_goes_on_by_the_recipe_that_it_keeps(finished: Path, tmp_path: Path) -> None:
+    run = copied(finished, tmp_path / "run")
+    (run / "generate" / "done.json").unlink()
+    result = run_recipe(read_recipe(run / "recipe.yaml"), run)
+    assert result.skipped == [name for name in STAGES if name != "generate"]
 
 
 def test_an_unreachable_speedup_says_what_is_reachable(pico: Pico, finished: Path) -> None:

@@ -13,7 +13,8 @@ from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import Profile, Scenario
 from puzzle_search.cost.modelled.hardware import load_cost_model
 from puzzle_search.errors import InputError
-from puzzle_search.solve.question.targets import cost_table, find_target, profile_target
+from puzzle_search.solve.question.device import find_target
+from puzzle_search.solve.question.targets import cost_table, profile_target
 from tests.cost.steps import prefill_us, step
 from tests.cost.synthetic_profile import GROUPS, RAW, whole_profile
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InputError
 from puzzle_search.report.frontier_file import FRONTIER_FILE, read_frontier
-from puzzle_search.report.page.run_folder import RunFolder
+from puzzle_search.solve.question.children import FoundChild, common_home, find_child
+from puzzle_search.solve.question.run_folder import RunFolder, is_run
 from puzzle_search.solve.question.setting import AskedSetting, Setting, find_setting
 
 Kind = Literal["parent", "spec", "frontier", "run"]
@@ -59,11 +60,13 @@ def find_sources(
     """
     children: list[Child] = []
     runs: list[RunFolder] = []
+    found: list[FoundChild] = []
     stems = [path.stem for path in paths]
     for path in paths:
         frontier = path / FRONTIER_FILE if path.is_dir() else path
-        if path.is_dir() and (path / "journal.jsonl").is_file() and (path / "profile").is_dir():
+        if is_run(path):
             runs.append(RunFolder.open(path))
+            found.append(FoundChild(spec=runs[-1].spec, home=path))
             children.append(Child(name="child", kind="run", spec=runs[-1].spec))
         elif frontier.suffix == ".json" and frontier.is_file():
             group = frontier.parent.name or "frontier"
@@ -72,23 +75,16 @@ def find_sources(
                 Child(name=f"{group} {number}", kind="frontier", spec=spec, group=str(frontier))
                 for number, spec in enumerate(specs, start=1)
             ]
-        elif path.is_dir():
-            raise InputError(
-                f"{path} is neither a run directory nor a folder of 'frontier --out'",
-                remedy=f"name a spec (YAML), a run directory, or a folder with {FRONTIER_FILE}",
-            )
         else:
             name = path.stem if stems.count(path.stem) == 1 else str(path)
-            children.append(Child(name=name, kind="spec", spec=ArchitectureSpec.from_file(path)))
+            found.append(find_child(path))
+            children.append(Child(name=name, kind="spec", spec=found[-1].spec))
     if len(runs) > 1:
         raise InputError("a page shows one run", remedy="make a page for each run directory")
-    asked = asked or AskedSetting()
-    if runs and not asked.anything:
-        setting = runs[0].setting()
-    else:
-        # Those that say what they were solved for decide on device and precision.
-        specs = sorted((c.spec for c in children), key=lambda spec: "asked" not in spec.solution)
-        setting = find_setting(specs, asked)
+    asked = replace(asked or AskedSetting(), home=common_home(found))
+    # Those that say what they were solved for decide on device and precision.
+    specs = sorted((c.spec for c in children), key=lambda spec: "asked" not in spec.solution)
+    setting = find_setting(specs, asked)
     for child in children:
         _check(child, setting, any_parent=asked.model is not None)
     parent = Child(

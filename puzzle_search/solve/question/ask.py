@@ -9,7 +9,7 @@ from typing import Any
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.choices import Backend, Goal
-from puzzle_search.cost import Scenario, ScenarioCost
+from puzzle_search.cost import Scenario, ScenarioCost, Target
 from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.cost.simulation import Load, Simulated, simulate
 from puzzle_search.errors import InputError
@@ -21,8 +21,9 @@ from puzzle_search.solve.problem.limits import ChildLimits, Limits
 from puzzle_search.solve.problem.problem import Problem, Workload
 from puzzle_search.solve.problem.score_table import ScoreTable
 from puzzle_search.solve.question.answer import Answer
+from puzzle_search.solve.question.device import find_target
 from puzzle_search.solve.question.inputs import SearchInputs
-from puzzle_search.solve.question.targets import cost_table, find_target, parse_tp
+from puzzle_search.solve.question.targets import cost_table, parse_tp
 from puzzle_search.solve.search.search import DEFAULT_BACKEND
 from puzzle_search.solve.search.solution import Solution
 
@@ -32,8 +33,9 @@ class Question:
     """What is asked of a search.
 
     Attributes:
-        model: shipped example, or a folder with ``config.json``, ``space.yaml``, ``scores.csv``.
-        gpu: a GPU with a cost model, or a profile folder.
+        model: shipped example, a folder with ``config.json``, ``space.yaml``, ``scores.csv``, or a
+            run directory.
+        gpu: a GPU with a cost model, a profile folder, or a run directory.
         scenarios: input and output lengths such as ``128/1024``, each with its limits.
         child: limits of the child itself.
         engine: serving engine whose constants to use; by default the cost model's first.
@@ -41,6 +43,7 @@ class Question:
         tp: ``1``, ``1,2,4`` or ``any``; all scenarios are served at one degree.
         serving: how requests are served, where not as the engine does by default.
         scores: another score table than the model's own.
+        space: another search space than the model's own.
         metric: metric of the score table, or a weighted sum of them.
         goal: what the answer has the least of; of throughput the most.
         margin: by which predictions keep away from limits; 0.05 is 5%.
@@ -57,6 +60,7 @@ class Question:
     tp: str = "1"
     serving: ServingOptions = field(default_factory=ServingOptions)
     scores: str | None = None
+    space: str | None = None
     metric: str = "kl"
     goal: Goal = "score"
     margin: float = 0.0
@@ -173,7 +177,25 @@ def pose(question: Question) -> Asked:
         InputError: something named is not there or not valid.
         InfeasibleError: a layer has no replacement left.
     """
-    inputs = SearchInputs.find(question.model, scores=question.scores)
+    inputs = SearchInputs.find(question.model, scores=question.scores, space=question.space)
+    target = find_target(
+        question.gpu,
+        inputs.config,
+        engine=question.engine,
+        dtype=question.dtype,
+        tp=parse_tp(question.tp),
+        serving=question.serving,
+    )
+    return pose_on(question, inputs, target)
+
+
+def pose_on(question: Question, inputs: SearchInputs, target: Target) -> Asked:
+    """Make a question into a problem, its model and device being at hand.
+
+    Raises:
+        InputError: a limit or scenario is not valid for them.
+        InfeasibleError: a layer has no replacement left.
+    """
     scenarios = [(Scenario.parse(text), limits) for text, limits in question.scenarios]
     for scenario, _ in scenarios:
         longest = inputs.config.max_position_embeddings
@@ -184,14 +206,6 @@ def pose(question: Question) -> Asked:
                 remedy="ask for a shorter one, or raise max_position_embeddings in config.json",
             )
     tp = parse_tp(question.tp)
-    target = find_target(
-        question.gpu,
-        inputs.config,
-        engine=question.engine,
-        dtype=question.dtype,
-        tp=tp,
-        serving=question.serving,
-    )
     parent = ArchitectureSpec.identity(inputs.config)
     workloads = []
     for scenario, limits in scenarios:

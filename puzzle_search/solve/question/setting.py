@@ -18,7 +18,10 @@ from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.errors import InputError
 from puzzle_search.resources import resource
 from puzzle_search.solve.problem.score_table import ScoreTable, parse_metric
-from puzzle_search.solve.question.targets import find_target, parse_tp
+from puzzle_search.solve.question.children import parent_of_child
+from puzzle_search.solve.question.device import find_target
+from puzzle_search.solve.question.run_folder import RunFolder, run_at
+from puzzle_search.solve.question.targets import parse_tp
 
 _DEFAULT_METRIC = "kl"
 _DEFAULT_GPU = "h100"
@@ -129,14 +132,18 @@ class AskedSetting:
     """What is asked of a setting; what is not is what the specs were solved for.
 
     Attributes:
-        model: shipped example, or a folder with ``config.json`` and, if any, ``scores.csv``.
-        gpu: a GPU with a cost model, or a profile folder; ``h100`` if the spec does not say.
+        model: shipped example, a run directory, or a folder with ``config.json`` and, if any,
+            ``scores.csv``.
+        gpu: a GPU with a cost model, a profile folder, or a run directory; ``h100`` if the spec
+            does not say.
         scenarios: input and output lengths; 128/1024 if the spec does not say.
         engine: serving engine; the GPU's first if the spec does not say, or for another GPU.
         dtype: serving precision; the smallest from 8 bits up likewise.
         tp: ``1``, ``1,2,4`` or ``any``; 1 if the spec does not say.
         serving: how requests are served; for another GPU as the engine does.
         scores: another score table than the model's own.
+        home: the run directory or checkpoint folder that the specs are of. A run's parent, scores
+            and profile count where no others are asked; a checkpoint tells its parent's shape.
     """
 
     model: str | None = None
@@ -147,6 +154,7 @@ class AskedSetting:
     tp: str | None = None
     serving: ServingOptions = field(default_factory=ServingOptions)
     scores: str | None = None
+    home: Path | None = None
 
     @property
     def of_costs(self) -> bool:
@@ -174,17 +182,17 @@ def find_setting(
         InputError: something named is not there, or the scores are of another model.
     """
     otherwise = otherwise or AskedSetting()
-    gpu = otherwise.gpu
+    run = None if otherwise.home is None else run_at(otherwise.home)
+    gpu = otherwise.gpu or (str(run.folder) if run else None)
     solved = [entry for spec in specs for entry in solved_for(spec)]
     asked = specs[0].solution.get("asked", {})
     if not isinstance(asked, dict):
         raise InputError("the spec's solution.asked is not a mapping", remedy="solve again")
-    folder = _model_folder(otherwise.model or str(asked.get("model", specs[0].parent)))
-    config = ParentConfig.from_file(folder)
-    score_file = Path(otherwise.scores) if otherwise.scores else folder / "scores.csv"
-    has_scores = otherwise.scores is not None or score_file.exists()
-    scored = ScoreTable.from_file(score_file) if has_scores else None
-    if scored is not None:
+    config, own_scores = _parent(otherwise, run, str(asked.get("model", specs[0].parent)))
+    score_file = Path(otherwise.scores) if otherwise.scores else own_scores
+    scored = None
+    if otherwise.scores is not None or score_file.exists():
+        scored = ScoreTable.from_file(score_file)
         scored.check_parent(config, score_file)
     recorded_tp = tuple(sorted({point.tp for _, point, _ in solved})) or (1,)
     degrees = parse_tp(otherwise.tp) if otherwise.tp else recorded_tp
@@ -195,7 +203,7 @@ def find_setting(
         dtype=otherwise.dtype or (_recorded(asked, "dtype") if gpu is None else None),
         tp=degrees,
         serving=_serving_of(asked)
-        if gpu is None and not otherwise.serving.asked()
+        if otherwise.gpu is None and not otherwise.serving.asked()
         else otherwise.serving,
     )
     known = tuple(degree for degree in degrees if degree in target.tp_degrees)
@@ -232,9 +240,31 @@ def _recorded(asked: dict[str, object], key: str) -> str | None:
     return None if value is None else str(value)
 
 
+def _parent(
+    otherwise: AskedSetting, run: RunFolder | None, solved_for: str
+) -> tuple[ParentConfig, Path]:
+    """The parent, and the score table that it may have."""
+    named = run_at(Path(otherwise.model)) if otherwise.model else run or run_at(Path(solved_for))
+    if named is not None:
+        return named.config, named.scores_file
+    home = otherwise.home
+    if otherwise.model is None and home is not None and not _has_config(_folder_of(solved_for)):
+        return parent_of_child(home), home / "scores.csv"
+    folder = _model_folder(otherwise.model or solved_for)
+    return ParentConfig.from_file(folder), folder / "scores.csv"
+
+
+def _folder_of(model: str) -> Path:
+    return Path(model) if Path(model).is_dir() else resource("examples", model.lower())
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 def _model_folder(model: str) -> Path:
-    folder = Path(model) if Path(model).is_dir() else resource("examples", model.lower())
-    if not (folder / "config.json").is_file():
+    folder = _folder_of(model)
+    if not _has_config(folder):
         known = sorted(path.parent.name for path in resource("examples").glob("*/config.json"))
         raise InputError(
             f"model {model!r} is neither a shipped example nor a folder with config.json",

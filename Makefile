@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(TESTABLE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		-e '.[data,eval,gguf,ray]' tensorboard xllamacpp
+		-e '.[data,eval,gguf,ray,serve]' tensorboard xllamacpp
 	@touch $@
 
 demo: $(READY) ## Find a child for one H100 in seconds, make one of a small model here, write a page of each.

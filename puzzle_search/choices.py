@@ -14,6 +14,9 @@ TableGoal = Literal["score", "latency", "memory", "parameters"]
 Axis = Literal["throughput", "memory", "latency"]
 Backend = Literal["scip", "highs", "cp-sat"]
 
+# Engines that `serve` starts.
+ServingEngine = Literal["llama.cpp", "vllm"]
+
 ServingMode = Literal["in-flight", "static"]
 
 # Engines of which it is known what children they load.

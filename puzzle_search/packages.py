@@ -11,6 +11,7 @@ from puzzle_search.errors import MissingDependencyError
 DISTRIBUTIONS = {
     "flashinfer": "flashinfer-python",
     "lm_eval": "lm-eval",
+    "prometheus_client": "prometheus-client",
     "pynvml": "nvidia-ml-py",
     "yaml": "pyyaml",
 }
@@ -22,6 +23,10 @@ EXTRAS = {
     "gguf": "gguf",
     "matplotlib": "plots",
     "plotly": "report",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "ray": "ray",
     "tensorboard": "track",
     "trackio": "track",

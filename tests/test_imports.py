@@ -27,6 +27,7 @@ VERBS = {
     "profile",
     "report",
     "score",
+    "serve",
 }
 LEVELS: list[set[str]] = [
     {"__main__"},

@@ -31,6 +31,7 @@ from puzzle_search.cli.refine import refine
 from puzzle_search.cli.report import report
 from puzzle_search.cli.run import run
 from puzzle_search.cli.score import score
+from puzzle_search.cli.serve import serve
 from puzzle_search.cli.solve import solve
 from puzzle_search.cli.solve_tables import solve_tables
 from puzzle_search.cli.status import status
@@ -48,7 +49,7 @@ app = typer.Typer(
 for command in (
     solve, frontier, solve_tables, explain, compare, inspect, report, plot, run, status, profile,
     library, score, refine, build, distill, evaluate, calibrate, generate, export, doctor,
-    init,
+    init, serve,
 ):  # fmt: skip
     app.command(cls=CheckedCommand)(command)
 app.add_typer(bench_app, name="bench")

@@ -6,6 +6,7 @@ from puzzle_search.data.stream import StreamPosition, TokenStream
 from puzzle_search.data.tokens import (
     TokenBlocks,
     chat_tokens,
+    conversation_tokens,
     pack_tokens,
     sample_tokens,
     text_tokens,
@@ -18,6 +19,7 @@ __all__ = [
     "TokenBlocks",
     "TokenStream",
     "chat_tokens",
+    "conversation_tokens",
     "load_documents",
     "pack_tokens",
     "sample_tokens",

@@ -37,7 +37,10 @@ def workplace(pico: Pico, pico_library: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+SERVERS = [line for line in COMMANDS if line.startswith("puzzle-search serve")]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line not in SERVERS])
 def test_the_command_runs(
     command: str,
     workplace: Path,
@@ -63,6 +66,23 @@ def test_the_child_answers_in_llama_cpp(workplace: Path) -> None:
 
 def test_the_child_answers_in_transformers(workplace: Path) -> None:
     answers(workplace, "child-transformers")
+
+
+def test_the_endpoint_answers(workplace: Path) -> None:
+    for package in ("fastapi", "openai"):
+        pytest.importorskip(package, reason="pip install 'puzzle-search[serve,test]'")
+    (command,) = SERVERS
+    (code,) = (block for block in PYTHON if "openai" in block)
+    words = [sys.executable, "-m", "puzzle_search", *shlex.split(command)[1:], "--port", "0"]
+    with subprocess.Popen(words, cwd=workplace, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        code = code.replace("http://127.0.0.1:8000/v1", address)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        server.terminate()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert server.returncode == 0
 
 
 def answers(workplace: Path, exported: str) -> None:

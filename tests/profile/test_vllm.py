@@ -259,7 +259,7 @@ def test_points_out_of_memory_are_skipped_and_the_run_goes_on(measure: Measure) 
 
 def test_what_vllm_cannot_serve_is_refused(measure: Measure, tmp_path: Path) -> None:
     qwen = ParentConfig.from_dict(LLAMA | {"model_type": "qwen3", "head_dim": 16}, name="qwen")
-    with pytest.raises(InputError, match="no q/k norms"):
+    with pytest.raises(InputError, match="without q/k norms"):
         measure(config=qwen)
     with pytest.raises(InputError, match="4096 positions"):
         measure(replace(GRID, decode_contexts=(4096,)))

@@ -52,8 +52,9 @@ class Vllm(ServingEngine):
         """
         if not fits_stock_format(config):
             raise InputError(
-                f"vLLM cannot load children of {config.name}: their format has no q/k norms, no "
-                "sliding window, and no bias on q, k and v alone",
+                f"vLLM cannot load children of {config.name}: their format is Llama's, "
+                "without q/k norms, sliding windows, layers without rope, multipliers, norms after "
+                "a subblock, and biases on q, k and v alone",
                 remedy="profile with --engine torch",
             )
         found: list[Stack] = []

@@ -101,7 +101,8 @@ class AnalyticLatency:
             latency_us = latency_us + self._gated_activation(rows, width)
             latency_us = latency_us + self._gemm(rows, hidden, width)
         elif isinstance(parsed, Moe):
-            latency_us = latency_us + self._experts(rows, parsed, tp)
+            router = self._gemm(rows, parsed.experts, hidden, dtype=self.number.vector_dtype)
+            latency_us = latency_us + router + self.experts_us(rows, parsed, tp)
         else:
             latency_us = latency_us + self._gemm(rows, hidden, -(-hidden // tp))
         return latency_us * self.constants.step.engine_scalar
@@ -155,18 +156,18 @@ class AnalyticLatency:
             return gemm_us(rows, columns, inner, **settings)
         return grouped_gemm_us(rows, columns, inner, groups, **settings)
 
-    def _experts(self, rows: _Array, variant: Moe, tp: int) -> Microseconds:
-        """The router, then as many experts as a uniform one picks, cut along their width.
+    def experts_us(self, rows: _Array, variant: Moe, tp: int) -> Microseconds:
+        """Microseconds of the experts of so many tokens, cut along their width, without router.
 
-        Tokens are copied to their experts, and added up by their gates.
+        As many are read as a uniform router picks. Tokens are copied to their experts, and what
+        these give is added up by gates.
         """
         config, value_bytes = self.config, STREAM_BYTES[self.dtype]
         hidden, width = config.hidden_size, -(-variant.width_in(config) // tp)
         top_k = variant.top_k_in(config)
         routed, groups = rows * top_k, distinct_experts(variant.experts, top_k, rows)
         return np.asarray(
-            self._gemm(rows, variant.experts, hidden, dtype=self.number.vector_dtype)
-            + self._elementwise(2 * value_bytes * routed * hidden)
+            self._elementwise(2 * value_bytes * routed * hidden)
             + self._gemm(routed, 2 * width, hidden, groups=groups)
             + self._gated_activation(routed, width)
             + self._gemm(routed, hidden, width, groups=groups)

@@ -101,12 +101,11 @@ def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
 def fits_stock_format(config: ParentConfig) -> bool:
     """Whether DeciLM's code computes children of this parent as this package does.
 
-    It has no experts, no q/k norms, no sliding window, no layers without rope and no multipliers,
-    norms before each subblock, and one switch for the biases of q, k, v and o.
+    It has no q/k norms, no sliding window, no layers without rope and no multipliers, norms before
+    each subblock, and one switch for the biases of q, k, v and o.
     """
     return (
-        config.experts is None
-        and not config.qk_norm
+        not config.qk_norm
         and not config.family.norm_after
         and not config.unrotated
         and config.scales == Scales()
@@ -161,9 +160,13 @@ def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
 
 
 def _fits_stock_block(block: BlockChoice, hidden_size: int) -> bool:
+    """Whether DeciLM's entry of a block can say it: no windows, no experts, no odd widths."""
     attention, ffn = block.attention_variant, block.ffn_variant
-    windowed = isinstance(attention, Gqa) and attention.own_window is not None
-    return not windowed and not (isinstance(ffn, Mlp) and not _fits_multiplier(ffn, hidden_size))
+    if isinstance(attention, Gqa) and attention.own_window is not None:
+        return False
+    if isinstance(ffn, Mlp):
+        return _fits_multiplier(ffn, hidden_size)
+    return not isinstance(ffn, Moe)
 
 
 def _multiplier(ffn: Mlp, hidden_size: int) -> float:

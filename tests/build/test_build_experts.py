@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder, read_model_config
+from puzzle_search.errors import InputError
 from tests.pico import Pico, run_here
 
 PAIRS = [("gqa_2", "moe_4_width_32"), ("gqa_1", "moe_2_top_1"), ("gqa_2", "moe_4")]
@@ -91,11 +92,25 @@ def test_it_completes_a_text_and_is_inspected(
     assert "a mixture of experts" in shown
 
 
+def test_without_experts_it_is_a_child_that_stock_engines_load(
+    pico_experts: Pico, pico_experts_library: Path, tmp_path: Path
+) -> None:
+    spec = ArchitectureSpec.of(
+        "parent", [("gqa_2", "no_op"), ("gqa_1", "linear"), ("gqa_2", "no_op")]
+    )
+    spec.write(tmp_path / "spec.yaml")
+    run_here(
+        "build", tmp_path / "spec.yaml", "--parent", pico_experts.parent,
+        "--library", pico_experts_library, "--out", tmp_path / "child", "--dtype", "fp32",
+    )  # fmt: skip
+    raw = json.loads((tmp_path / "child" / "config.json").read_text())
+    assert raw["model_type"] == "nemotron-nas"
+    assert load_decoder(tmp_path / "child").spec == spec
+
+
 def test_no_engine_takes_an_export(
     child: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from puzzle_search.errors import InputError
-
     for engine in ("vllm", "llama.cpp", "mlx-lm"):
         with pytest.raises(InputError, match="a mixture of experts"):
             run_here("export", child, "--to", engine, "--out", tmp_path / engine)

@@ -45,7 +45,8 @@ class LlamaCpp(ServingEngine):
         widths = [v.intermediate_size for _, _, v in variants if isinstance(v, Mlp)]
         if not widths:
             raise InputError(
-                f"llama.cpp is profiled with dense FFNs, and {config.name} has experts",
+                f"llama.cpp is profiled beside an FFN, and the space of {config.name} has none "
+                "but experts",
                 remedy="profile with --engine torch",
             )
         narrowest = f"mlp_{min(widths)}"

@@ -85,6 +85,7 @@ def latency(
 ) -> None:
     """Measure models side by side: throughput, TTFT, TPOT and latency of whole batches."""
     from puzzle_search.errors import InputError
+    from puzzle_search.evaluate import spread_remarks
     from puzzle_search.files import is_stream, write_text
     from puzzle_search.report.serving import serving_table
 
@@ -120,6 +121,9 @@ def latency(
     for entry in measured:
         print(f"{entry.model.name} ({entry.model.weights}): {entry.choice}")
     print(serving_table(list(result["models"].values()), list(result["models"])))
+    if not max_load:
+        for remark in spread_remarks(result["models"], "--num-iters"):
+            print(f"note: {remark}")
 
 
 @bench_app.command(cls=CheckedCommand)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from puzzle_search.choices import TorchDtype, Tracker
+from puzzle_search.cli.next_step import quoted, tell_next
 from puzzle_search.cli.options import (
     DataOption,
     DeviceOption,
@@ -63,7 +64,7 @@ def distill(
     """Train the whole child against its parent (GKD); a killed run goes on."""
     from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import TokenStream, load_documents, sample_tokens
-    from puzzle_search.distill import DistillSettings
+    from puzzle_search.distill import DistillSettings, kept_state
     from puzzle_search.distill import distill as distill_child
 
     settings = DistillSettings(
@@ -95,3 +96,6 @@ def distill(
     )
     if os.environ.get("RANK", "0") == "0":  # of the processes of torchrun, the one that writes
         print(f"distilled child written to {folder}")
+        if note := kept_state(folder):
+            print(f"note: {note}")
+        tell_next(f"puzzle-search evaluate {quoted(parent)} {quoted(folder)} --data {quoted(data)}")

@@ -55,6 +55,8 @@ def print_answer(answer: Answer) -> None:
             f"binds: {limit}; {price.step} looser would {change} by about {price.gain:.2g}",
             highlight=False,
         )
+    for remark in answer.remarks:
+        console.print(f"note: {remark}", highlight=False, soft_wrap=True, markup=False)
     if answer.certainty is not None:
         console.print(f"certainty: {answer.certainty}", highlight=False, soft_wrap=True)
     evidence = answer.evidence

@@ -91,7 +91,9 @@ def refine(
                 backend=backend,
             )
         )
-    answer = posed.answer(best_round(done).solution)
+    answer = posed.judged(
+        posed.answer(best_round(done).solution), max_seconds=max_seconds, backend=backend
+    )
     figures = [entry.as_dict() for entry in done]
     answer = replace(answer, origins={**answer.origins, "rounds": figures})
     if out is not None:

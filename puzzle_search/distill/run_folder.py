@@ -22,6 +22,7 @@ from puzzle_search.files import (
 )
 
 FORMAT = "puzzle-search.distillation-state/1"
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,14 @@ class Checkpoint:
     position: StreamPosition
 
 
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The step whose held-out loss is the least, and that loss; step 0 is the child before it."""
+
+    step: int
+    loss: float
+
+
 class RunFolder:
     """``journal.jsonl`` says what the run was made from, ``metrics.jsonl`` how it goes."""
 
@@ -41,6 +50,7 @@ class RunFolder:
         self._journal = Journal(folder / "journal.jsonl")
         self._metrics = Journal(folder / "metrics.jsonl")
         self._checkpoints = folder / "checkpoints"
+        self._best = folder / "best"
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep others from training here, until the block or the process ends.
@@ -58,6 +68,7 @@ class RunFolder:
         """
         if not self._journal.read():  # of a run that was to begin anew
             shutil.rmtree(self._checkpoints, ignore_errors=True)
+            shutil.rmtree(self._best, ignore_errors=True)
         resume_journal(self._journal, made_from)
         newest = self.newest()
         for leftover in self._checkpoints.glob("*"):
@@ -99,8 +110,43 @@ class RunFolder:
             yield folder
             state = {"format": FORMAT, "step": step, "position": asdict(position)}
             write_text(folder / "state.json", json.dumps(state))
+        # The best before this step is not gone back to any more, where a later one is better.
+        best = self.best()
+        older += [f for f in self._best.glob("step_*") if best is None or f != self._of(best)]
         for outdated in older:
             shutil.rmtree(outdated)
+
+    def best(self) -> Best | None:
+        """The best state so far; None where none was judged yet."""
+        judged = [
+            Best(step=entry["step"], loss=entry["held_out_loss"])
+            for entry in self._metrics.read()
+            if "held_out_loss" in entry
+        ]
+        return min(judged, key=lambda state: (state.loss, state.step), default=None)
+
+    @contextlib.contextmanager
+    def best_state(self, best: Best) -> Iterator[Path]:
+        """Yield a folder to write the weights of the best state into; it stays when whole."""
+        with folder_written_whole(self._of(best)) as folder:
+            yield folder
+
+    def best_weights(self, best: Best) -> Path:
+        """The file of its weights.
+
+        Raises:
+            InputError: it is gone.
+        """
+        file = self._of(best) / WEIGHTS
+        if not file.is_file():
+            raise InputError(
+                f"{file}: the best state, of step {best.step}, is gone",
+                remedy=f"delete {self.folder} to distil anew",
+            )
+        return file
+
+    def _of(self, best: Best) -> Path:
+        return self._best / f"step_{best.step:09d}"
 
     @property
     def steps_done(self) -> int:
@@ -108,10 +154,10 @@ class RunFolder:
         newest = self.newest()
         return newest.step if newest is not None else 0
 
-    def held_out(self) -> dict[str, dict[str, float]]:
-        """Held-out losses before the first step and after the last."""
+    def held_out(self, best: Best) -> dict[str, dict[str, float]]:
+        """Held-out losses before the first step, of the state that is kept, and after the last."""
         entries = self._metrics.read()
-        kept = {"before": entries[0], "after": entries[-1]}
+        kept = {"before": entries[0], "after": entries[best.step], "last": entries[-1]}
         return {
             when: {name: value for name, value in entry.items() if name.startswith("held_out_")}
             for when, entry in kept.items()

@@ -15,7 +15,6 @@ _LARGEST = {"learning_rate": LARGEST_LEARNING_RATE, "max_grad_norm": 1e6}
 _COST_ONLY = {
     "micro_batch_tokens",
     "activation_checkpointing",
-    "held_out_every",
     "checkpoint_every",
 }
 
@@ -34,7 +33,7 @@ class DistillSettings:
         dtype: of the computation, ``fp32`` or ``bf16``; weights that are trained are fp32.
         activation_checkpointing: compute blocks again in the backward pass instead of keeping
             what is inside them.
-        held_out_every: steps between losses on held-out tokens.
+        held_out_every: steps between losses on held-out tokens; the best of these states is kept.
         checkpoint_every: steps between checkpoints.
 
     Raises:

@@ -12,6 +12,7 @@ from torch import nn
 from puzzle_search.checkpoint import open_safetensors, save_tensors
 from puzzle_search.data import TokenBlocks
 from puzzle_search.distill.losses import Distiller, term_counts
+from puzzle_search.distill.run_folder import WEIGHTS
 from puzzle_search.distill.settings import LOSSES, DistillSettings
 from puzzle_search.distill.world import World, put
 from puzzle_search.errors import InputError
@@ -113,10 +114,7 @@ class Trainer:
 
         Every process takes part, since each holds a part; the first one names a folder.
         """
-        weights = self.weights()
-        if folder is not None:
-            save_tensors(weights, folder / "weights.safetensors")
-        del weights
+        self.save_weights(folder)
         state = self._optimizer.state
         for moment in _MOMENTS:
             kept = {n: state[p][moment] for n, p in self._parameters.items() if p in state}
@@ -131,7 +129,7 @@ class Trainer:
         Raises:
             InputError: a file is missing or damaged.
         """
-        weights = open_safetensors(folder / "weights.safetensors")
+        weights = open_safetensors(folder / WEIGHTS)
         moments = {name: open_safetensors(folder / f"{name}.safetensors") for name in _MOMENTS}
         moved = set(moments[_MOMENTS[0]].keys())
         for name, parameter in self._parameters.items():
@@ -141,6 +139,12 @@ class Trainer:
                     "step": torch.tensor(float(steps)),
                     **{m: put(file.get_tensor(name), parameter) for m, file in moments.items()},
                 }
+
+    def save_weights(self, folder: Path | None) -> None:
+        """Write the weights alone; every process takes part, the first one names a folder."""
+        weights = self.weights()
+        if folder is not None:
+            save_tensors(weights, folder / WEIGHTS)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The child's weights, fp32, by parameter name; none but in the first process."""

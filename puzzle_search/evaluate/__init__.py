@@ -2,6 +2,7 @@
 
 from puzzle_search.evaluate.engine_bench import measure_gguf_files
 from puzzle_search.evaluate.evaluation import Evaluation, evaluate_children
+from puzzle_search.evaluate.figures import spread_remarks
 from puzzle_search.evaluate.max_load import MaxLoad, measure_max_load
 from puzzle_search.evaluate.quality import Quality, measure_quality
 from puzzle_search.evaluate.served_model import ServedModel
@@ -32,4 +33,5 @@ __all__ = [
     "measure_quality",
     "measure_throughput",
     "open_engine",
+    "spread_remarks",
 ]

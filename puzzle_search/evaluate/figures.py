@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,3 +53,22 @@ def time_figures(
     medians = {f"{name}_ms": float(np.median(taken)) for name, taken in samples.items()}
     tails = {f"{name}_p99_ms": float(np.percentile(taken, 99)) for name, taken in samples.items()}
     return medians | tails
+
+
+def spread_remarks(models: Mapping[str, Mapping[str, Any]], more: str) -> Iterator[str]:
+    """What to tell of models whose runs spread by more than they differ from the first.
+
+    Args:
+        models: figures of `Throughput` by the model's name.
+        more: setting by which they are run more often.
+    """
+    (first, reference), *others = models.items()
+    for name, figures in others:
+        spread = max(entry["p90"] - entry["p10"] for entry in (reference, figures))
+        apart = abs(figures["tokens_per_second"] - reference["tokens_per_second"])
+        if spread > apart:
+            yield (
+                f"{name} and {first} differ by {apart:,.4g} tok/s, and their runs spread by "
+                f"{spread:,.4g} (P10 to P90): which is faster is not known; raise {more}, or quiet "
+                "the machine"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokeni
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import (
     CostTable,
-    OperatingPoint,
     Profile,
     Target,
     parse_dtype,
@@ -30,6 +30,7 @@ from puzzle_search.library import BldSettings, build_library
 from puzzle_search.model import HeterogeneousDecoder, generate
 from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.pipeline.checks import check_early, distill_settings
+from puzzle_search.pipeline.outcome import outcome
 from puzzle_search.pipeline.recipe import Recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run_directory import RunDirectory
@@ -43,6 +44,7 @@ from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.run_folder import RECIPE, SPACE
 from puzzle_search.solve.question.targets import cost_table, profile_target
 from puzzle_search.solve.rounds.rounds import best_round, refine
+from puzzle_search.solve.search.search import DEFAULT_BACKEND
 
 _HELD_OUT_TOKENS = 4096  # on which distillation reports its losses
 
@@ -132,7 +134,7 @@ class Run:
         self.bench = stage("bench", bench, [made_by, "baseline"], self._bench) / "bench.json"
         prompts = recipe.generate.model_dump()
         samples = stage("generate", prompts, [made_by], self._generate) / "samples.json"
-        comparison = self._comparison()
+        comparison = outcome(self)
         write_comparison(comparison, self.directory.folder)
         return RunResult(
             child=self.child,
@@ -181,7 +183,8 @@ class Run:
         target = profile_target(self.profile)
         return replace(target, latency=ScaledLatency(base=target.latency, scalar=scalar))
 
-    def _cost_table(self, scalar: float) -> CostTable:
+    def cost_table(self, scalar: float) -> CostTable:
+        """What the search space costs in the run's scenario, times scaled."""
         return cost_table(self.config, self.space, self._target(scalar), self.scenario)
 
     def asked(self) -> Asked:
@@ -192,7 +195,7 @@ class Run:
             "space": file_hash(self.directory.folder / SPACE),
             "profile": str(self.profile.sidecar["latency_sha256"]),
         }
-        target = self._target(self._read(self.baseline)["engine_scalar"])
+        target = self._target(self.read(self.baseline)["engine_scalar"])
         return pose_on(
             self.recipe.question(target.gpu),
             SearchInputs(config=self.config, space=self.space, scores=scores, hashes=hashes),
@@ -201,7 +204,7 @@ class Run:
 
     def _baseline(self, folder: Path) -> None:
         """Measure the parent, at the batch where its prediction is fastest."""
-        predicted = self._cost_table(1.0).best_cost(ArchitectureSpec.identity(self.config))
+        predicted = self.cost_table(1.0).best_cost(ArchitectureSpec.identity(self.config))
         if predicted is None:
             raise InputError(
                 f"{self.config.name} does not fit on {self.device.name} at any batch size profiled",
@@ -276,7 +279,11 @@ class Run:
             rounds = {"rounds": [entry.as_dict() for entry in done]}
         else:
             solution = solve(asked.problem, max_seconds=section.max_seconds)
-        answer = asked.answer(solution)
+        answer = asked.judged(
+            asked.answer(solution), max_seconds=section.max_seconds, backend=DEFAULT_BACKEND
+        )
+        for remark in answer.remarks:  # now, before hours are spent on it
+            print(f"note: {remark}", file=sys.stderr)
         answer = replace(answer, origins={**answer.origins, **rounds})
         answer.spec.write(folder / "architecture.yaml")
         write_text(folder / "solution.json", json.dumps(answer.as_dict(), indent=1))
@@ -333,7 +340,7 @@ class Run:
 
     def _bench(self, folder: Path) -> None:
         """Measure parent and child in turn, each at its best batch."""
-        parent_batch = self._read(self.baseline)["measured"]["batch"]
+        parent_batch = self.read(self.baseline)["measured"]["batch"]
         spec = ArchitectureSpec.from_file(self.spec)
         child_batch = spec.solution["scenarios"][0]["batch"]
         measured = self._measure(
@@ -359,35 +366,7 @@ class Run:
             samples.append({"prompt": prompt, "completion": str(text)})
         write_text(folder / "samples.json", json.dumps(samples, indent=1))
 
-    def _comparison(self) -> Comparison:
-        spec = ArchitectureSpec.from_file(self.spec)
-        baseline, bench = self._read(self.baseline), self._read(self.bench)
-        quality = self._read(self.quality)
-        identity = ArchitectureSpec.identity(self.config)
-        # The parent, run in turn with the child, tells how fast the machine was meanwhile.
-        uncalibrated = self._cost_table(1.0)
-        parent_index, child_index = (
-            uncalibrated.points.index(OperatingPoint(batch=bench[model]["batch"], tp=1))
-            for model in ("parent", "child")
-        )
-        predicted = uncalibrated.cost(identity, parent_index)
-        scalar = predicted.tokens_per_second_per_gpu / bench["parent"]["tokens_per_second"]
-        table = self._cost_table(scalar)
-        return Comparison(
-            spec=spec,
-            device=self.device.name,
-            date=str(self.profile.sidecar["date"]),
-            scenario=self.scenario,
-            engine_scalar=scalar,
-            solving_scalar=baseline["engine_scalar"],
-            predicted_parent=table.cost(identity, parent_index),
-            predicted_child=table.cost(spec, child_index),
-            measured_parent=bench["parent"],
-            measured_child=bench["child"],
-            quality=quality["child"],
-            quality_before=quality.get("built"),
-        )
-
     @staticmethod
-    def _read(file: Path) -> dict[str, Any]:
+    def read(file: Path) -> dict[str, Any]:
+        """What a stage wrote."""
         return read_json(file, remedy=f"remove {file.parent} and run again")

@@ -37,7 +37,8 @@ class Comparison:
     ``quality_before`` is the child's before global distillation, where there was one.
     ``engine_scalar`` makes the parent's predicted throughput equal to the one measured in turn
     with the child; ``solving_scalar`` is the one that stood when the child was chosen, and their
-    ratio is how much the machine's own speed changed in between.
+    ratio is how much the machine's own speed changed in between. ``remarks`` say what went
+    otherwise than one would wish.
     """
 
     spec: ArchitectureSpec
@@ -52,6 +53,7 @@ class Comparison:
     measured_child: dict[str, Any]
     quality: dict[str, Any]
     quality_before: dict[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
 
     def rows(self) -> list[ComparisonRow]:
         """All figures."""
@@ -133,6 +135,7 @@ class Comparison:
             f"{self.solving_scalar / self.engine_scalar - 1:+.1%} since",
             f"measured: medians of {bench['iterations']} runs, parent and child in turn; "
             f"quality on {quality['tokens']} held-out tokens",
+            *self.remarks,
         ]
 
     def markdown(self) -> str:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder, load_tokenizer
-from puzzle_search.distill import settings
+from puzzle_search.distill import kept_state, settings
+from puzzle_search.distill.trainer import Trainer
 from puzzle_search.errors import InputError
 from tests.distill.helpers import PAIRS, StopAfter, distilled, make_child, metrics
 from tests.faults import SmallDisk, killed_while_writing, with_nan
@@ -268,3 +269,87 @@ def test_settings_that_cannot_be_used(
     with pytest.raises(InputError, match=pattern):
         distilled(pico, child, tmp_path / "out", **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Let held-out losses be these, one after the other."""
+    left = iter(losses)
+
+    def held_out(self: Trainer, blocks: object) -> dict[str, float]:
+        return {"held_out_loss": next(left)}
+
+    monkeypatch.setattr(Trainer, "held_out", held_out)
+
+
+def test_the_best_state_is_kept_where_the_loss_rises_again(
+    pico: Pico, child: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"held_out_every": 2, "checkpoint_every": 4}
+    scripted(monkeypatch, [5.0, 4.0, 3.0, 2.0, 2.5])
+    out = distilled(pico, child, tmp_path / "out", **every)
+    # The weights after step 6, as a run that is stopped there leaves them.
+    scripted(monkeypatch, [5.0, 4.0, 3.0, 2.0])
+    with pytest.raises(KeyboardInterrupt):
+        distilled(
+            pico, child, tmp_path / "stopped", progress=StopAfter(6),
+            held_out_every=2, checkpoint_every=6,
+        )  # fmt: skip
+    state = load_file(tmp_path / "stopped.run/checkpoints/step_000000006/weights.safetensors")
+    decoder = load_decoder(out).state_dict()
+    assert all(torch.equal(decoder[name], state[name]) for name in decoder)
+    record = json.loads((out / "distillation.json").read_text())
+    assert (record["kept_step"], record["steps"]) == (6, 8)
+    assert {w: e["held_out_loss"] for w, e in record["held_out"].items()} == {
+        "before": 5.0, "after": 2.0, "last": 2.5
+    }  # fmt: skip
+    said = kept_state(out)
+    assert said is not None
+    assert "from 2 at step 6 to 2.5 at the last, 8: the state of step 6 is kept" in said
+    # Those that are not gone back to are not kept either.
+    assert [file.name for file in (tmp_path / "out.run" / "best").iterdir()] == ["step_000000006"]
+    # A run that is done writes the same state again, and asks for no more losses.
+    before = (out / "model.safetensors").read_bytes()
+    shutil.rmtree(out)
+    scripted(monkeypatch, [])
+    assert (distilled(pico, child, out, **every) / "model.safetensors").read_bytes() == before
+    shutil.rmtree(tmp_path / "out.run" / "best")
+    with pytest.raises(InputError, match="the best state, of step 6, is gone"):
+        distilled(pico, child, out, **every)
+
+
+def test_the_best_state_outlives_an_interruption(
+    pico: Pico, child: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"held_out_every": 2, "checkpoint_every": 4}
+    scripted(monkeypatch, [5.0, 4.0, 3.0, 3.5, 3.6])
+    whole = distilled(pico, child, tmp_path / "whole", **every)
+    scripted(monkeypatch, [5.0, 4.0, 3.0, 2.0, 3.5, 3.6])
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):  # after a better step than any checkpoint has
+        distilled(pico, child, out, progress=StopAfter(6), **every)
+    distilled(pico, child, out, **every)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_child_that_distillation_makes_worse_stays_as_it_was(
+    pico: Pico, child: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run_here(
+        "distill", "--parent", pico.parent, "--child", child, "--data", pico.corpus, "--out", out,
+        "--tokens", 512 * 4, "--batch-tokens", 512, "--length", 32, "--held-out-tokens", 256,
+        "--learning-rate", 0.5, "--out-dtype", "fp32",
+    )  # fmt: skip
+    lines = metrics(out)
+    assert lines[-1]["held_out_loss"] > lines[0]["held_out_loss"]
+    said = capsys.readouterr().out
+    assert "note: distillation raised the held-out loss" in said
+    assert "the child is kept as it was before" in said
+    kept, before = load_file(out / "model.safetensors"), load_file(child / "model.safetensors")
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+
+
+def test_nothing_is_told_of_a_child_whose_last_state_is_its_best(
+    pico: Pico, child: Path, tmp_path: Path
+) -> None:
+    assert kept_state(distilled(pico, child, tmp_path / "out")) is None

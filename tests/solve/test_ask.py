@@ -15,10 +15,11 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.cost.step import Step
 from puzzle_search.errors import InfeasibleError, InputError
-from puzzle_search.solve import Limits, Workload, solve
+from puzzle_search.solve import ChildLimits, Limits, Workload, solve
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.ask import Question, ask
 from puzzle_search.solve.question.fleet import ask_fleet, parse_offers
+from tests.pico import run_here
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
 
@@ -45,6 +46,33 @@ def test_the_answer_is_proven_and_keeps_its_limits(printed: dict[str, Any]) -> N
     (scenario,) = printed["scenarios"]
     assert scenario["tokens_per_second_per_gpu"] >= 6000
     assert scenario["memory_bytes"] <= scenario["memory_limit_bytes"] < 85e9
+
+
+def test_an_answer_that_wrecks_the_model_says_so_and_what_is_near(
+    headline: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert headline.ruin is None
+    whole = ask(Question(goal="throughput", child=ChildLimits(score=1.0))).solution
+    most = whole.cost.tokens_per_second_per_gpu
+    assert whole.score <= 1
+    # As fast as can be, whatever it costs: the limit that is missing is named.
+    wrecked = ask(Question(goal="throughput"))
+    assert wrecked.ruin is not None
+    assert wrecked.ruin.score > 1
+    [near] = wrecked.ruin.near
+    assert near == f"{most:,.0f} tok/s/GPU, all limits kept, by a max score of 1"
+    # Faster than the damage allows: how far the limit can be taken.
+    asked = ask(question(1.2 * most))
+    assert asked.ruin is not None
+    [near] = asked.ruin.near
+    reachable = re.fullmatch(r"at most ([\d.]+) tok/s/GPU, the other limits kept", near)
+    assert reachable is not None
+    assert float(reachable[1]) == pytest.approx(most, rel=1e-3)
+    assert "falls apart" in asked.as_dict()["remarks"][0]
+    # A metric of which no such level is known.
+    assert ask(question(1.2 * most, metric="0.5*kl")).ruin is None
+    run_here("solve", "--target-tps", str(1.2 * most))
+    assert "note: score " in capsys.readouterr().out
 
 
 def test_the_keys_of_the_answer(printed: dict[str, Any]) -> None:

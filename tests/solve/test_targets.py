@@ -13,10 +13,13 @@ from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import Profile, Scenario
 from puzzle_search.cost.modelled.hardware import load_cost_model
 from puzzle_search.errors import InputError
+from puzzle_search.solve import Limits, Workload, formulate, solve
+from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.device import find_target
 from puzzle_search.solve.question.targets import cost_table, profile_target
 from tests.cost.steps import prefill_us, step
 from tests.cost.synthetic_profile import GROUPS, RAW, whole_profile
+from tests.solve.helpers import random_scores
 
 CONFIG = ParentConfig.from_dict(RAW, name="pico")
 SPACE = SearchSpace.uniform(
@@ -61,6 +64,32 @@ def test_a_gap_of_one_variant_ends_the_table() -> None:
     assert max(point.batch for point in table.points) == 4
     whole_table = cost_table(CONFIG, SPACE, profile_target(whole), Scenario.parse("60/20"))
     assert max(point.batch for point in whole_table.points) == 16
+
+
+def answer_on(profile: Profile) -> Answer:
+    """The least damage on a profile, with nothing asked but its memory."""
+    table = cost_table(CONFIG, SPACE, profile_target(profile), Scenario.parse("60/20"))
+    scores = random_scores(CONFIG, SPACE, np.random.default_rng(0))
+    problem = formulate(CONFIG, SPACE, scores, [Workload.on_device(table, Limits())])
+    return Answer(solution=solve(problem), config=CONFIG)
+
+
+def test_batch_sizes_that_were_not_measured_are_told() -> None:
+    whole = whole_profile()
+    [told] = answer_on(whole).remarks  # its FFNs were measured to 100
+    assert told.startswith("60/20: batch sizes 17 to 100 were not measured for every variant")
+    narrow = [known for known in whole.rows if known.phase == "prefill" or known.batch <= 16]
+    answer = answer_on(Profile(narrow, whole.memory, GROUPS, whole.sidecar))
+    assert answer.remarks == []
+    assert "remarks" not in answer.as_dict()
+    # The parent's attention stops at batch 4, as where its cache does not fit beyond.
+    rows = [
+        known
+        for known in whole.rows
+        if not (known.variant == "gqa_2" and known.batch > 4 and known.context > 10)
+    ]
+    [told] = answer_on(Profile(rows, whole.memory, GROUPS, whole.sidecar)).remarks
+    assert told.startswith("60/20: batch sizes 5 to 100 were not measured for every variant")
 
 
 def test_a_scenario_that_no_batch_covers_says_what_is_missing() -> None:

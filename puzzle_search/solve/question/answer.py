@@ -13,10 +13,11 @@ from puzzle_search.arch import (
     architecture_parameters,
     mean_kv_values_per_token,
 )
-from puzzle_search.cost import ScenarioCost, Target
+from puzzle_search.cost import CostTable, ScenarioCost, Target
 from puzzle_search.cost.simulation import Simulated
 from puzzle_search.solve.answers.certainty import Certainty
 from puzzle_search.solve.answers.prices import prices
+from puzzle_search.solve.answers.ruin import Ruin
 from puzzle_search.solve.search.solution import Solution
 
 
@@ -31,6 +32,7 @@ class Answer:
         simulated: what clients see in each scenario, None where neither their number nor their rate
             was asked.
         certainty: what of it holds within the scores' standard errors, where that was asked.
+        ruin: that it wrecks the model, where it does.
     """
 
     solution: Solution
@@ -38,6 +40,20 @@ class Answer:
     origins: Mapping[str, Any] = field(default_factory=dict)
     simulated: tuple[Simulated | None, ...] = ()
     certainty: Certainty | None = None
+    ruin: Ruin | None = None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What its user should know before going on."""
+        found = [str(self.ruin)] if self.ruin else []
+        for workload in self.solution.problem.workloads:
+            if missing := _unmeasured(workload.table):
+                found.append(
+                    f"{workload.table.scenario}: batch sizes {missing} were not measured for every "
+                    "variant, mostly since the largest did not fit: they are not searched, though "
+                    "a child might fit; profile more, or a smaller search space"
+                )
+        return found
 
     @property
     def parent_costs(self) -> list[ScenarioCost | None]:
@@ -84,7 +100,9 @@ class Answer:
             "prices": [price.as_dict() for price in prices(self.solution)],
             "evidence": self.evidence,
         }
-        return shown | ({"certainty": self.certainty.as_dict()} if self.certainty else {})
+        shown |= {"certainty": self.certainty.as_dict()} if self.certainty else {}
+        shown |= {"ruin": self.ruin.as_dict()} if self.ruin else {}
+        return shown | ({"remarks": self.remarks} if self.remarks else {})
 
     @property
     def spec(self) -> ArchitectureSpec:
@@ -95,3 +113,18 @@ class Answer:
     @property
     def _target(self) -> Target:
         return self.solution.problem.workloads[0].table.target
+
+
+def _unmeasured(table: CostTable) -> str:
+    """Batch sizes of a profile's target that its table lacks, in ranges."""
+    priced = {point.batch for point in table.points}
+    ranges: list[list[int]] = []
+    before = None
+    for batch in table.target.batches:
+        if batch not in priced:
+            if ranges and ranges[-1][-1] == before:
+                ranges[-1].append(batch)
+            else:
+                ranges.append([batch])
+        before = batch
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges)

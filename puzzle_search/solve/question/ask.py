@@ -15,6 +15,7 @@ from puzzle_search.cost.simulation import Load, Simulated, simulate
 from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.certainty import certainty
 from puzzle_search.solve.answers.pool import diverse
+from puzzle_search.solve.answers.ruin import ruin
 from puzzle_search.solve.answers.solver import solve
 from puzzle_search.solve.problem.builder import formulate
 from puzzle_search.solve.problem.limits import ChildLimits, Limits
@@ -145,7 +146,12 @@ class Asked:
             )  # fmt: skip
 
     def judged(self, answer: Answer, *, max_seconds: float, backend: Backend) -> Answer:
-        """An answer with what of it holds within the scores' standard errors, if that is asked."""
+        """An answer with whether it wrecks the model.
+
+        Where that is asked, also what of it holds within the scores' standard errors.
+        """
+        if self.question.metric == "kl":
+            answer = replace(answer, ruin=ruin(answer.solution))
         if not self.question.certainty:
             return answer
         judgement = certainty(

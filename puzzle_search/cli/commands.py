@@ -14,8 +14,8 @@ from puzzle_search.cli.checked import CheckedCommand
 
 _GROUPS = ("bench", "import")
 _COMMANDS = (
-    "solve", "frontier", "solve-tables", "explain", "compare", "inspect", "report", "plot", "run", "status",
-    "profile", "library", "score", "refine", "build", "distill", "evaluate", "calibrate",
+    "solve", "frontier", "solve-tables", "explain", "compare", "inspect", "report", "plot", "run",
+    "status", "profile", "library", "score", "refine", "build", "distill", "evaluate", "calibrate",
     "generate", "export", "serve", "init", "doctor",
 )  # fmt: skip
 

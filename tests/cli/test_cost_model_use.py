@@ -34,7 +34,7 @@ def test_the_commands_of_the_docs_run(
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```bash\n(.*?)^```$", DOCS, flags=re.MULTILINE | re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert run(monkeypatch, shlex.split(command)) == 0, command
     told = capsys.readouterr().out

@@ -18,6 +18,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.files import Journal
 from puzzle_search.profile.engines import EngineGrid, measure_engine_profile
 from puzzle_search.profile.engines.llama_cpp import LlamaCpp
+from puzzle_search.profile.engines.slopes import Latency
 from tests.profile.engine_stub import ENGINE_US, attention_us, ffn_us
 from tests.profile.test_vllm_worker import parent
 
@@ -29,7 +30,7 @@ GRID = EngineGrid(
     decode_contexts=(128, 300),
     blocks=2,
     chunk_tokens=512,
-    min_seconds=0,
+    max_seconds=1,
 )
 Measure = Callable[..., Profile]
 
@@ -140,3 +141,13 @@ def test_llama_cpp_serves_every_stack(name: str, dtype: str, files: Path) -> Non
                 seconds = [second for second, _ in steps]
                 assert seconds == sorted(seconds)
                 assert seconds[0] > 0
+
+
+def test_a_time_in_the_noise_is_told_by_its_samples() -> None:
+    # A median is known to 1.25 standard deviations by the root of the samples; of a normal
+    # distribution the middle 80% are 2.56 of them: 10 +- 12.2 here, so 10 +- 1.2 of 100 samples.
+    noisy = Latency(median_us=10, p10_us=-2, p90_us=22, samples=100)
+    assert noisy.is_above_zero
+    assert not replace(noisy, samples=4).is_above_zero
+    assert not replace(noisy, median_us=2).is_above_zero
+    assert not noisy.less(8).is_above_zero

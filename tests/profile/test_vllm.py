@@ -30,7 +30,6 @@ GRID = EngineGrid(
     decode_contexts=(128, 300),
     blocks=4,
     chunk_tokens=512,
-    min_seconds=0,
 )
 Measure = Callable[..., Profile]
 

@@ -264,14 +264,15 @@ class Profile:
         return self._lattices[variant, phase, tp]
 
     def _step(self, phase: Phase, tp: int) -> Curve:
-        """Steps of that phase, of the other where none was measured."""
+        """Steps of that phase, of the other at batch sizes where none was measured."""
         rows = [row for row in self.rows if row.variant == STEP and row.tp == tp]
-        chosen = [row for row in rows if row.phase == phase] or rows
-        if not chosen:
+        if not rows:
             raise _not_measured(f"outside {STEP}, tp {tp}")
+        own = {row.batch for row in rows if row.phase == phase}
         by_batch: dict[float, list[float]] = defaultdict(list)
-        for row in chosen:
-            by_batch[row.batch].append(row.latency_us)
+        for row in rows:
+            if row.phase == phase or row.batch not in own:
+                by_batch[row.batch].append(row.latency_us)
         return Curve({batch: float(np.mean(values)) for batch, values in by_batch.items()})
 
 

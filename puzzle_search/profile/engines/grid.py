@@ -28,8 +28,10 @@ class EngineGrid:
         chunk_tokens: most new tokens in one engine step.
         decode_steps: decode steps of a run that are measured, after some that warm up.
         min_samples: samples of the time of every point, at least.
-        max_samples: samples of it, at most, where they take ``min_seconds``.
-        min_seconds: of measuring a point that is not steady, so that short steps have more samples.
+        max_samples: samples of it, at most.
+        error_limit: where both children run in turn, samples are taken until the latency's
+            standard error is that part of it,
+        max_seconds: for so long at most.
         spread_limit: (p90 - p10) / median of a latency that counts as steady.
     """
 
@@ -42,7 +44,8 @@ class EngineGrid:
     decode_steps: int = 32
     min_samples: int = 5
     max_samples: int = 16
-    min_seconds: float = 4.0
+    error_limit: float = 0.05
+    max_seconds: float = 12.0
     spread_limit: float = 0.02
 
     def check(self, config: ParentConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -41,7 +40,7 @@ def latency_rows(
                 why = f"{stack.beside} was not measured there"
             else:
                 latency = slope(*pair, blocks).less(beside_us)
-                if latency.p10_us > 0:
+                if latency.is_above_zero:
                     part: Part = stack.subblock
                     rows.append(_row(part, stack.name, point, stack.tp, latency, grid, group))
                     continue
@@ -49,8 +48,7 @@ def latency_rows(
             skipped.append({"point": f"{stack}: {point}", "why": why})
     for group, tp in enumerate(grid.tp_degrees, start=len(stacks)):
         for point, latency in _step_latencies(stacks, grid, results, tp):
-            if latency.median_us > 0:
-                latency = replace(latency, p10_us=max(_LEAST_US, latency.p10_us))
+            if latency.is_above_zero:
                 rows.append(_row("outside", STEP, point, tp, latency, grid, group))
             else:
                 skipped.append({"point": f"outside {STEP}, tp {tp}: {point}", "why": _NOISE})
@@ -116,15 +114,16 @@ def _step_latencies(
     least time: over the shortest context of each batch.
     """
     rests: dict[Point, list[np.ndarray]] = {}
+    samples: dict[Point, int] = {}
     for stack, blocks in stacks.items():
         if stack.tp == tp and stack.attends:
             for point in _shortest(grid):
                 pair = _pair(stack, blocks, point, results)
                 if pair:
                     rests.setdefault(point, []).append(rest_us(*pair))
+                    samples[point] = min(*map(len, pair), samples.get(point, len(pair[0])))
     for point, of_variants in rests.items():
-        samples = min(len(rest) for rest in of_variants)
-        yield point, quantiles(np.concatenate(of_variants), samples)
+        yield point, quantiles(np.concatenate(of_variants), samples[point])
 
 
 def _shortest(grid: EngineGrid) -> list[Point]:
@@ -147,7 +146,7 @@ def _row(
         context=point.context,
         tp=tp,
         latency_us=round(latency.median_us, 3),
-        latency_us_p10=round(latency.p10_us, 3),
+        latency_us_p10=round(max(_LEAST_US, latency.p10_us), 3),
         latency_us_p90=round(latency.p90_us, 3),
         repeats=latency.samples,
         steady=latency.spread <= grid.spread_limit,

@@ -15,7 +15,12 @@ from puzzle_search.errors import InputError
 from puzzle_search.profile.engines.engine import ServingEngine
 from puzzle_search.profile.engines.grid import EngineGrid
 from puzzle_search.profile.engines.results import Results
-from puzzle_search.profile.engines.slopes import decode_samples, prefill_sample, quantiles
+from puzzle_search.profile.engines.slopes import (
+    decode_samples,
+    prefill_sample,
+    quantiles,
+    slope,
+)
 from puzzle_search.profile.engines.stacks import Stack
 from puzzle_search.profile.points.point import Point
 
@@ -136,12 +141,8 @@ class Runner:
             for request in requests:
                 worker.run(request)  # the first run of a shape compiles, tunes and fills caches
         samples: list[list[float]] = [[] for _ in workers]
-        limit = self.grid.spread_limit / _SPREAD_OF_SLOPE
         begun = time.monotonic()
-        while (
-            min(map(len, samples)) < self.grid.max_samples
-            or time.monotonic() - begun < self.grid.min_seconds
-        ):
+        while not self._enough(samples, time.monotonic() - begun):
             for worker, kept in zip(workers, samples, strict=True):
                 steps = [worker.run(request) for request in requests]
                 if point.phase == "decode":
@@ -152,10 +153,21 @@ class Runner:
                 else:
                     whole, *history = map(prefill_sample, steps)
                     kept.append(whole - sum(history))
-            enough = min(map(len, samples)) >= self.grid.min_samples
-            if enough and all(quantiles(kept, len(kept)).spread <= limit for kept in samples):
-                break
         return samples
+
+    def _enough(self, samples: list[list[float]], seconds: float) -> bool:
+        """Whether times are steady, or their difference is known where both are there."""
+        taken = min(map(len, samples))
+        if taken < self.grid.min_samples:
+            return False
+        if len(samples) == 2:
+            twice, once = samples
+            latency = slope(once, twice, blocks=1)
+            known = latency.error_us <= self.grid.error_limit * latency.median_us
+            return known or seconds > self.grid.max_seconds
+        limit = self.grid.spread_limit / _SPREAD_OF_SLOPE
+        steady = all(quantiles(kept, len(kept)).spread <= limit for kept in samples)
+        return steady or taken >= self.grid.max_samples
 
     def _worker(self, stack: Stack, blocks: int) -> Worker:
         folder = self.folder / f"{stack.subblock}-{stack.name}-tp{stack.tp}-x{blocks}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,20 @@ class Latency:
         if self.median_us <= 0:
             return float("inf")
         return (self.p90_us - self.p10_us) / self.median_us
+
+    @property
+    def error_us(self) -> float:
+        """Standard error of the median.
+
+        The middle 80% of a normal distribution are 2.56 standard deviations, and its median is
+        known to 1.25 of them by the root of the samples.
+        """
+        return 1.25 * (self.p90_us - self.p10_us) / 2.56 / math.sqrt(self.samples)
+
+    @property
+    def is_above_zero(self) -> bool:
+        """Whether the median is two standard errors from zero."""
+        return self.median_us > 2 * self.error_us
 
     def less(self, us: float) -> Latency:
         """With so much taken off."""

@@ -145,12 +145,14 @@ class _StepTimes:
         cls, spec: ArchitectureSpec, target: Target, scenario: Scenario, *, batch: int, tp: int
     ) -> _StepTimes:
         new = max(1.0, scenario.input_len * (1 - target.serving.prefix_hit))
-        most = float(target.serving.max_tokens)
-        sequences, tokens = _knots(1, batch), _knots(min(new, 64), most, new)
+        most = min(float(target.serving.max_tokens), batch * new)
+        sequences = _knots(1, batch, max(1, batch - 1))
+        tokens = _knots(min(new, 64), most, new)
         low, high = scenario.input_len + 1, scenario.tokens
         contexts = np.linspace(low, high, _CONTEXT_KNOTS)
         d, p, context = np.meshgrid([0.0, *sequences], [0.0, *tokens], contexts, indexing="ij")
-        prompts = np.where(p > 0, np.maximum(1.0, p / new), 0.0)
+        prompts = np.where(p > 0, np.clip(p / new, 1.0, batch), 0.0)
+        d = np.minimum(d, batch - prompts)  # they share the places of the batch
         piece = np.where(p > 0, np.minimum(p, new), 1.0)
         step = Step.of(
             tp=tp,

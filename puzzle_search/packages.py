@@ -25,7 +25,6 @@ EXTRAS = {
     "plotly": "report",
     "fastapi": "serve",
     "prometheus_client": "serve",
-    "starlette": "serve",
     "uvicorn": "serve",
     "ray": "ray",
     "tensorboard": "track",

@@ -34,7 +34,10 @@ def test_the_command_and_the_python_run(
 ) -> None:
     [command], [code] = blocks("bash"), blocks("python")
     run_here(*shlex.split(command)[1:])
-    assert capsys.readouterr().out == "distilled child written to distilled\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "distilled child written to distilled",
+        "next: puzzle-search evaluate parent distilled --data corpus",
+    ]
     exec(code, {})
     for name in ("distilled", "from_python"):
         assert (workplace / name / "distillation.json").exists()

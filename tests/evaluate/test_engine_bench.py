@@ -32,12 +32,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.engines
 def test_files_are_measured_in_turn(files: list[Path]) -> None:
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
-    shallow, deep = measure_gguf_files(files, SCENARIO, batch=3, iterations=4)
+    shallow, deep = measure_gguf_files(files, SCENARIO, batch=3, iterations=3)
     for figures, file in ((shallow, files[0]), (deep, files[1])):
-        assert (figures.batch, figures.iterations, len(figures.samples)) == (3, 4, 4)
-        # By the definitions: all tokens of a batch over the time to its last.
+        assert (figures.batch, figures.iterations, len(figures.samples)) == (3, 3, 3)
+        # By the definitions: all tokens of a batch over the time to its last; the median is one run.
         by_latency = 3 * 6 / (figures.latency_ms / 1e3)
-        assert figures.tokens_per_second == pytest.approx(by_latency, rel=0.3)
+        assert figures.tokens_per_second == pytest.approx(by_latency)
         assert figures.ttft_ms < figures.latency_ms
         assert figures.memory_bytes > file.stat().st_size
 

@@ -35,7 +35,7 @@ def test_files_are_measured_in_turn(files: list[Path]) -> None:
     shallow, deep = measure_gguf_files(files, SCENARIO, batch=3, iterations=3)
     for figures, file in ((shallow, files[0]), (deep, files[1])):
         assert (figures.batch, figures.iterations, len(figures.samples)) == (3, 3, 3)
-        # By the definitions: all tokens of a batch over the time to its last; the median is one run.
+        # All tokens of a batch over the time to its last; of three runs the median is one of them.
         by_latency = 3 * 6 / (figures.latency_ms / 1e3)
         assert figures.tokens_per_second == pytest.approx(by_latency)
         assert figures.ttft_ms < figures.latency_ms

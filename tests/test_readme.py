@@ -41,8 +41,9 @@ def _environment() -> dict[str, str]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a copy of the examples, as a newcomer's checkout has them."""
     folder = tmp_path_factory.mktemp("readme")
-    skipped = shutil.ignore_patterns("work", "*.jsonl")
+    skipped = shutil.ignore_patterns("work", "text", "*.jsonl")
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=skipped)
+    shutil.copytree(ROOT / "profiles", folder / "profiles")
     recipe = folder / "examples/stdlib-lm/recipe.yaml"
     text = recipe.read_text()
     for large, small in SMALLER.items():

@@ -146,8 +146,9 @@ class _StepTimes:
     ) -> _StepTimes:
         new = max(1.0, scenario.input_len * (1 - target.serving.prefix_hit))
         most = min(float(target.serving.max_tokens), batch * new)
+        whole = batch * (new + 1) <= target.serving.max_tokens  # no prompt is ever cut
         sequences = _knots(1, batch, max(1, batch - 1))
-        tokens = _knots(min(new, 64), most, new)
+        tokens = _knots(new if whole else min(new, 64), most, new)
         low, high = scenario.input_len + 1, scenario.tokens
         contexts = np.linspace(low, high, _CONTEXT_KNOTS)
         d, p, context = np.meshgrid([0.0, *sequences], [0.0, *tokens], contexts, indexing="ij")
@@ -195,7 +196,8 @@ class _StepTimes:
 
 def _knots(least: float, most: float, *others: float) -> list[float]:
     count = max(2, 1 + math.ceil(_KNOTS * math.log2(max(2.0, most / least))))
-    values = {*np.geomspace(least, most, count).tolist(), *others}
+    # Rounded, so that a knot on the edge of what was measured is not beyond it.
+    values = {*np.geomspace(least, most, count).round(9).tolist(), *others}
     return sorted(value for value in values if value <= most)
 
 

@@ -19,6 +19,7 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
 from puzzle_search.export import plan_export, write_export
+from puzzle_search.export.decilm_plan import unfused
 from tests.export.engine_process import PROMPT, config_of, write_random_child, write_tokenizer
 from tests.faults import SmallDisk, killed_while_writing
 
@@ -81,6 +82,13 @@ def test_blocks_all_alike_are_a_model_of_the_parents_type(
     with torch.inference_mode():
         found = model(torch.tensor([PROMPT])).logits
     torch.testing.assert_close(found, logits(child), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_exported_is_not_said_to_be_quantised_nor_fused() -> None:
+    config = config_of(2, model_type="phi3", quantization_config={"quant_method": "fp8"})
+    told = unfused(config)
+    assert "quantization_config" not in told
+    assert (told["model_type"], told["sliding_window"]) == ("mistral", None)
 
 
 def test_the_cost_of_forms_is_told(tokenizer: Path, tmp_path: Path) -> None:

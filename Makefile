@@ -15,6 +15,9 @@ PACKAGES_mlx := "mlx[cpu]" mlx-lm
 SHOWN := tps-6000.yaml tps-9568.yaml nemotron-51b.yaml nemotron-49b.yaml
 SCENARIOS := 128/1024 128/128 2048/128 2048/2048
 
+# Measured inside llama.cpp, for the picture of SmolLM2-135M's child.
+SMOLLM2 := profiles/amd-epyc-avx2-2-threads/smollm2-135m-llama.cpp-q8_0
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo images test test-all test-engines test-oldest test-solve lint format clean
 
@@ -57,6 +60,10 @@ images: ## Draw the pictures of the README anew, from the frontier that `make de
 		runs/llama-3.1-70b/frontier --tp any --out docs/images/frontier.png
 	$(BIN)/puzzle-search plot layers examples/llama-3.1-70b/children/tps-9568.yaml --tp any \
 		--out docs/images/layers.png
+	$(BIN)/puzzle-search solve --model smollm2-135m --gpu $(SMOLLM2) --scenario 128/128 --concurrency 1 \
+		--target-speedup 1.5 --portable llama.cpp --out runs/smollm2-135m-1.5x.yaml
+	$(BIN)/puzzle-search plot layers runs/smollm2-135m-1.5x.yaml --model smollm2-135m \
+		--gpu $(SMOLLM2) --scenario 128/128 --concurrency 1 --out docs/images/smollm2-layers.png
 
 # One thread a process: more threads than processors wait for each other without end.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal

@@ -67,12 +67,14 @@ class RealModel:
         self.config = self.model.config
         self.space = SearchSpace.from_file(EXAMPLE / "space.yaml", self.config)
         self.scores = ScoreTable.from_file(scores)
-        self.target = profile_target(
-            Profile.from_folder(profile), serving=ServingOptions(mode="static")
-        )
+        measured = Profile.from_folder(profile)
+        self.target = profile_target(measured, serving=ServingOptions(mode="static"))
         self.costs = {batch: self.cost_table(self.space, batch) for batch in BATCHES}
         self.journal = Journal(folder / "journal.jsonl")
-        made_from = {"scores": value_hash(scores.read_text()), "profile": profile.name}
+        made_from = {
+            "scores": value_hash(scores.read_text()),
+            "profile": measured.sidecar["latency_sha256"],
+        }
         self.known = {
             line["key"]: line["value"] for line in resume_journal(self.journal, made_from)
         }

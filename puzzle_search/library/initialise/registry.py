@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection
 
 from puzzle_search.arch import Gqa, Variant
 from puzzle_search.errors import InputError
-from puzzle_search.library.initialise.activation_weighted import activation_weighted
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
-from puzzle_search.library.initialise.channel_contribution import channel_contribution
-from puzzle_search.library.initialise.channel_magnitude import channel_magnitude
-from puzzle_search.library.initialise.first_head import first_head
-from puzzle_search.library.initialise.gated_output import gated_output
-from puzzle_search.library.initialise.least_squares import least_squares
-from puzzle_search.library.initialise.mean_pool import mean_pool
+from puzzle_search.library.initialise.channels.channel_contribution import channel_contribution
+from puzzle_search.library.initialise.channels.channel_magnitude import channel_magnitude
+from puzzle_search.library.initialise.experts.gated_output import gated_output
+from puzzle_search.library.initialise.experts.router_frequency import router_frequency
+from puzzle_search.library.initialise.kv_heads.activation_weighted import activation_weighted
+from puzzle_search.library.initialise.kv_heads.first_head import first_head
+from puzzle_search.library.initialise.kv_heads.mean_pool import mean_pool
+from puzzle_search.library.initialise.linear.least_squares import least_squares
+from puzzle_search.library.initialise.linear.product import product
 from puzzle_search.library.initialise.no_op import no_op
-from puzzle_search.library.initialise.product import product
-from puzzle_search.library.initialise.router_frequency import router_frequency
 
 INITIALISERS: dict[str, dict[str, Callable[[Variant, Calibration], Tensors]]] = {
     "gqa": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from puzzle_search.arch import Variant
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
-from puzzle_search.library.initialise.kv_heads import heads_per_group, merge_kv_heads
+from puzzle_search.library.initialise.kv_heads.merge import heads_per_group, merge_kv_heads
 
 
 def activation_weighted(variant: Variant, calibration: Calibration) -> Tensors:

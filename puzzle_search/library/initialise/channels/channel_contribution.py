@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from puzzle_search.arch import Variant
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
-from puzzle_search.library.initialise.channels import keep_channels
+from puzzle_search.library.initialise.channels.keep import keep_channels
 
 
 def channel_contribution(variant: Variant, calibration: Calibration) -> Tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from puzzle_search.arch import Variant
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
-from puzzle_search.library.initialise.experts import keep_experts
+from puzzle_search.library.initialise.experts.keep import keep_experts
 
 
 def router_frequency(variant: Variant, calibration: Calibration) -> Tensors:

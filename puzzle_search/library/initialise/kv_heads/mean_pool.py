@@ -6,7 +6,7 @@ import torch
 
 from puzzle_search.arch import Variant
 from puzzle_search.library.initialise.calibration import Calibration, Tensors
-from puzzle_search.library.initialise.kv_heads import heads_per_group, merge_kv_heads
+from puzzle_search.library.initialise.kv_heads.merge import heads_per_group, merge_kv_heads
 
 
 def mean_pool(variant: Variant, calibration: Calibration) -> Tensors:

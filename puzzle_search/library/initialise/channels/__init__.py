@@ -1,0 +1,1 @@
+"""FFNs of fewer channels: one file a method."""

@@ -1,0 +1,1 @@
+"""FFNs of fewer experts: one file a method."""

@@ -1,0 +1,1 @@
+"""Attention with fewer KV heads: one file a method."""

@@ -1,0 +1,1 @@
+"""A matrix in place of a subblock: one file a method."""

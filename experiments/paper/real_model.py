@@ -53,6 +53,7 @@ class Measured:
 
     asked: float
     way: str
+    child: Path
     predicted: dict[int, float]
     measured: dict[int, float]
     quality: dict[str, Any]
@@ -62,7 +63,8 @@ class RealModel:
     """Parent, library, scores and costs; children by specs, and what was measured of them."""
 
     def __init__(self, folder: Path, library: Path, scores: Path, profile: Path) -> None:
-        self.folder, self.library, self.parent = folder, library, EXAMPLE / "parent"
+        self.folder, self.library = folder, library
+        self.parent, self.text = EXAMPLE / "parent", EXAMPLE / "text"
         self.model = load_decoder(self.parent, dtype=torch.float32)
         self.config = self.model.config
         self.space = SearchSpace.from_file(EXAMPLE / "space.yaml", self.config)
@@ -106,7 +108,7 @@ class RealModel:
 
     def tokens(self, split: str, count: int) -> torch.Tensor:
         """Blocks of tokens of a split, (blocks, length)."""
-        documents = load_documents(str(EXAMPLE / "text"), split)
+        documents = load_documents(str(self.text), split)
         tokenizer = load_tokenizer(self.parent)
         return sample_tokens(documents, tokenizer, length=LENGTH, tokens=count).ids
 
@@ -213,6 +215,7 @@ def measured_choices(real: RealModel) -> list[Measured]:
             Measured(
                 asked=asked,
                 way=name,
+                child=children[number],
                 predicted={batch: real.predicted(spec, batch) for batch in BATCHES},
                 measured={batch: speedups[batch][number] for batch in BATCHES},
                 quality=real.quality(children[number]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line."""
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"  # looking for them takes time
     # What a terminal or pipe cannot show must not end a command.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -21,9 +21,9 @@ from puzzle_search.executor import InProcess
 from puzzle_search.files import Journal
 from puzzle_search.profile import ProfileGrid, measure_profile, open_device
 from puzzle_search.profile.points import subjects
-from puzzle_search.profile.points.plan import Plan
+from puzzle_search.profile.points.plan import ProfilePlan
 from puzzle_search.profile.points.point import Point
-from puzzle_search.profile.points.rig import Heads, Rig
+from puzzle_search.profile.points.step_inputs import Heads, StepInputs
 from puzzle_search.profile.sampling import session
 from puzzle_search.profile.sampling.readings import Reading, Readings
 from puzzle_search.runtime import ServingDecoder, make_serving_subblock, precision_on
@@ -96,7 +96,7 @@ def test_a_stack_has_the_weights_of_a_model_or_more_than_a_cache_holds(pico: Pic
     of_model = sum(weights.nbytes for weights in parent.blocks.parameters())
     for cache_bytes, stack_bytes in {50 << 20: of_model, of_copy: 3 * of_copy, 1: 0}.items():
         device = dataclasses.replace(open_device("cpu"), cache_bytes=cache_bytes)
-        stack = subjects.SubblockStack(Rig(pico.config, device, precision), stacked, 1)
+        stack = subjects.SubblockStack(StepInputs(pico.config, device, precision), stacked, 1)
         assert stack.copies == max(2, math.ceil(stack_bytes / of_copy))
         assert stack.caches == min(stack.copies, pico.config.num_layers)
         assert stack.weight_bytes == stack.copies * of_copy
@@ -105,10 +105,10 @@ def test_a_stack_has_the_weights_of_a_model_or_more_than_a_cache_holds(pico: Pic
 def test_caches_are_cooled_before_each_step_of_the_bare_engine(
     pico: Pico, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig = Rig(pico.config, open_device("cpu"), precision_on("fp32", torch.device("cpu")))
+    inputs = StepInputs(pico.config, open_device("cpu"), precision_on("fp32", torch.device("cpu")))
     cooled = []
-    monkeypatch.setattr(rig, "cool", lambda: cooled.append(0))
-    stack = subjects.OutsideStack(rig, 1)
+    monkeypatch.setattr(inputs, "cool", lambda: cooled.append(0))
+    stack = subjects.OutsideStack(inputs, 1)
     stack.open()
     run = stack.run("step", Point(phase="decode", batch=1, tokens=1, context=1), None)
     run.sample_us()
@@ -120,8 +120,8 @@ def test_what_was_visited_least_is_visited_next(
 ) -> None:
     monkeypatch.setattr(Reading, "steady", False)
     device, number = open_device("cpu"), parse_dtype("fp32")
-    rig = Rig(pico.config, device, precision_on("fp32", device.torch_device))
-    series = Plan(pico.config, pico.space, rig, number, GRID).series
+    inputs = StepInputs(pico.config, device, precision_on("fp32", device.torch_device))
+    series = ProfilePlan(pico.config, pico.space, inputs, number, GRID).series
     readings = Readings(None, {})
     with torch.inference_mode():
         lattice = session.Session(device, readings, seconds=0)
@@ -392,8 +392,8 @@ def test_the_pico_is_profiled_on_a_gpu(pico: Pico, tmp_path: Path) -> None:
 
 
 def test_attention_in_a_window_is_measured_by_itself_and_keeps_the_window(pico: Pico) -> None:
-    rig = Rig(pico.config, open_device("cpu"), precision_on("fp32", torch.device("cpu")))
-    whole, windowed = (subjects.SubblockStack(rig, Gqa(2, window), 1) for window in (None, 4))
+    inputs = StepInputs(pico.config, open_device("cpu"), precision_on("fp32", torch.device("cpu")))
+    whole, windowed = (subjects.SubblockStack(inputs, Gqa(2, window), 1) for window in (None, 4))
     assert whole.key != windowed.key
     point = Point(phase="decode", batch=3, tokens=1, context=16)
     assert windowed.kv_numbers(point) * 4 == whole.kv_numbers(point)
@@ -401,9 +401,9 @@ def test_attention_in_a_window_is_measured_by_itself_and_keeps_the_window(pico: 
 
 def test_keys_and_values_lie_as_in_the_engine_and_each_copy_has_its_own(pico: Pico) -> None:
     precision = precision_on("fp32", torch.device("cpu"))
-    rig = Rig(pico.config, open_device("cpu"), precision)
+    inputs = StepInputs(pico.config, open_device("cpu"), precision)
     point = Point(phase="decode", batch=2, tokens=1, context=5)
-    layers = rig.slots(point, Heads(query=4, kv=2, window=None), copies=3)
+    layers = inputs.slots(point, Heads(query=4, kv=2, window=None), copies=3)
     cache = LayerSlots(
         2, 16, slots=2, max_length=5, dtype=torch.float32, device=torch.device("cpu")
     )

@@ -9,6 +9,7 @@ from puzzle_search.errors import MissingDependencyError
 
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
+    "aiconfigurator_core": "aiconfigurator-core",
     "flashinfer": "flashinfer-python",
     "lm_eval": "lm-eval",
     "prometheus_client": "prometheus-client",
@@ -16,6 +17,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 EXTRAS = {
+    "aiconfigurator_core": "silicon",
     "datasets": "data",
     "pyarrow": "data",
     "lm_eval": "eval",

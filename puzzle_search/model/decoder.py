@@ -123,11 +123,6 @@ class HeterogeneousDecoder(nn.Module):
         logits = F.linear(self.norm(x_BLD), self.head.weight)
         return scaled(logits, self.config.scales.logits)
 
-    def next_greedy(self, ids_BL: torch.Tensor, cache: KvCache) -> torch.Tensor:
-        """One engine step: extend the cache, return the likeliest next token of each, (B, 1)."""
-        last_B1D = self.hidden_states(ids_BL, cache)[:, -1:]
-        return self.logits(last_B1D).argmax(-1)
-
     def forward(self, ids_BL: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
         """Logits (B, L, vocabulary) of every new token."""
         return self.logits(self.hidden_states(ids_BL, cache))

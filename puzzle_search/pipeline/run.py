@@ -39,7 +39,7 @@ from puzzle_search.progress import Progress
 from puzzle_search.report import Comparison, write_comparison
 from puzzle_search.score import score_replacements
 from puzzle_search.solve import ScoreTable, solve
-from puzzle_search.solve.question.ask import Asked, pose_on
+from puzzle_search.solve.question.ask import PosedQuestion, pose_on
 from puzzle_search.solve.question.inputs import SearchInputs
 from puzzle_search.solve.question.run_folder import RECIPE, SPACE
 from puzzle_search.solve.question.targets import cost_table, profile_target
@@ -187,7 +187,7 @@ class Run:
         """What the search space costs in the run's scenario, times scaled."""
         return cost_table(self.config, self.space, self._target(scalar), self.scenario)
 
-    def asked(self) -> Asked:
+    def asked(self) -> PosedQuestion:
         """What the solver is asked, once the parent is measured and replacements are scored."""
         scores = ScoreTable.from_file(self.scores)
         hashes = {

@@ -20,12 +20,12 @@ from puzzle_search.cost import Dtype, LatencyRow, MemoryRow, Profile
 from puzzle_search.cost.measured.profile_file import FORMAT
 from puzzle_search.executor import Executor, InProcess
 from puzzle_search.files import Journal, value_hash
-from puzzle_search.profile.crew import CrewJob, CrewResult, measure_crew
 from puzzle_search.profile.hardware.ceilings import best
 from puzzle_search.profile.hardware.device import Device
+from puzzle_search.profile.job import JobResult, ProfileJob, measure_job
 from puzzle_search.profile.points.grid import ProfileGrid
-from puzzle_search.profile.points.plan import Plan
-from puzzle_search.profile.points.rig import Rig
+from puzzle_search.profile.points.plan import ProfilePlan
+from puzzle_search.profile.points.step_inputs import StepInputs
 from puzzle_search.profile.sampling.readings import Measured, Readings
 from puzzle_search.profile.sampling.session import TimedGroup
 from puzzle_search.progress import Progress
@@ -85,14 +85,14 @@ def measure_profile(
     }
     with journal.held() if journal else contextlib.nullcontext():
         readings = Readings(journal, made_from)
-        plan = Plan(config, space, Rig(config, device, precision), dtype, grid)
-        crews = plan.crews(jobs)
-        expected = [sum(one.search.expected for one in crew) for crew in crews]
+        plan = ProfilePlan(config, space, StepInputs(config, device, precision), dtype, grid)
+        portions = plan.portions(jobs)
+        expected = [sum(one.search.expected for one in portion) for portion in portions]
         if max_minutes is None:
             max_minutes = DEFAULT_MINUTES[device.torch_device.type]
         seconds = max(0.0, 60 * max_minutes - readings.seconds)
         work = [
-            CrewJob(
+            ProfileJob(
                 config=config,
                 space=space,
                 dtype=dtype,
@@ -102,21 +102,21 @@ def measure_profile(
                 parts=jobs,
                 number=number,
                 seconds=seconds
-                * (of_crew / sum(expected) if isinstance(executor, InProcess) else 1),
-                known=readings.of_subjects({one.subject.key for one in crews[number]}),
+                * (of_portion / sum(expected) if isinstance(executor, InProcess) else 1),
+                known=readings.of_subjects({one.subject.key for one in portions[number]}),
                 groups=len(readings.groups),
             )
-            for number, of_crew in enumerate(expected)
+            for number, of_portion in enumerate(expected)
         ]
         gathered = _Gathered(readings, {one.subject.key: one.subject.name for one in plan.series})
         with (progress or Progress("profile")).over(sum(expected)) as advance:
-            told = _Told(advance, sum(expected))
+            reported = _Reported(advance, sum(expected))
             for measured in readings.all:
-                told.advance(gathered.name(measured))
-            for number, found in executor.run(measure_crew, work):
+                reported.advance(gathered.name(measured))
+            for number, found in executor.run(measure_job, work):
                 for measured in gathered.take(number, found):
-                    told.advance(gathered.name(measured))
-            told.complete()
+                    reported.advance(gathered.name(measured))
+            reported.complete()
     results = gathered.results
     order = {(one.subblock, one.variant, one.tp): n for n, one in enumerate(plan.targets)}
 
@@ -159,35 +159,35 @@ class _Gathered:
         self._readings = readings
         self._names = names
         self._groups: dict[tuple[int, int], int] = {}
-        self._results: dict[int, CrewResult] = {}
+        self._results: dict[int, JobResult] = {}
 
     def name(self, measured: Measured) -> str:
         """What a reading is of, for people."""
         return f"{self._names.get(measured.subject, measured.subject)}: {measured.point}"
 
-    def take(self, crew: int, found: TimedGroup | CrewResult) -> Iterable[Measured]:
-        """Keep what the job of a crew gave; what of it had not been measured before."""
-        if isinstance(found, CrewResult):
-            self._results[crew] = found
+    def take(self, portion: int, found: TimedGroup | JobResult) -> Iterable[Measured]:
+        """Keep what the job of a portion gave; what of it had not been measured before."""
+        if isinstance(found, JobResult):
+            self._results[portion] = found
             return ()
-        group = self._groups[crew, found.row.group] = self._readings.next_group
+        group = self._groups[portion, found.row.group] = self._readings.next_group
         new = found.samples.keys() - self._readings.all.keys()
         self._readings.add(replace(found.row, group=group), found.samples)
         return new
 
     @property
-    def results(self) -> list[CrewResult]:
-        """Of every crew, in order, with the groups as they are numbered here."""
+    def results(self) -> list[JobResult]:
+        """Of every portion, in order, with the groups as they are numbered here."""
         return [
-            replace(result, rows=[self._numbered(crew, row) for row in result.rows])
-            for crew, result in sorted(self._results.items())
+            replace(result, rows=[self._numbered(portion, row) for row in result.rows])
+            for portion, result in sorted(self._results.items())
         ]
 
-    def _numbered(self, crew: int, row: LatencyRow) -> LatencyRow:
-        return replace(row, group=self._groups.get((crew, row.group), row.group))
+    def _numbered(self, portion: int, row: LatencyRow) -> LatencyRow:
+        return replace(row, group=self._groups.get((portion, row.group), row.group))
 
 
-class _Told:
+class _Reported:
     """Progress over a number of points that is known roughly: never past the end, then all of it.
 
     Args:

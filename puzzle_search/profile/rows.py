@@ -9,7 +9,7 @@ import torch
 from puzzle_search.cost import LatencyRow, MemoryRow
 from puzzle_search.cost.measured.interpolation import Curve
 from puzzle_search.cost.measured.profile_rows import EMBEDDING, HEAD, STEP
-from puzzle_search.profile.points.plan import Target
+from puzzle_search.profile.points.plan import ProfileTarget
 from puzzle_search.profile.points.point import Point
 from puzzle_search.profile.points.series import Series
 from puzzle_search.profile.points.subjects import Allocated
@@ -18,7 +18,7 @@ from puzzle_search.profile.sampling.readings import Reading, Readings
 _LEAST_US = 0.001  # of a step that costs no more than embedding and head; rows are positive
 
 
-def latency_rows(targets: Iterable[Target], readings: Readings) -> list[LatencyRow]:
+def latency_rows(targets: Iterable[ProfileTarget], readings: Readings) -> list[LatencyRow]:
     """One row for each place of each target's lattices."""
     return [
         _row(target, point, reading, contained_us(point))
@@ -28,7 +28,7 @@ def latency_rows(targets: Iterable[Target], readings: Readings) -> list[LatencyR
     ]
 
 
-def memory_rows(targets: Iterable[Target], open_series: Iterable[Series]) -> list[MemoryRow]:
+def memory_rows(targets: Iterable[ProfileTarget], open_series: Iterable[Series]) -> list[MemoryRow]:
     """Bytes of the targets whose weights are there, with the workspace of their largest step."""
     here = {id(one) for one in open_series}
     known: dict[tuple[str, str], tuple[Allocated, int]] = {}
@@ -86,7 +86,7 @@ def _contained_us(series: Iterable[Series], readings: Readings) -> Callable[[Poi
     return us
 
 
-def _row(target: Target, point: Point, reading: Reading, contained_us: float) -> LatencyRow:
+def _row(target: ProfileTarget, point: Point, reading: Reading, contained_us: float) -> LatencyRow:
     samples = reading.samples
     median, p10, p90 = (
         round(max(_LEAST_US, us - contained_us), 3)

@@ -16,7 +16,7 @@ from puzzle_search.report.frontier_file import FORMAT, FRONTIER_FILE
 from puzzle_search.report.plots import Picture, draw_trade_off
 from puzzle_search.solve.answers.frontier import FrontierPoint
 from puzzle_search.solve.question.answer import Answer
-from puzzle_search.solve.question.ask import Asked
+from puzzle_search.solve.question.ask import PosedQuestion
 
 _UNITS = {"throughput": (1.0, "tok/s/GPU"), "memory": (1e-9, "GB"), "latency": (1.0, "ms")}
 _TABLE_ROWS = 20
@@ -28,7 +28,7 @@ class FrontierReport:
 
     axis: Axis
     points: tuple[FrontierPoint, ...]
-    asked: Asked
+    asked: PosedQuestion
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a point; ``limit`` is in tok/s/GPU, bytes or ms."""

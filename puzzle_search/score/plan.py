@@ -34,7 +34,7 @@ _OVERHEAD_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """Whether weights stay in memory, and how many candidates go together.
 
     Attributes:
@@ -64,14 +64,14 @@ def chunk_rows(device: torch.device, length: int) -> int:
     return max(1, tokens // length)
 
 
-def make_plan(
+def plan_sweeps(
     sources: Sources,
     blocks: Sequence[Replacement],
     replacements: Sequence[Replacement],
     shape: tuple[int, int],
     wanted: Wanted,
     limit_bytes: float | None,
-) -> Plan:
+) -> SweepPlan:
     """How to keep within a limit of memory.
 
     Args:
@@ -88,7 +88,7 @@ def make_plan(
     tokens = shape[0] * shape[1]
     together = max(1, _SWEEP_TOKENS // tokens)
     if limit_bytes is None:
-        return Plan(resident=True, candidates=together)
+        return SweepPlan(resident=True, candidates=together)
     memory = _Memory(sources, blocks, replacements, shape, wanted)
     least = memory.fixed_bytes + memory.candidate_bytes
     if limit_bytes < least:
@@ -102,9 +102,11 @@ def make_plan(
     for replacement in replacements:
         by_layer[replacement[0]] += 1
     if room >= min(together, max(by_layer.values(), default=1)) * memory.candidate_bytes:
-        return Plan(resident=True, candidates=min(together, int(room // memory.candidate_bytes)))
+        return SweepPlan(
+            resident=True, candidates=min(together, int(room // memory.candidate_bytes))
+        )
     room = limit_bytes - memory.fixed_bytes
-    return Plan(resident=False, candidates=min(together, int(room // memory.candidate_bytes)))
+    return SweepPlan(resident=False, candidates=min(together, int(room // memory.candidate_bytes)))
 
 
 class _Memory:

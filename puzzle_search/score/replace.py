@@ -23,7 +23,7 @@ from puzzle_search.progress import Progress
 from puzzle_search.score.around import base_blocks, check_replacements
 from puzzle_search.score.measure import BASE, Judge, Measured
 from puzzle_search.score.metrics import DEFAULT_METRICS, check_metrics
-from puzzle_search.score.plan import chunk_rows, make_plan
+from puzzle_search.score.plan import chunk_rows, plan_sweeps
 from puzzle_search.score.results import ScoreJournal, Scores
 from puzzle_search.score.sweep import Sweeper
 from puzzle_search.score.top_tokens import read_top_tokens, write_top_tokens
@@ -180,7 +180,7 @@ def _score(job: _Job) -> Iterator[Measured | TopTokens]:
 def _sweeps(job: _Job) -> Iterator[Measured | TopTokens]:
     replacements = [replacement for replacement in job.replacements if replacement != BASE]
     rows, length = job.ids_BL.shape
-    plan = make_plan(
+    plan = plan_sweeps(
         job.sources, job.blocks, replacements, (rows, length), job.wanted, job.max_memory_bytes
     )
     weights = Weights(job.sources, job.blocks if plan.resident else None)

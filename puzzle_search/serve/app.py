@@ -22,7 +22,7 @@ from puzzle_search.data import conversation_tokens, text_tokens
 from puzzle_search.errors import InputError
 from puzzle_search.serve.guard import Guard, error_response
 from puzzle_search.serve.protocol import ChatRequest, CompletionRequest
-from puzzle_search.serve.worker import Asked, BusyError, Piece, Worker, WorkerDiedError
+from puzzle_search.serve.worker import BusyError, ClientRequest, Piece, Worker, WorkerDiedError
 
 T = TypeVar("T")
 _GONE = 499  # the client has closed the connection: nobody reads the answer
@@ -148,7 +148,10 @@ def make_app(
         return await _answer(_CHAT, body, [_asked(body, prompt, wanted, worker)], http)
 
     async def _answer(
-        form: _Form, body: CompletionRequest | ChatRequest, asked: list[Asked], http: Request
+        form: _Form,
+        body: CompletionRequest | ChatRequest,
+        asked: list[ClientRequest],
+        http: Request,
     ) -> Response | dict[str, Any]:
         head = {
             "id": f"{form.prefix}-{secrets.token_hex(12)}",
@@ -229,8 +232,8 @@ def _check_name(name: str, served: ServedName) -> None:
 
 def _asked(
     body: CompletionRequest | ChatRequest, prompt: list[int], wanted: int | None, worker: Worker
-) -> Asked:
-    return Asked(
+) -> ClientRequest:
+    return ClientRequest(
         prompt=prompt,
         output_len=max(1, worker.max_length - len(prompt)) if wanted is None else wanted,
         sampling=body.sampling,
@@ -239,7 +242,7 @@ def _asked(
     )
 
 
-def _usage(asked: list[Asked], tokens: list[int]) -> dict[str, int]:
+def _usage(asked: list[ClientRequest], tokens: list[int]) -> dict[str, int]:
     prompt, output = sum(len(one.prompt) for one in asked), sum(tokens)
     return {
         "prompt_tokens": prompt,
@@ -263,7 +266,7 @@ async def _events(
     head: dict[str, Any],
     first: tuple[int, Piece],
     pieces: AsyncIterator[tuple[int, Piece]],
-    counted: list[Asked] | None,
+    counted: list[ClientRequest] | None,
 ) -> AsyncIterator[str]:
     """Server-sent events; with ``counted`` the last one has the numbers of tokens."""
     head = head | {"object": form.part}

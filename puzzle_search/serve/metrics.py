@@ -30,18 +30,20 @@ class Metrics:
         self._ttft = self._histogram("time_to_first_token_seconds", "From arrival to first token.")
         self._tpot = self._histogram("time_per_output_token_seconds", "Mean time of later tokens.")
         self._latency = self._histogram("request_seconds", "From arrival to last token.")
-        for name, told, read in (
+        for name, description, read in (
             ("requests_running", "Requests that have a slot.", running),
             ("requests_waiting", "Requests that wait for a slot.", waiting),
         ):
-            gauge = Gauge(f"puzzle_search_{name}", told, registry=self._registry)
+            gauge = Gauge(f"puzzle_search_{name}", description, registry=self._registry)
             gauge.set_function(read)
 
-    def _counter(self, name: str, told: str) -> Counter:
-        return Counter(f"puzzle_search_{name}", told, registry=self._registry)
+    def _counter(self, name: str, description: str) -> Counter:
+        return Counter(f"puzzle_search_{name}", description, registry=self._registry)
 
-    def _histogram(self, name: str, told: str) -> Histogram:
-        return Histogram(f"puzzle_search_{name}", told, buckets=_SECONDS, registry=self._registry)
+    def _histogram(self, name: str, description: str) -> Histogram:
+        return Histogram(
+            f"puzzle_search_{name}", description, buckets=_SECONDS, registry=self._registry
+        )
 
     def ended(
         self, finish: str, *, prompt_tokens: int, output_tokens: int, times_s: list[float]

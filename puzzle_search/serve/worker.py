@@ -28,7 +28,7 @@ class WorkerDiedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ClientRequest:
     """What a client asks of the model.
 
     Attributes:
@@ -64,7 +64,7 @@ class Piece:
 @dataclass(kw_only=True, eq=False)
 class _Job:
     index: int
-    asked: Asked
+    asked: ClientRequest
     text: TextStream
     end_tokens: frozenset[int]
     loop: asyncio.AbstractEventLoop
@@ -150,7 +150,7 @@ class Worker:
         """Whether it computes."""
         return self._thread.is_alive()
 
-    def check(self, asked: Asked) -> None:
+    def check(self, asked: ClientRequest) -> None:
         """Check a request.
 
         Raises:
@@ -171,7 +171,7 @@ class Worker:
                 remedy="shorten the prompt, or ask for fewer tokens",
             )
 
-    async def stream(self, asked: Sequence[Asked]) -> AsyncIterator[tuple[int, Piece]]:
+    async def stream(self, asked: Sequence[ClientRequest]) -> AsyncIterator[tuple[int, Piece]]:
         """The outputs in pieces, each with its number; given up where the caller gives up.
 
         Raises:

@@ -219,11 +219,14 @@ def test_solve_names_the_cheapest_gpu(capsys: pytest.CaptureFixture[str]) -> Non
     assert "$ / M tokens" in capsys.readouterr().out
 
 
+UNTIL_PROVEN = ("--workers", "1", "--max-seconds", "600")
+
+
 def test_the_frontier_is_a_table_a_plot_and_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    words = ("--points", "3", "--from", "3000", "--to", "6000", "--workers", "1")
+    words = ("--points", "3", "--from", "3000", "--to", "6000", *UNTIL_PROVEN)
     run_here("frontier", *words, "--out", str(tmp_path), "--json")
     shown = json.loads(capsys.readouterr().out)
     limits = [point["limit"] for point in shown["points"]]
@@ -240,7 +243,7 @@ def test_the_frontier_is_a_table_a_plot_and_files(
 
 
 def test_a_frontier_lies_where_people_choose(capsys: pytest.CaptureFixture[str]) -> None:
-    run_here("frontier", "--points", "5", "--workers", "1", "--json")
+    run_here("frontier", "--points", "5", *UNTIL_PROVEN, "--json")
     points = json.loads(capsys.readouterr().out)["points"]
     assert points[0]["score"] == 0
     assert points[0]["params"] == 70_553_706_496
@@ -252,7 +255,7 @@ def test_a_frontier_lies_where_people_choose(capsys: pytest.CaptureFixture[str])
 
 
 def test_ends_of_a_frontier_in_other_measures(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--points", "2", "--workers", "1", "--json")
+    words = ("--points", "2", *UNTIL_PROVEN, "--json")
     run_here("frontier", *words, "--from", "speedup=2", "--to", "parameters=45")
     first, last = json.loads(capsys.readouterr().out)["points"]
     run_here("solve", "--max-params", "45", "--json")

@@ -21,9 +21,23 @@ def name_of(requirement: str) -> str:
     return re.split(r"[<>=;\[ ]", requirement)[0]
 
 
-def test_every_question_is_answered_where_torch_is_absent(tmp_path: Path) -> None:
+def module_of(requirement: str) -> str:
+    modules = {"pyyaml": "yaml", "nvidia-ml-py": "pynvml"}
+    return modules.get(name_of(requirement), name_of(requirement))
+
+
+LINES = (ROOT / "requirements-solve.txt").read_text(encoding="utf-8").splitlines()
+ASKING = {line for line in LINES if line and not line.startswith("#")}
+WHOLE = set(PROJECT["dependencies"])
+
+
+@pytest.mark.parametrize("without", [(), ("scipy",)])
+def test_every_question_is_answered_with_what_is_listed(
+    tmp_path: Path, without: tuple[str, ...]
+) -> None:
+    absent = {*map(module_of, WHOLE - ASKING), *without}
     ended = subprocess.run(
-        [sys.executable, ROOT / "tests/cli/ask.py", tmp_path, *HEAVY, "scipy"],
+        [sys.executable, ROOT / "tests/cli/ask.py", tmp_path, *sorted(absent)],
         env=environment(),
         capture_output=True,
         text=True,
@@ -34,10 +48,8 @@ def test_every_question_is_answered_where_torch_is_absent(tmp_path: Path) -> Non
 
 
 def test_what_asking_needs_is_part_of_the_whole() -> None:
-    lines = (ROOT / "requirements-solve.txt").read_text(encoding="utf-8").splitlines()
-    asked = {line for line in lines if line and not line.startswith("#")}
-    assert asked < set(PROJECT["dependencies"])
-    assert not HEAVY & {name_of(line) for line in asked}
+    assert ASKING < WHOLE
+    assert not HEAVY & set(map(name_of, ASKING))
 
 
 # What a command misses first where HEAVY, scipy and matplotlib are absent.
@@ -101,11 +113,10 @@ def test_every_package_is_installed_by_the_line_that_is_told() -> None:
         assert told.remedy == f"pip install 'puzzle-search[{extra}]'"
     for module in _WHOLE:
         told = missing(ModuleNotFoundError(name=module))
-        assert told.message.split()[0] in map(name_of, PROJECT["dependencies"])
-    for distribution in map(name_of, PROJECT["dependencies"]):
-        module = {"pyyaml": "yaml", "nvidia-ml-py": "pynvml"}.get(distribution, distribution)
-        told = missing(ModuleNotFoundError(name=module))
-        assert told.remedy in (f"pip install {distribution}", "pip install puzzle-search")
+        assert told.message.split()[0] in map(name_of, WHOLE)
+    for requirement in WHOLE:
+        told = missing(ModuleNotFoundError(name=module_of(requirement)))
+        assert told.remedy in (f"pip install {name_of(requirement)}", "pip install puzzle-search")
 
 
 def test_a_module_of_our_own_is_a_fault_of_ours() -> None:

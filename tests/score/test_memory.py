@@ -13,7 +13,7 @@ from puzzle_search.arch import ArchitectureSpec, Replacement
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal
 from puzzle_search.score import METRICS, Scores, replacements_around, score_replacements
-from puzzle_search.score.plan import Plan
+from puzzle_search.score.plan import SweepPlan
 from puzzle_search.solve import ScoreTable
 from tests.pico import Pico, run_here
 from tests.score.helpers import by_key
@@ -86,9 +86,9 @@ def test_sweeps_hold_what_fits() -> None:
     asked: list[Replacement] = [
         (layer, layer, f"gqa_{n}", "") for n in (1, 2, 4) for layer in (1, 0)
     ]
-    sweeps = list(Plan(resident=True, candidates=2).sweeps(asked))
+    sweeps = list(SweepPlan(resident=True, candidates=2).sweeps(asked))
     assert [[r[0] for r in sweep] for sweep in sweeps] == [[0, 0], [0], [1, 1], [1]]
-    sweeps = list(Plan(resident=False, candidates=5).sweeps(asked))
+    sweeps = list(SweepPlan(resident=False, candidates=5).sweeps(asked))
     assert [[r[0] for r in sweep] for sweep in sweeps] == [[0, 0, 0, 1, 1], [1]]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puzzle_search.arch import Gqa, Mlp, Moe, NoOp, ParentConfig, Subblock, parse_variant
+from puzzle_search.arch import Gqa, Linear, Mlp, Moe, NoOp, ParentConfig, Subblock, parse_variant
 from puzzle_search.cost.experts import distinct_experts
 from puzzle_search.cost.latency import Evidence, Microseconds
 from puzzle_search.cost.memory import parse_dtype
@@ -104,6 +104,7 @@ class AnalyticLatency:
             router = self._gemm(rows, parsed.experts, hidden, dtype=self.number.vector_dtype)
             latency_us = latency_us + router + self.experts_us(rows, parsed, tp)
         else:
+            assert isinstance(parsed, Linear), "a variant kind without a cost"
             latency_us = latency_us + self._gemm(rows, hidden, -(-hidden // tp))
         return latency_us * self.constants.step.engine_scalar
 

@@ -61,7 +61,7 @@ def gemm_us(
         constants: of this dtype.
         quantise: charge the dynamic scaling of the activations.
     """
-    m, n, k = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (rows, columns, inner)))
+    m, n, k = (np.asarray(x, np.float64) for x in (rows, columns, inner))
     memory_us, compute_us = gemm_limits_us(m, n, k, dtype=dtype, sheet=sheet)
     guess_us = roofline_us(memory_us, compute_us, constants)
     ratio = gemm_ratio(m, n, k, constants.ratios)
@@ -95,9 +95,7 @@ def grouped_gemm_us(
         constants: of a single product in this dtype.
         quantise: charge the dynamic scaling of the activations.
     """
-    m, n, k, g = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (rows, columns, inner, groups))
-    )
+    m, n, k, g = (np.asarray(x, np.float64) for x in (rows, columns, inner, groups))
     memory_us, compute_us = (
         g * limit_us for limit_us in gemm_limits_us(m / g, n, k, dtype=dtype, sheet=sheet)
     )
@@ -162,8 +160,8 @@ def prefill_attention_us(
     the tokens that any of the new ones attends to, and ``attended`` those that each does on
     average; without one that is all before it.
     """
-    b, new, length, h, kv = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (batch, tokens, context, heads, kv_heads))
+    b, new, length, h, kv = (
+        np.asarray(x, np.float64) for x in (batch, tokens, context, heads, kv_heads)
     )
     mean = _causal_mean(new, length) if attended is None else np.asarray(attended, np.float64)
     kernel = constants.head_dims[nearest(head_dim, constants.head_dims)]
@@ -241,9 +239,7 @@ def decode_attention_us(
 
     Never less than the hardware's own limit; see `DecodeKernel`.
     """
-    b, length, h, kv = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (batch, context, heads, kv_heads))
-    )
+    b, length, h, kv = (np.asarray(x, np.float64) for x in (batch, context, heads, kv_heads))
     streams = b * kv
     kernel = constants.head_dims[nearest(head_dim, constants.head_dims)]
     guess_us = decode_guess_us(

@@ -47,9 +47,8 @@ def table_cells(
 
     Both have a leading axis of four; points outside the table take its edge.
     """
-    one, two = np.broadcast_arrays(first, second)
-    i, s = _knots(first_knots, one)
-    j, t = _knots(second_knots, two)
+    i, s = _knots(first_knots, first)
+    j, t = _knots(second_knots, second)
     weights = np.stack([(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t])
     corner, width = i * len(second_knots) + j, len(second_knots)
     return weights, np.stack([corner, corner + 1, corner + width, corner + width + 1])
@@ -57,7 +56,6 @@ def table_cells(
 
 def _knots(knots: _Array, sizes: ArrayLike) -> tuple[NDArray[np.intp], _Array]:
     """Index of the knot below each size and the share of the next one, clipped to the knots."""
-    axis = np.log2(knots)
-    clipped = np.log2(np.clip(np.asarray(sizes, np.float64), knots[0], knots[-1]))
-    index = np.clip(np.searchsorted(axis, clipped, side="right") - 1, 0, len(axis) - 2)
-    return index, (clipped - axis[index]) / (axis[index + 1] - axis[index])
+    place = np.interp(np.log2(sizes), np.log2(knots), np.arange(len(knots)))
+    index = np.minimum(place, len(knots) - 2).astype(np.intp)
+    return index, place - index

@@ -17,8 +17,8 @@ from puzzle_search.arch import (
 from puzzle_search.cost.measured.profile_rows import EMBEDDING, HEAD, STEP, Part
 from puzzle_search.cost.memory import Dtype, kv_bytes_per_token
 from puzzle_search.profile.points.grid import ProfileGrid
-from puzzle_search.profile.points.rig import Rig
 from puzzle_search.profile.points.series import Series, outside_series, step_series, subblock_series
+from puzzle_search.profile.points.step_inputs import StepInputs
 from puzzle_search.profile.points.subjects import OutsideStack, SubblockStack
 
 # Shares of a device's memory.
@@ -30,7 +30,7 @@ _LAYERS_WITH_CACHE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class ProfileTarget:
     """Something that a profile has rows of.
 
     Attributes:
@@ -48,13 +48,13 @@ class Target:
     contained: Sequence[Series] = ()
 
 
-class Plan:
+class ProfilePlan:
     """Targets of a profile.
 
     Args:
         config: the parent.
         space: whose variants are measured.
-        rig: inputs on the device.
+        inputs: on the device.
         dtype: serving precision.
         grid: what to cover.
 
@@ -67,11 +67,16 @@ class Plan:
     """
 
     def __init__(
-        self, config: ParentConfig, space: SearchSpace, rig: Rig, dtype: Dtype, grid: ProfileGrid
+        self,
+        config: ParentConfig,
+        space: SearchSpace,
+        inputs: StepInputs,
+        dtype: Dtype,
+        grid: ProfileGrid,
     ) -> None:
-        self._config, self._rig, self._dtype, self._grid = config, rig, dtype, grid
+        self._config, self._inputs, self._dtype, self._grid = config, inputs, dtype, grid
         self._by_key: dict[str, list[Series]] = {}
-        self.targets: list[Target] = []
+        self.targets: list[ProfileTarget] = []
         self.left_out: list[dict[str, str]] = []
         subblocks: tuple[Subblock, Subblock] = ("attention", "ffn")
         for tp in grid.tp:
@@ -81,7 +86,7 @@ class Plan:
                     if not isinstance(variant, NoOp):
                         series = self._subblock_series(variant, tp)
                         self.targets.append(
-                            Target(subblock=subblock, variant=name, tp=tp, series=series)
+                            ProfileTarget(subblock=subblock, variant=name, tp=tp, series=series)
                         )
             self._add_outside(tp)
 
@@ -90,29 +95,29 @@ class Plan:
         """All series, each once."""
         return [one for series in self._by_key.values() for one in series]
 
-    def targets_of(self, crew: Sequence[Series]) -> list[Target]:
+    def targets_of(self, portion: Sequence[Series]) -> list[ProfileTarget]:
         """Targets whose series these are."""
-        here = {id(one) for one in crew}
+        here = {id(one) for one in portion}
         return [target for target in self.targets if id(target.series[0]) in here]
 
-    def crews(self, parts: int = 1) -> list[list[Series]]:
+    def portions(self, parts: int = 1) -> list[list[Series]]:
         """Series in parts whose weights fit into memory together, about ``parts`` or more."""
         sizes = [series[0].subject.weight_bytes for series in self._by_key.values()]
-        fits = _WEIGHTS_SHARE * self._rig.device.memory_limit_bytes
+        fits = _WEIGHTS_SHARE * self._inputs.device.memory_limit_bytes
         limit = min(fits, sum(sizes) / parts) if parts > 1 else fits
-        crews: list[list[Series]] = [[]]
+        portions: list[list[Series]] = [[]]
         taken = 0
         for series in self._by_key.values():
             size = series[0].subject.weight_bytes
-            if crews[-1] and taken + size > limit:
-                crews.append([])
+            if portions[-1] and taken + size > limit:
+                portions.append([])
                 taken = 0
-            crews[-1] += series
+            portions[-1] += series
             taken += size
-        return crews
+        return portions
 
     def _subblock_series(self, variant: Variant, tp: int) -> list[Series]:
-        stack = SubblockStack(self._rig, variant, tp)
+        stack = SubblockStack(self._inputs, variant, tp)
         if stack.key not in self._by_key:
             kv_tokens = self._kv_tokens(stack, variant, tp)
             if (
@@ -132,7 +137,7 @@ class Plan:
 
     def _add_outside(self, tp: int) -> None:
         """Embedding and head by their share of the vocabulary; the step of a whole engine."""
-        whole, share = OutsideStack(self._rig, 1), OutsideStack(self._rig, tp)
+        whole, share = OutsideStack(self._inputs, 1), OutsideStack(self._inputs, tp)
         if whole.key not in self._by_key:
             self._by_key[whole.key] = [
                 *outside_series(whole, self._grid),
@@ -143,7 +148,7 @@ class Plan:
         for part in (EMBEDDING, HEAD, STEP):
             of = self._by_key[(whole if part == STEP else share).key]
             self.targets.append(
-                Target(
+                ProfileTarget(
                     subblock="outside",
                     variant=part,
                     tp=tp,
@@ -156,7 +161,7 @@ class Plan:
         """Most tokens that the slots of a decode step shall hold."""
         if not isinstance(variant, Gqa):
             return 0
-        limit = self._rig.device.memory_limit_bytes
+        limit = self._inputs.device.memory_limit_bytes
         parent = Gqa(self._config.num_kv_heads)
         of_model = kv_bytes_per_token(parent, self._config, self._dtype, tp) * max(
             1, round(_LAYERS_WITH_CACHE * self._config.num_layers)

@@ -22,7 +22,7 @@ from puzzle_search.arch import ArchitectureSpec, Gqa, ParentConfig, Variant
 from puzzle_search.cost.measured.profile_rows import EMBEDDING, HEAD, STEP
 from puzzle_search.profile.hardware.memory import check_allocation, peak_bytes, storage_bytes
 from puzzle_search.profile.points.point import Point
-from puzzle_search.profile.points.rig import Heads, Rig
+from puzzle_search.profile.points.step_inputs import Heads, StepInputs
 from puzzle_search.profile.sampling.timing import TimedRun, Work, prepare_run, wall_clock
 from puzzle_search.runtime import (
     Engine,
@@ -68,9 +68,9 @@ class Subject(ABC):
     copies: int
     weight_bytes: int
 
-    def __init__(self, rig: Rig) -> None:
-        self._rig = rig
-        self._device = rig.device.torch_device
+    def __init__(self, inputs: StepInputs) -> None:
+        self._inputs = inputs
+        self._device = inputs.device.torch_device
 
     @abstractmethod
     def open(self) -> None:
@@ -110,21 +110,21 @@ class SubblockStack(Subject):
         InputError: the variant's sizes cannot be multiplied in the precision.
     """
 
-    def __init__(self, rig: Rig, variant: Variant, tp: int) -> None:
-        super().__init__(rig)
+    def __init__(self, inputs: StepInputs, variant: Variant, tp: int) -> None:
+        super().__init__(inputs)
         self._variant, self._tp = variant, tp
         self.name = f"{variant}, tp {tp}"
         self._heads: Heads | None = None
         if isinstance(variant, Gqa):
-            query, kv = local_heads(variant, rig.config, tp)
-            self._heads = Heads(query=query, kv=kv, window=variant.window(rig.config))
+            query, kv = local_heads(variant, inputs.config, tp)
+            self._heads = Heads(query=query, kv=kv, window=variant.window(inputs.config))
         shapes = dict(self._make(torch.device("meta")).named_parameters())
         sizes = ", ".join(f"{name} {list(shape.shape)}" for name, shape in shapes.items())
         window = "" if self._heads is None else f", window {self._heads.window}"
         self.key = f"{variant.kind}: {sizes}{window}"
         copy_bytes = sum(shape.nbytes for shape in shapes.values())
-        self.copies = max(2, math.ceil(rig.cooling_bytes / copy_bytes))
-        self.caches = min(self.copies, rig.config.num_layers)
+        self.copies = max(2, math.ceil(inputs.cooling_bytes / copy_bytes))
+        self.caches = min(self.copies, inputs.config.num_layers)
         self.weight_bytes = self.copies * copy_bytes
         self._modules = nn.ModuleList()
 
@@ -134,7 +134,7 @@ class SubblockStack(Subject):
             module = check_allocation(lambda: self._make(self._device), self._device)
             module.randomise()
             self._modules.append(module)
-        tokens = min(_CALIBRATION_TOKENS, self._rig.config.max_context)
+        tokens = min(_CALIBRATION_TOKENS, self._inputs.config.max_context)
         point = Point(phase="prefill", batch=1, tokens=tokens, context=tokens)
         with calibrating(self._modules):
             for work in self._works(point):
@@ -149,7 +149,7 @@ class SubblockStack(Subject):
         if self._heads is None:
             return 0
         tokens = point.batch * self._heads.kept_tokens(point.context)
-        return 2 * self.caches * tokens * self._heads.kv * self._rig.config.head_dim
+        return 2 * self.caches * tokens * self._heads.kv * self._inputs.config.head_dim
 
     def run(self, part: str, point: Point, pool: Any) -> TimedRun:
         """Norm, residual add, matrices and attention; see `Subject`."""
@@ -163,10 +163,10 @@ class SubblockStack(Subject):
         if self._heads is not None:
             slots = LayerSlots(
                 self._heads.kv,
-                self._rig.config.head_dim,
+                self._inputs.config.head_dim,
                 slots=1,
                 max_length=1,
-                dtype=self._rig.precision.kv,
+                dtype=self._inputs.precision.kv,
                 device=self._device,
             )
             kv_bytes = storage_bytes((slots.keys_BSKE, slots.values_BSKE))
@@ -178,20 +178,22 @@ class SubblockStack(Subject):
 
     def _works(self, point: Point) -> list[Work]:
         """A pass of each copy."""
-        residual_ND, delta_ND = self._rig.rows(point.rows)
-        step = self._rig.step(point, self._heads)
+        residual_ND, delta_ND = self._inputs.rows(point.rows)
+        step = self._inputs.step(point, self._heads)
         caches: Sequence[LayerSlots | None] = [None]
         if self._heads is not None:
-            caches = self._rig.slots(point, self._heads, copies=self.caches)
+            caches = self._inputs.slots(point, self._heads, copies=self.caches)
         return [
             functools.partial(module, residual_ND, delta_ND, step, cache)
             for module, cache in zip(self._modules, itertools.cycle(caches), strict=False)
         ]
 
     def _make(self, device: torch.device) -> ServingSubblock:
-        rig = self._rig
+        inputs = self._inputs
         with device:
-            module = make_serving_subblock(self._variant, rig.config, rig.precision, tp=self._tp)
+            module = make_serving_subblock(
+                self._variant, inputs.config, inputs.precision, tp=self._tp
+            )
         assert module is not None, "no-ops cost nothing"
         return module
 
@@ -202,22 +204,22 @@ class OutsideStack(Subject):
     With ``tp`` above 1 the tables have one device's share of the vocabulary.
     """
 
-    def __init__(self, rig: Rig, tp: int) -> None:
-        super().__init__(rig)
+    def __init__(self, inputs: StepInputs, tp: int) -> None:
+        super().__init__(inputs)
         self.name = f"outside, tp {tp}"
-        vocabulary = math.ceil(rig.config.vocab_size / tp)
-        self._config = dataclasses.replace(rig.config, vocab_size=vocabulary)
+        vocabulary = math.ceil(inputs.config.vocab_size / tp)
+        self._config = dataclasses.replace(inputs.config, vocab_size=vocabulary)
         self.key = f"outside: vocabulary {vocabulary}"
         with torch.device("meta"):
-            shape = ServingDecoder(self._config, _no_ops(self._config), rig.precision)
+            shape = ServingDecoder(self._config, _no_ops(self._config), inputs.precision)
         copy_bytes = sum(parameter.nbytes for parameter in shape.parameters())
-        self.copies = max(1, math.ceil(rig.cooling_bytes / copy_bytes))
+        self.copies = max(1, math.ceil(inputs.cooling_bytes / copy_bytes))
         self.weight_bytes = self.copies * copy_bytes
         self._decoders: list[ServingDecoder] = []
 
     def open(self) -> None:
         """See `Subject`."""
-        spec, precision = _no_ops(self._config), self._rig.precision
+        spec, precision = _no_ops(self._config), self._inputs.precision
         for _ in range(self.copies):
             decoder = ServingDecoder.random(self._config, spec, precision, self._device)
             self._decoders.append(decoder)
@@ -230,7 +232,7 @@ class OutsideStack(Subject):
         """Embedding, head, or a whole step of the bare engine; see `Subject`."""
         if part == STEP:
             run = TimedRun(
-                submit=self._step(point), stopwatch=wall_clock, copies=1, before=self._rig.cool
+                submit=self._step(point), stopwatch=wall_clock, copies=1, before=self._inputs.cool
             )
             run.submit()
             run.choose_passes()
@@ -257,7 +259,7 @@ class OutsideStack(Subject):
 
     def _works(self, part: str, point: Point) -> list[Work]:
         """A pass of each copy."""
-        residual_ND, delta_ND = self._rig.rows(point.rows)
+        residual_ND, delta_ND = self._inputs.rows(point.rows)
         ids_N = self._ids(point.rows)
 
         def work(decoder: ServingDecoder) -> Iterable[torch.Tensor]:

@@ -78,7 +78,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PosedQuestion:
     """A question made into a problem."""
 
     question: Question
@@ -176,7 +176,7 @@ def _places(spec: ArchitectureSpec, workload: Workload, cost: ScenarioCost) -> i
     return max(point.batch for point in fitting if point.tp == cost.point.tp)
 
 
-def pose(question: Question) -> Asked:
+def pose(question: Question) -> PosedQuestion:
     """Look up everything that a question names.
 
     Raises:
@@ -195,7 +195,7 @@ def pose(question: Question) -> Asked:
     return pose_on(question, inputs, target)
 
 
-def pose_on(question: Question, inputs: SearchInputs, target: Target) -> Asked:
+def pose_on(question: Question, inputs: SearchInputs, target: Target) -> PosedQuestion:
     """Make a question into a problem, its model and device being at hand.
 
     Raises:
@@ -220,7 +220,7 @@ def pose_on(question: Question, inputs: SearchInputs, target: Target) -> Asked:
         workloads.append(Workload.on_device(table, asked, margin=question.margin))
     problem = _formulate(question, inputs, workloads, inputs.scores)
     resolved = replace(question, engine=target.engine, dtype=target.dtype.name)
-    return Asked(question=resolved, inputs=inputs, problem=problem)
+    return PosedQuestion(question=resolved, inputs=inputs, problem=problem)
 
 
 def _formulate(

@@ -7,14 +7,14 @@ from puzzle_search.choices import Axis
 from puzzle_search.errors import InputError
 from puzzle_search.solve.answers.frontier import End
 from puzzle_search.solve.problem.measures import child_measures
-from puzzle_search.solve.question.ask import Asked
+from puzzle_search.solve.question.ask import PosedQuestion
 from puzzle_search.solve.question.parse import parse_bytes
 
 MEASURES = ("throughput", "speedup", "memory", "latency", "score", "parameters")
 _BILLION = 1e9
 
 
-def parse_end(text: str, asked: Asked, axis: Axis) -> End:
+def parse_end(text: str, asked: PosedQuestion, axis: Axis) -> End:
     """Read ``6000``, a value of the axis, or a value of any measure, such as ``parameters=40``.
 
     Numbers are in tok/s/GPU, GB, ms, nats of summed damage, billions of parameters; a speed-up is
@@ -46,7 +46,7 @@ def parse_end(text: str, asked: Asked, axis: Axis) -> End:
     return End(limit=name, value=number * _BILLION, measure=measures[name])
 
 
-def _parent_throughput(asked: Asked, scenario: int) -> float:
+def _parent_throughput(asked: PosedQuestion, scenario: int) -> float:
     """Output tokens/s per GPU of the parent at its fastest."""
     table = asked.problem.workloads[scenario].table
     cost = table.best_cost(ArchitectureSpec.identity(asked.inputs.config))

@@ -47,7 +47,7 @@ class Program:
         usage: Floats,
     ) -> None:
         """Add to what each limit's row uses: by variable, from the value of a trait of each."""
-        for value in np.unique(of):
+        for value in sorted(set(of.tolist())):  # numpy.unique would load numpy.ma
             if usage[:, value].any():
                 counted = self._counted(variables[of == value].tolist())
                 for terms, amount in zip(used, usage[:, value].tolist(), strict=True):

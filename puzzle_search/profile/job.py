@@ -16,8 +16,8 @@ from puzzle_search.errors import InputError
 from puzzle_search.profile.hardware.ceilings import best, measure_ceilings
 from puzzle_search.profile.hardware.device import Device
 from puzzle_search.profile.points.grid import ProfileGrid
-from puzzle_search.profile.points.plan import Plan
-from puzzle_search.profile.points.rig import Rig
+from puzzle_search.profile.points.plan import ProfilePlan
+from puzzle_search.profile.points.step_inputs import StepInputs
 from puzzle_search.profile.rows import latency_rows, memory_rows
 from puzzle_search.profile.sampling.readings import Measured, Reading, Readings
 from puzzle_search.profile.sampling.session import Session, TimedGroup
@@ -25,8 +25,8 @@ from puzzle_search.runtime import precision_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrewJob:
-    """What one crew of a profile is measured from.
+class ProfileJob:
+    """What one portion of a profile is measured from.
 
     Attributes:
         config: the parent.
@@ -35,8 +35,8 @@ class CrewJob:
         grid: what to cover.
         device: to measure on; where the job runs elsewhere, the one of that name there.
         identity: of the device that the profile is of.
-        parts: least number of crews that the plan is divided into.
-        number: of this crew.
+        parts: least number of portions that the plan is divided into.
+        number: of this portion.
         seconds: after which nothing is refined any more.
         known: what was measured before.
         groups: that it was measured in.
@@ -56,8 +56,8 @@ class CrewJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrewResult:
-    """What a crew's rows and its device say; rows count groups from those known before on.
+class JobResult:
+    """What a portion's rows and its device say; rows count groups from those known before on.
 
     Attributes:
         rows: latencies.
@@ -74,8 +74,8 @@ class CrewResult:
     errors: list[float]
 
 
-def measure_crew(job: CrewJob) -> Iterator[tuple[int, TimedGroup | CrewResult]]:
-    """Groups as they are timed, then the result, each with the number of the crew.
+def measure_job(job: ProfileJob) -> Iterator[tuple[int, TimedGroup | JobResult]]:
+    """Groups as they are timed, then the result, each with the number of the portion.
 
     Raises:
         InputError: the device here is not like the one that the profile is of, a subblock gives
@@ -83,28 +83,28 @@ def measure_crew(job: CrewJob) -> Iterator[tuple[int, TimedGroup | CrewResult]]:
     """
     _check_alike(job.device.identity, job.identity)
     precision = precision_on(job.dtype.name, job.device.torch_device)
-    rig = Rig(job.config, job.device, precision)
-    plan = Plan(job.config, job.space, rig, job.dtype, job.grid)
-    crew = plan.crews(job.parts)[job.number]
-    targets = plan.targets_of(crew)
+    inputs = StepInputs(job.config, job.device, precision)
+    plan = ProfilePlan(job.config, job.space, inputs, job.dtype, job.grid)
+    portion = plan.portions(job.parts)[job.number]
+    targets = plan.targets_of(portion)
     readings = Readings.of(job.known, groups=job.groups)
     session = Session(job.device, readings, seconds=job.seconds)
     with torch.inference_mode():
         ceilings = measure_ceilings(precision, job.device.torch_device)
-        series = session.open(crew)
+        series = session.open(portion)
         memory = memory_rows(targets, series)
         check_memory(memory, job.config, job.dtype, Path("memory.csv"))
         for group in session.measure(series):
             yield job.number, group
-        session.close(crew)
-        rig.release()
+        session.close(portion)
+        inputs.release()
         ceilings = best(ceilings, measure_ceilings(precision, job.device.torch_device))
-    result = CrewResult(
+    result = JobResult(
         rows=latency_rows(targets, readings),
         memory=memory,
         ceilings=ceilings,
         skipped=session.skipped,
-        errors=[error for one in crew for error in one.search.errors],
+        errors=[error for one in portion for error in one.search.errors],
     )
     yield job.number, result
 

@@ -49,7 +49,7 @@ class _SharedSlots(LayerSlots):
         self.window = window
 
 
-class Rig:
+class StepInputs:
     """Inputs for anything of one parent in one precision on one device.
 
     Args:

@@ -70,6 +70,7 @@ def distill_settings(section: DistillSection, dtype: str) -> DistillSettings:
     return DistillSettings(
         tokens=section.tokens,
         batch_tokens=section.batch_tokens,
+        micro_batch_tokens=section.micro_batch_tokens,
         learning_rate=section.learning_rate,
         losses=section.losses,
         dtype=dtype,

@@ -157,6 +157,12 @@ class DistillSection(_Section):
 
     tokens: int = Field(gt=0, le=_MOST, description="of training")
     batch_tokens: int = Field(default=1024, gt=0, le=_MOST, description="tokens in a step")
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        le=_MOST,
+        description="tokens that pass at once, for less memory; by default the whole step",
+    )
     learning_rate: float = Field(
         default=5e-4, gt=0, le=LARGEST_LEARNING_RATE, description="peak learning rate"
     )

@@ -140,18 +140,18 @@ class Run:
             made_by = "distill"
         else:
             self.directory.drop("distill")
-        self.served, served_by = self.child, made_by
+        self.served, written_by = self.child, made_by
         if recipe.engine is not None:
             exported = stage("export", recipe.engine.model_dump(), [made_by], self._export)
-            self.served, served_by = self.serves.file(self.child, exported), "export"
+            self.served, written_by = self.serves.file(self.child, exported), "export"
         else:
             self.directory.drop("export")
         judged = [recipe.judged_on, recipe.data.length, content_hash(recipe.judged_on)]
         evaluated = [judged, recipe.evaluate.model_dump()]
         self.quality = stage("evaluate", evaluated, [made_by], self._evaluate) / "quality.json"
-        self.bench = stage("bench", bench, [served_by, "baseline"], self._bench) / "bench.json"
+        self.bench = stage("bench", bench, [written_by, "baseline"], self._bench) / "bench.json"
         prompts = recipe.generate.model_dump()
-        samples = stage("generate", prompts, [served_by], self._generate) / "samples.json"
+        samples = stage("generate", prompts, [written_by], self._generate) / "samples.json"
         comparison = outcome(self)
         write_comparison(comparison, self.directory.folder)
         return RunResult(

@@ -201,3 +201,21 @@ def test_what_the_engine_cannot_do_is_refused_before_the_first_stage(
     with pytest.raises(MissingDependencyError, match="xllamacpp is not installed"):
         run_recipe(short, tmp_path / "run")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["journal.jsonl"]
+
+
+def test_a_profile_with_holes_is_measured_anew(
+    pico: Pico, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holed = [sys.executable, str(STUB), json.dumps({"tokens_that_fit": 70})]
+    asked = read_recipe(
+        recipe(pico, tmp_path, file, data={"source": str(pico.corpus), "length": 32})
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("puzzle_search.profile.engines.measure.worker_command", lambda _: holed)
+        with pytest.raises(InputError) as caught:
+            run_recipe(asked, tmp_path / "run")
+    assert "measured anew" in caught.value.remedy
+    profile = tmp_path / "run" / "profile"
+    assert not (profile / "profile.yaml").exists()
+    assert not (profile / "journal.jsonl").exists()
+    assert run_recipe(asked, tmp_path / "run").skipped == ["import"]

@@ -11,18 +11,18 @@ import typer
 from puzzle_search.choices import TorchDtype, Tracker
 from puzzle_search.cli.next_step import quoted, tell_next
 from puzzle_search.cli.options import (
-    DataOption,
     DeviceOption,
     LengthOption,
     ParentOption,
     TorchDtypeOption,
+    TrainingDataOption,
 )
 
 
 def distill(
     parent: ParentOption,
     child: Annotated[Path, typer.Option(help="Checkpoint folder of the child to begin from.")],
-    data: DataOption,
+    data: TrainingDataOption,
     out: Annotated[
         Path,
         typer.Option(help="Folder of the distilled child; OUT.run holds metrics and checkpoints."),
@@ -64,6 +64,8 @@ def distill(
     """Train the whole child against its parent (GKD); a killed run goes on."""
     from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import TokenStream, load_documents, sample_tokens
+    from puzzle_search.data.documents import PYTHON_STDLIB
+    from puzzle_search.data.self_text import find_source
     from puzzle_search.distill import DistillSettings, kept_state
     from puzzle_search.distill import distill as distill_child
 
@@ -78,10 +80,11 @@ def distill(
         held_out_every=held_out_every,
         checkpoint_every=checkpoint_every,
     )
+    source = find_source(data, parent, device=device)
     tokenizer = load_tokenizer(parent)
-    stream = TokenStream(load_documents(data, "train"), tokenizer, length=length, seed=seed)
+    stream = TokenStream(load_documents(source, "train"), tokenizer, length=length, seed=seed)
     held_out = sample_tokens(
-        load_documents(data, "validation"), tokenizer, length=length, tokens=held_out_tokens
+        load_documents(source, "validation"), tokenizer, length=length, tokens=held_out_tokens
     )
     folder = distill_child(
         parent,
@@ -98,4 +101,7 @@ def distill(
         print(f"distilled child written to {folder}")
         if note := kept_state(folder):
             print(f"note: {note}")
-        tell_next(f"puzzle-search evaluate {quoted(parent)} {quoted(folder)} --data {quoted(data)}")
+        judged = data if source == data else PYTHON_STDLIB  # children are judged on real text
+        tell_next(
+            f"puzzle-search evaluate {quoted(parent)} {quoted(folder)} --data {quoted(judged)}"
+        )

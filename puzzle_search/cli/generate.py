@@ -13,7 +13,10 @@ from puzzle_search.cli.options import DeviceOption, TorchDtypeOption
 def generate(
     model: Annotated[
         Path,
-        typer.Argument(help="Checkpoint folder, parent or child; or a run directory: its child."),
+        typer.Argument(
+            help="Checkpoint folder, parent or child; a run directory: its child; or a GGUF file, "
+            "which runs in llama.cpp."
+        ),
     ],
     prompt: Annotated[str, typer.Option(help="Text to complete; with --chat, what you say.")],
     chat: Annotated[
@@ -51,6 +54,27 @@ def generate(
             "--top-p and --seed are of sampling, and --temperature 0 is greedy",
             remedy="raise --temperature, or drop them",
         )
+    if model.suffix == ".gguf":
+        from puzzle_search.engines.gguf_text import write_text
+
+        if (device, dtype) != ("cpu", "fp32"):
+            raise InputError(
+                "--device and --dtype are of checkpoint folders", remedy="leave them out"
+            )
+        print("" if chat else prompt, end="", flush=True)
+        for piece in write_text(
+            model,
+            prompt,
+            chat=chat,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=1.0 if top_p is None else top_p,
+            seed=seed or 0,
+        ):
+            print(piece, end="", flush=True)
+        print()
+        return
     model = find_checkpoint(model)
     tokenizer = load_tokenizer(model)
     if chat:

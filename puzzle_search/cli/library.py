@@ -10,7 +10,6 @@ import typer
 from puzzle_search.choices import TorchDtype
 from puzzle_search.cli.options import (
     AddressOption,
-    DataOption,
     DeviceOption,
     ExecutorOption,
     GpusPerJobOption,
@@ -18,6 +17,7 @@ from puzzle_search.cli.options import (
     MaxMemoryOption,
     ParentOption,
     SpaceOption,
+    TrainingDataOption,
     WorkersOption,
     folder_to_write,
 )
@@ -26,7 +26,7 @@ from puzzle_search.cli.options import (
 def library(
     parent: ParentOption,
     space: SpaceOption,
-    data: DataOption,
+    data: TrainingDataOption,
     out: Annotated[
         Path,
         typer.Option(
@@ -70,6 +70,7 @@ def library(
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import load_documents, sample_tokens
+    from puzzle_search.data.self_text import find_source
     from puzzle_search.executor import open_executor
     from puzzle_search.library import BldSettings, build_library
     from puzzle_search.profile import open_device
@@ -78,6 +79,7 @@ def library(
     max_memory_bytes = None if max_memory is None else parse_bytes(max_memory)
     opened = open_device(device)
     config, tokenizer = ParentConfig.from_file(parent), load_tokenizer(parent)
+    data = find_source(data, parent, device=opened.torch_device)
     settings = BldSettings(tokens=tokens, batch_tokens=batch_tokens, learning_rate=learning_rate)
     train = sample_tokens(
         load_documents(data, "train"),

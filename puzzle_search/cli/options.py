@@ -77,6 +77,14 @@ SpaceOption = Annotated[Path, typer.Option("--space", help="Search space (YAML).
 DataOption = Annotated[
     str, typer.Option("--data", help="python-stdlib, or a folder or file of text.")
 ]
+TrainingDataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="python-stdlib, a folder or file of text, or self: what the parent writes, kept under "
+        "runs/self-text; self:500000 is so many tokens.",
+    ),
+]
 LengthOption = Annotated[int, typer.Option("--length", min=2, help="Tokens in a block of text.")]
 DeviceOption = Annotated[DeviceName, typer.Option("--device", help="What computes.")]
 TorchDtypeOption = Annotated[TorchDtype, typer.Option("--dtype", help="What it computes in.")]

@@ -89,7 +89,7 @@ def profile(
     from puzzle_search.executor import open_executor
     from puzzle_search.files import Journal
     from puzzle_search.profile import ProfileGrid, Sizes, measure_profile, open_device
-    from puzzle_search.profile.engines import ENGINES, EngineGrid, measure_engine_profile
+    from puzzle_search.profile.engines import ENGINES, measure_engine_profile
     from puzzle_search.solve.question.targets import parse_tp
 
     served = ENGINES.get(engine)
@@ -135,14 +135,7 @@ def profile(
             config,
             searched,
             number,
-            EngineGrid(
-                batches=grid.batches,
-                prefill_tokens=grid.prompts,
-                decode_contexts=grid.contexts,
-                blocks=max(1, config.num_layers // 2),
-                tp_degrees=grid.tp,
-                chunk_tokens=served.chunk_tokens,
-            ),
+            served.grid(config, grid),
             journal=journal,
             command=worker_command(served.installed, engine_python),
         )

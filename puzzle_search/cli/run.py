@@ -19,7 +19,7 @@ def run(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a recipe: profile, library, score, solve, build, evaluate, bench, generate.
+    """Run a recipe: profile, library, score, solve, build, distill, export, measure, generate.
 
     Run again after an interruption and it goes on where it was.
     """
@@ -30,7 +30,12 @@ def run(
     folder = run_dir or Path("runs") / parsed.name
     result = run_recipe(parsed, folder)
     if as_json:
-        print(json.dumps(result.comparison.as_dict() | {"child": str(result.child)}))
+        print(
+            json.dumps(
+                result.comparison.as_dict()
+                | {"child": str(result.child), "served": str(result.served)}
+            )
+        )
         return
     from rich.console import Console
     from rich.table import Table
@@ -55,10 +60,12 @@ def run(
     console.print(table)
     for note in result.comparison.notes():
         console.print(f"  {note}", highlight=False)
-    console.print(f"child: {result.child}   report: {folder / 'report.md'}")
+    served = None if result.served == result.child else result.served
+    file = "" if served is None else f"   {served}"
+    console.print(f"child: {result.child}{file}   report: {folder / 'report.md'}")
     tell_next(
         f"puzzle-search explain {quoted(folder)}",
-        f"puzzle-search generate {quoted(folder)} --prompt ...",
+        f"puzzle-search generate {quoted(folder if served is None else served)} --prompt ...",
         f"puzzle-search report {quoted(folder)} --out report.html",
     )
 

@@ -9,7 +9,6 @@ import typer
 
 from puzzle_search.cli.options import (
     AddressOption,
-    DataOption,
     DeviceOption,
     ExecutorOption,
     GpusPerJobOption,
@@ -18,6 +17,7 @@ from puzzle_search.cli.options import (
     ParentOption,
     SpaceOption,
     TorchDtypeOption,
+    TrainingDataOption,
     WorkersOption,
     file_to_write,
 )
@@ -27,7 +27,7 @@ def score(
     parent: ParentOption,
     library: Annotated[Path, typer.Option(help="Complete block library.")],
     space: SpaceOption,
-    data: DataOption,
+    data: TrainingDataOption,
     out: Annotated[Path, typer.Option(help="Score table (CSV) to write.", callback=file_to_write)],
     tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens.")] = 16384,
     length: LengthOption = 128,
@@ -74,6 +74,7 @@ def score(
     from puzzle_search.checkpoint import CheckpointReader, load_tokenizer
     from puzzle_search.checkpoint.block_library import BlockLibrary
     from puzzle_search.data import load_documents, sample_tokens
+    from puzzle_search.data.self_text import find_source
     from puzzle_search.executor import open_executor
     from puzzle_search.files import Journal
     from puzzle_search.model.dtypes import torch_dtype
@@ -83,7 +84,7 @@ def score(
     from puzzle_search.solve.question.parse import parse_bytes
 
     check_table_path(out)
-    open_device(device)
+    data = find_source(data, parent, device=open_device(device).torch_device)
     config = ParentConfig.from_file(parent)
     search_space = SearchSpace.from_file(space, config)
     base = None if around is None else ArchitectureSpec.from_file(around)

@@ -16,6 +16,7 @@ from puzzle_search.errors import InputError
 Split = Literal["train", "validation", "test"]
 
 PYTHON_STDLIB = "python-stdlib"
+SELF = "self"
 _BUCKETS = 20
 
 
@@ -25,6 +26,11 @@ def split_of(name: str) -> Split:
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     bucket = int.from_bytes(digest[:8], "big") % _BUCKETS
     return {0: "test", 1: "validation"}.get(bucket, "train")  # type: ignore[return-value]
+
+
+def is_self(source: str | Path) -> bool:
+    """Whether a source is what the parent itself writes: ``self``, or ``self:TOKENS``."""
+    return str(source).partition(":")[0] == SELF
 
 
 def load_documents(source: str | Path, split: Split | None = None) -> list[Document]:
@@ -43,6 +49,11 @@ def load_documents(source: str | Path, split: Split | None = None) -> list[Docum
     """
     if source == PYTHON_STDLIB:
         found = python_stdlib()
+    elif is_self(source):
+        raise InputError(
+            "what a parent writes itself is no text to judge its children on",
+            remedy=f"name a folder or a file of text, or {PYTHON_STDLIB!r}",
+        )
     else:
         path = Path(source)
         if not path.exists():

@@ -9,7 +9,9 @@ MODEL is a GGUF file, or a folder with a ``model.gguf``. SETTINGS is a JSON obje
 prompt ids, and ``keep_prompts``: whether the server may find a prompt of more than one output token
 in its cache when it comes again. The
 protocol is that of vLLM's worker: ``{"ready": identity}``, then an answer ``{"steps": [[seconds,
-sequences], ...]}`` for every ``{"batch": n, "input_len": n, "output_len": n}``.
+sequences], ...]}`` for every ``{"batch": n, "input_len": n, "output_len": n}``. To a request of the
+server's own, ``{"path": path, "body": body}``, it answers ``{"text": piece}`` as they come, and
+``{"end": null}``, or why the server refuses: ``{"end": reason}``.
 
 Prompts reach the server in one request, so that they wait together; a sequence gives one token a
 step, so that a second one of the same sequence is the next step's.
@@ -25,6 +27,7 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,8 +54,17 @@ def main() -> None:
     host = server.listening_address.partition("//")[2]
     _answer(answers, {"ready": _identity(xllamacpp, settings, threads)})
     for line in sys.stdin:
-        steps = run(host, settings, **json.loads(line))
-        _answer(answers, {"steps": steps})
+        request = json.loads(line)
+        if "path" not in request:
+            _answer(answers, {"steps": run(host, settings, **request)})
+            continue
+        refused = None
+        try:
+            for piece in write(host, request["path"], request["body"]):
+                _answer(answers, {"text": piece})
+        except ValueError as error:
+            refused = str(error)
+        _answer(answers, {"end": refused})
 
 
 def run(
@@ -94,6 +106,31 @@ def run(
         steps[-1] = (steps[-1][0], len(seen))
     connection.close()
     return steps
+
+
+def write(host: str, path: str, body: dict[str, Any]) -> Iterator[str]:
+    """Pieces of a completion or of a chat's answer, as they come.
+
+    Raises:
+        ValueError: the server refuses.
+    """
+    connection = http.client.HTTPConnection(host)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", path, json.dumps(body | {"stream": True}), headers)
+    response = connection.getresponse()
+    if response.status != http.client.OK:
+        raise ValueError(json.loads(response.read())["error"]["message"])
+    for line in response:
+        if not line.startswith(b"data: {"):
+            continue
+        chunk = json.loads(line[len(b"data: ") :])
+        if "error" in chunk:
+            raise ValueError(chunk["error"]["message"])
+        for choice in chunk["choices"]:
+            piece = choice["delta"].get("content") if "delta" in choice else choice["text"]
+            if piece:
+                yield piece
+    connection.close()
 
 
 def _parameters(engine: Any, file: Path, settings: dict[str, Any], threads: int) -> Any:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,16 +129,29 @@ class Worker:
             OutOfMemoryError: there was no memory for it; the worker is gone.
             InputError: the worker ended, hung, or answered what is no answer.
         """
-        try:
-            self._requests.write(json.dumps(asdict(request)) + "\n")
-            self._requests.flush()
-        except BrokenPipeError as error:
-            raise self._ended() from error
+        self._ask(asdict(request))
         answer = self._answer(self._answer_seconds)
         steps = answer.get("steps")
         if not isinstance(steps, list) or not all(map(_is_step, steps)) or not steps:
             raise self._nonsense(json.dumps(answer))
         return [(float(seconds), sequences) for seconds, sequences in steps]
+
+    def write(self, path: str, body: dict[str, Any]) -> Iterator[str]:
+        """Pieces of text that the engine's server answers a request of its own with.
+
+        Raises:
+            InputError: it refuses, or the worker ended, hung, or answered what is no answer.
+        """
+        self._ask({"path": path, "body": body})
+        while "end" not in (answer := self._answer(self._answer_seconds)):
+            if not isinstance(answer.get("text"), str):
+                raise self._nonsense(json.dumps(answer))
+            yield answer["text"]
+        if answer["end"] is not None:
+            raise InputError(
+                f"{self._engine.name} refuses: {answer['end']}",
+                remedy="ask for what this model can do",
+            )
 
     @property
     def resident_bytes(self) -> int:
@@ -154,6 +167,13 @@ class Worker:
         self._process.wait()
         with contextlib.suppress(BrokenPipeError):  # of a request that was not taken
             self._requests.close()
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        try:
+            self._requests.write(json.dumps(request) + "\n")
+            self._requests.flush()
+        except BrokenPipeError as error:
+            raise self._ended() from error
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         try:

@@ -11,22 +11,23 @@ import numpy as np
 
 from puzzle_search.cost import Scenario
 from puzzle_search.engines import LLAMA_CPP
+from puzzle_search.engines.gguf_text import (
+    ANSWER_SECONDS,
+    CHUNK_TOKENS,
+    START_SECONDS,
+    GgufHeader,
+)
 from puzzle_search.engines.process import Request, Worker, worker_command
-from puzzle_search.errors import InputError
 from puzzle_search.evaluate.figures import time_figures
 from puzzle_search.evaluate.throughput import Throughput
-from puzzle_search.packages import installed
 from puzzle_search.progress import Progress
-
-_CHUNK_TOKENS = 2048  # of llama.cpp's server, as it comes
-_START_SECONDS, _ANSWER_SECONDS = 600.0, 1800.0
 
 
 def measure_gguf_files(
     files: Sequence[Path],
     scenario: Scenario,
     *,
-    batch: int,
+    batch: int | Sequence[int],
     iterations: int,
     warm_up: int = 1,
     python: str | None = None,
@@ -40,7 +41,7 @@ def measure_gguf_files(
     Args:
         files: parent and children.
         scenario: prompt and output length.
-        batch: prompts at once.
+        batch: prompts at once; or of each file.
         iterations: counted runs of each.
         warm_up: runs of each before those.
         python: interpreter that has xllamacpp; this one by default.
@@ -50,26 +51,30 @@ def measure_gguf_files(
         InputError: a file is missing or no GGUF file, or llama.cpp cannot load or run it.
         MissingDependencyError: `gguf` or xllamacpp is absent.
     """
-    request = Request(batch=batch, input_len=scenario.input_len, output_len=scenario.output_len)
+    batches = [batch] * len(files) if isinstance(batch, int) else batch
+    requests = [
+        Request(batch=many, input_len=scenario.input_len, output_len=scenario.output_len)
+        for many in batches
+    ]
     samples: list[list[tuple[float, float]]] = [[] for _ in files]
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = [
             stack.enter_context(_worker(file, request, python, logs / f"{number}.log"))
-            for number, file in enumerate(files)
+            for number, (file, request) in enumerate(zip(files, requests, strict=True))
         ]
         progress = progress or Progress("bench")
         with progress.over((warm_up + iterations) * len(files)) as advance:
             for iteration in range(-warm_up, iterations):
-                for worker, kept in zip(workers, samples, strict=True):
+                for worker, request, kept in zip(workers, requests, samples, strict=True):
                     steps = worker.run(request)
                     if iteration >= 0:
                         kept.append((steps[0][0], steps[-1][0] - steps[0][0]))
                     advance("warm-up" if iteration < 0 else f"iteration {iteration + 1}")
         memory = [worker.resident_bytes for worker in workers]
     return [
-        _summary(kept, scenario, batch, held_bytes)
-        for kept, held_bytes in zip(samples, memory, strict=True)
+        _summary(kept, scenario, many, held_bytes)
+        for kept, many, held_bytes in zip(samples, batches, memory, strict=True)
     ]
 
 
@@ -77,8 +82,8 @@ def _worker(file: Path, request: Request, python: str | None, log: Path) -> Work
     settings = {
         "max_batch": request.batch,
         "max_length": request.length,
-        "chunk_tokens": _CHUNK_TOKENS,
-        "vocab_size": _vocab_size(file),
+        "chunk_tokens": CHUNK_TOKENS,
+        "vocab_size": GgufHeader.read(file).vocab_size,
         "keep_prompts": False,
     }
     return Worker(
@@ -87,21 +92,9 @@ def _worker(file: Path, request: Request, python: str | None, log: Path) -> Work
         file,
         settings,
         log=log,
-        start_seconds=_START_SECONDS,
-        answer_seconds=_ANSWER_SECONDS,
+        start_seconds=START_SECONDS,
+        answer_seconds=ANSWER_SECONDS,
     )
-
-
-def _vocab_size(file: Path) -> int:
-    with installed():
-        from gguf import GGUFReader
-    try:
-        return len(GGUFReader(file).fields["tokenizer.ggml.tokens"].data)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{file} is missing, or no GGUF file with a tokenizer: {error}",
-            remedy="write one with 'puzzle-search export MODEL --to llama.cpp'",
-        ) from error
 
 
 def _summary(

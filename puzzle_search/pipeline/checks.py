@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.checkpoint import load_tokenizer
-from puzzle_search.data import text_tokens
 from puzzle_search.distill import DistillSettings
 from puzzle_search.errors import InputError
 from puzzle_search.model.decoder import check_context
 from puzzle_search.pipeline.recipe import DistillSection, Recipe
+from puzzle_search.pipeline.served import prompt_tokens
 from puzzle_search.score import DEFAULT_METRICS
 from puzzle_search.solve.problem.builder import check_linear_limits
 from puzzle_search.solve.problem.score_table import parse_metric
 
 
-def check_early(recipe: Recipe, config: ParentConfig, space: SearchSpace) -> None:
-    """Check limits, numbers of tokens and prompts against the parent.
+def check_early(
+    recipe: Recipe, parent: str | Path, config: ParentConfig, space: SearchSpace
+) -> None:
+    """Check limits, numbers of tokens and prompts against the parent, whose folder is given.
 
     Raises:
         InputError: a limit cannot be read, a metric is not known, there is no such layer, a number
@@ -50,9 +54,9 @@ def check_early(recipe: Recipe, config: ParentConfig, space: SearchSpace) -> Non
             )
     if recipe.distill is not None:
         distill_settings(recipe.distill, recipe.dtype).steps(length)
-    tokenizer = load_tokenizer(recipe.parent)
+    tokenizer = load_tokenizer(parent)
     for prompt in recipe.generate.prompts:
-        tokens = len(text_tokens(prompt, tokenizer, "a prompt of the recipe"))
+        tokens = len(prompt_tokens(recipe, prompt, tokenizer))
         most = tokens + recipe.generate.max_new_tokens
         check_context(config, most, "use a shorter prompt, or fewer max_new_tokens")
 
@@ -66,6 +70,7 @@ def distill_settings(section: DistillSection, dtype: str) -> DistillSettings:
     return DistillSettings(
         tokens=section.tokens,
         batch_tokens=section.batch_tokens,
+        micro_batch_tokens=section.micro_batch_tokens,
         learning_rate=section.learning_rate,
         losses=section.losses,
         dtype=dtype,

@@ -167,7 +167,7 @@ def write_recipe(
         try:
             recipe = read_recipe(temporary)
             if has_weights:
-                check_early(recipe, config, space)
+                check_early(recipe, folder, config, space)
         except InputError:
             if written_space is not None:
                 written_space.unlink()

@@ -50,4 +50,9 @@ def _remarks(run: Run, spec: ArchitectureSpec, bench: dict[str, Any]) -> Iterato
     yield from spec.solution.get("remarks", [])
     if run.recipe.distill is not None and (kept := kept_state(run.child)):
         yield kept
+    if run.recipe.engine is not None:
+        yield (
+            f"served by {run.profile.sidecar['engine']}, {run.profile.dtype.name}; measured memory "
+            "is the most that its process held, its program and buffers among it"
+        )
     yield from spread_remarks(bench, "bench.iterations")

@@ -6,6 +6,7 @@ What each key means stands beside it: the reference in ``docs/recipes.md`` and t
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puzzle_search.choices import DeviceName, Goal, LoadingEngine, TorchDtype
 from puzzle_search.cost import Scenario
-from puzzle_search.data.documents import PYTHON_STDLIB
+from puzzle_search.data.documents import PYTHON_STDLIB, is_self
+from puzzle_search.data.self_text import self_tokens
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_yaml
 from puzzle_search.model.schedule import LARGEST_LEARNING_RATE
@@ -36,9 +38,23 @@ class DataSection(_Section):
     """Where text comes from."""
 
     source: str = Field(
-        description="python-stdlib, or a folder or file of text: .txt, .md, .py, .jsonl, .parquet"
+        description="python-stdlib, a folder or file of text (.txt, .md, .py, .jsonl, .parquet), "
+        "or self: what the parent itself writes; self:500000 is so many tokens"
     )
     length: int = Field(default=128, gt=1, le=_MOST, description="tokens in a block of text")
+
+
+class EngineSection(_Section):
+    """The engine that serves the child; left out, this package's own runtime does.
+
+    Parent and child are exported for it, the profile and every speed are measured in it, and the
+    child is one that it loads.
+    """
+
+    name: Literal["llama.cpp"] = Field(description="of the engine; it must be installed")
+    dtype: Literal["q8_0", "f16", "q4_0"] = Field(
+        default="q8_0", description="of the matrices in the files that are served"
+    )
 
 
 class ProfileSection(_Section):
@@ -54,7 +70,8 @@ class ProfileSection(_Section):
         default=None,
         ge=0,
         le=1e6,
-        description="how long to refine the grid; by default 8 on a GPU, 0.75 on a CPU",
+        description="how long to refine the grid; by default 8 on a GPU, 0.75 on a CPU; "
+        "an engine is measured to the end",
     )
 
 
@@ -140,6 +157,12 @@ class DistillSection(_Section):
 
     tokens: int = Field(gt=0, le=_MOST, description="of training")
     batch_tokens: int = Field(default=1024, gt=0, le=_MOST, description="tokens in a step")
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        le=_MOST,
+        description="tokens that pass at once, for less memory; by default the whole step",
+    )
     learning_rate: float = Field(
         default=5e-4, gt=0, le=LARGEST_LEARNING_RATE, description="peak learning rate"
     )
@@ -159,6 +182,10 @@ class BenchSection(_Section):
 class EvaluateSection(_Section):
     """What the child keeps."""
 
+    source: str | None = Field(
+        default=None,
+        description="other text to judge on; where data.source is self, python-stdlib by default",
+    )
     tokens: int = Field(default=32768, gt=0, le=_MOST, description="of the test split")
 
 
@@ -167,6 +194,9 @@ class GenerateSection(_Section):
 
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(), strict=False, description="texts to complete"
+    )
+    chat: bool = Field(
+        default=False, description="answer them as messages, by the parent's chat template"
     )
     max_new_tokens: int = Field(default=48, gt=0, le=_MOST, description="tokens to add at most")
 
@@ -178,12 +208,16 @@ class Recipe(_Section):
     name: str = Field(
         pattern=r"^\w[\w.-]*$", description="of the run: it works in runs/NAME by default"
     )
-    parent: str = Field(description="checkpoint folder of the model to begin from")
+    parent: str = Field(
+        description="model to begin from: a checkpoint folder, or a .gguf file; "
+        "package:NAME/FILE.gguf is a file in an installed Python package"
+    )
     space: str = Field(description="search space: the variants that each layer may take")
     device: DeviceName = Field(default="cpu", description="what computes, and is measured")
     dtype: TorchDtype = Field(default="fp32", description="precision of all of it")
     scenario: str = Field(description="input/output tokens of a request")
     data: DataSection
+    engine: EngineSection | None = None
     profile: ProfileSection
     library: LibrarySection
     score: ScoreSection = ScoreSection()
@@ -196,6 +230,12 @@ class Recipe(_Section):
     def workload(self) -> Scenario:
         """The scenario, parsed."""
         return Scenario.parse(self.scenario)
+
+    @property
+    def judged_on(self) -> str:
+        """The source of text that children are judged on."""
+        own = PYTHON_STDLIB if is_self(self.data.source) else self.data.source
+        return self.evaluate.source or own
 
     def question(self, gpu: str) -> Question:
         """What the solver is asked, on a device of that name.
@@ -225,14 +265,36 @@ def read_recipe(path: str | Path) -> Recipe:
     except ValidationError as error:
         raise _refused(file, told(error, Recipe)) from error
     base = file.resolve().parent
-    paths: dict[str, Any] = {"parent": str(base / recipe.parent), "space": str(base / recipe.space)}
-    if recipe.data.source != PYTHON_STDLIB:
-        source = str(base / recipe.data.source)
-        paths["data"] = recipe.data.model_copy(update={"source": source})
+    paths: dict[str, Any] = {
+        "parent": str(base / _located(recipe.parent)),
+        "space": str(base / recipe.space),
+    }
+    for name in ("data", "evaluate"):
+        source = getattr(recipe, name).source
+        if source not in (None, PYTHON_STDLIB) and not is_self(source):
+            located = {"source": str(base / source)}
+            paths[name] = getattr(recipe, name).model_copy(update=located)
+    if recipe.engine is not None and recipe.solve.portable is None:
+        paths["solve"] = recipe.solve.model_copy(update={"portable": recipe.engine.name})
     found = recipe.model_copy(update=paths)
     if faults := list(_faults(found)):
         raise _refused(file, faults)
     return found
+
+
+def _located(parent: str) -> str:
+    """The path of a parent that may lie in a Python package, which is not imported."""
+    package, _, file = parent.removeprefix("package:").partition("/")
+    if not parent.startswith("package:"):
+        return parent
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    folders = found.submodule_search_locations if found else None
+    if not folders:
+        raise InputError(
+            f"parent: {package} is no Python package that is installed here",
+            remedy=f"pip install the distribution that holds {package}, or name a file",
+        )
+    return str(Path(folders[0]) / file)
 
 
 def _idle(question: Question) -> Iterator[str]:
@@ -257,9 +319,18 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     for key in ("parent", "space"):
         if not Path(getattr(recipe, key)).exists():
             yield f"{key}: {getattr(recipe, key)} does not exist"
-    source = recipe.data.source
-    if source != PYTHON_STDLIB and not Path(source).exists():
-        yield f"data.source: {source} does not exist; or write {PYTHON_STDLIB}"
+    if is_self(recipe.judged_on):
+        yield "evaluate.source: what a parent writes itself is no text to judge its children on"
+    for key, source in (("data", recipe.data.source), ("evaluate", recipe.evaluate.source)):
+        if source is None or source == PYTHON_STDLIB:
+            continue
+        if is_self(source):
+            try:
+                self_tokens(source)
+            except InputError as error:
+                yield f"{key}.source: {error.message}; {error.remedy}"
+        elif not Path(source).exists():
+            yield f"{key}.source: {source} does not exist; or write {PYTHON_STDLIB}"
     try:
         recipe.workload()
     except InputError as error:
@@ -272,5 +343,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     solve = recipe.solve
     if solve.target_tps is not None and solve.target_speedup is not None:
         yield "solve: target_tps and target_speedup are the same wish: keep one of them"
+    if recipe.engine is not None:
+        name = recipe.engine.name
+        if solve.portable != name:
+            yield f"solve.portable: {solve.portable}, but the engine is {name}: leave it out"
+        if recipe.profile.max_minutes is not None:
+            yield f"profile.max_minutes: {name} is measured to the end: leave it out"
     if solve.rounds and solve.goal != "score":
         yield f"solve.rounds: rounds lower the damage, and the goal is {solve.goal}"

@@ -12,29 +12,36 @@ import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
 from puzzle_search.build import build_child
-from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer, stop_tokens
+from puzzle_search.checkpoint import CheckpointReader, load_decoder, load_tokenizer
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.cost import (
     CostTable,
     Profile,
     Target,
-    parse_dtype,
 )
 from puzzle_search.cost.scaled import ScaledLatency
+from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
 from puzzle_search.distill import distill
 from puzzle_search.errors import InputError
-from puzzle_search.evaluate import Throughput, measure_checkpoints, measure_quality
-from puzzle_search.files import Journal, file_hash, read_json, value_hash, write_text
+from puzzle_search.evaluate import measure_quality
+from puzzle_search.files import Journal, file_hash, read_json, write_text
 from puzzle_search.library import BldSettings, build_library
-from puzzle_search.model import HeterogeneousDecoder, generate
+from puzzle_search.model import HeterogeneousDecoder
 from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.pipeline.checks import check_early, distill_settings
+from puzzle_search.pipeline.given import (
+    content_hash,
+    parent_folder,
+    parent_key,
+    text_source,
+)
 from puzzle_search.pipeline.outcome import outcome
 from puzzle_search.pipeline.recipe import Recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run_directory import RunDirectory
-from puzzle_search.profile import Device, ProfileGrid, measure_profile, open_device
+from puzzle_search.pipeline.served import JOURNAL, Served, served_by
+from puzzle_search.profile import Device, open_device
 from puzzle_search.progress import Progress
 from puzzle_search.report import Comparison, write_comparison
 from puzzle_search.score import score_replacements
@@ -55,6 +62,7 @@ class RunResult:
 
     Attributes:
         child: checkpoint folder.
+        served: what serves it: the same folder, or the engine's file.
         comparison: predicted against measured.
         samples: prompts with the child's completions.
         skipped: stages that were done already.
@@ -62,6 +70,7 @@ class RunResult:
     """
 
     child: Path
+    served: Path
     comparison: Comparison
     samples: list[dict[str, str]]
     skipped: list[str]
@@ -78,7 +87,8 @@ def run_recipe(recipe: Recipe, run_dir: str | Path) -> RunResult:
     """
     directory = RunDirectory(Path(run_dir))
     with directory.held():
-        return Run(recipe, directory).all_stages()
+        served = served_by(recipe, open_device(recipe.device))
+        return Run(recipe, directory, served, parent_folder(recipe, directory)).all_stages()
 
 
 class Run:
@@ -87,29 +97,30 @@ class Run:
     Attributes set as stages are done are the files and folders that later stages read.
     """
 
-    def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
+    def __init__(
+        self, recipe: Recipe, directory: RunDirectory, served: Served, parent: Path
+    ) -> None:
         self.recipe = recipe
         self.directory = directory
+        self.serves = served
+        self.parent = parent
         self.scenario = recipe.workload()
-        self.device: Device = open_device(recipe.device)
-        self.config = ParentConfig.from_file(recipe.parent)
-        CheckpointReader(recipe.parent).check(self.config)
+        self.device: Device = served.device
+        self.config = ParentConfig.from_file(parent)
+        CheckpointReader(parent).check(self.config)
         self.space = SearchSpace.from_file(recipe.space, self.config)
-        check_early(recipe, self.config, self.space)
-        self.parent_key = [
-            [file.name, file_hash(file)]
-            for pattern in ("*.safetensors", "config.json", "tokenizer*")
-            for file in sorted(Path(recipe.parent).glob(pattern))
-        ]
+        check_early(recipe, parent, self.config, self.space)
+        served.check(parent, self.config, self.space)
+        self.parent_key = parent_key(parent)
 
     def all_stages(self) -> RunResult:
         """Do every stage that is not done yet."""
         recipe, stage = self.recipe, self.directory.stage
         self._record_recipe()
         shape = [self.parent_key, asdict(self.space), recipe.scenario, recipe.dtype]
-        texts = [[d.name, d.text, d.messages] for d in load_documents(recipe.data.source)]
-        data = recipe.data.model_dump() | {"sha256": value_hash(texts)}
-        machine = [recipe.profile.model_dump(), self.device.identity]
+        self.source = text_source(recipe, self.directory, self.parent, self.device.torch_device)
+        data = recipe.data.model_dump() | {"sha256": content_hash(self.source)}
+        machine = [recipe.profile.model_dump(), self.serves.identity]
         profile = stage("profile", [shape, machine], [], self._profile)
         self.profile = Profile.from_folder(profile)
         bench = recipe.bench.model_dump()
@@ -129,15 +140,23 @@ class Run:
             made_by = "distill"
         else:
             self.directory.drop("distill")
-        evaluated = [data, recipe.evaluate.model_dump()]
+        self.served, written_by = self.child, made_by
+        if recipe.engine is not None:
+            exported = stage("export", recipe.engine.model_dump(), [made_by], self._export)
+            self.served, written_by = self.serves.file(self.child, exported), "export"
+        else:
+            self.directory.drop("export")
+        judged = [recipe.judged_on, recipe.data.length, content_hash(recipe.judged_on)]
+        evaluated = [judged, recipe.evaluate.model_dump()]
         self.quality = stage("evaluate", evaluated, [made_by], self._evaluate) / "quality.json"
-        self.bench = stage("bench", bench, [made_by, "baseline"], self._bench) / "bench.json"
+        self.bench = stage("bench", bench, [written_by, "baseline"], self._bench) / "bench.json"
         prompts = recipe.generate.model_dump()
-        samples = stage("generate", prompts, [made_by], self._generate) / "samples.json"
+        samples = stage("generate", prompts, [written_by], self._generate) / "samples.json"
         comparison = outcome(self)
         write_comparison(comparison, self.directory.folder)
         return RunResult(
             child=self.child,
+            served=self.served,
             comparison=comparison,
             samples=json.loads(samples.read_text()),
             skipped=self.directory.skipped,
@@ -156,31 +175,30 @@ class Run:
         return load_decoder(folder, dtype=dtype, device=self.device.torch_device)
 
     def tokens(self, split: Split, count: int) -> torch.Tensor:
-        """Blocks of tokens of a split, (blocks, length)."""
-        data = self.recipe.data
+        """Blocks of tokens of a split, (blocks, length); those of test are to judge on."""
+        source = self.recipe.judged_on if split == "test" else self.source
         blocks = sample_tokens(
-            load_documents(data.source, split),
-            load_tokenizer(self.recipe.parent),
-            length=data.length,
+            load_documents(source, split),
+            load_tokenizer(self.parent),
+            length=self.recipe.data.length,
             tokens=count,
         )
         return blocks.ids.to(self.device.torch_device)
 
     def _profile(self, folder: Path) -> None:
-        section = self.recipe.profile
-        measure_profile(
-            self.config,
-            self.space,
-            self.device,
-            parse_dtype(self.recipe.dtype),
-            ProfileGrid.around(self.scenario, batches=section.batches),
-            max_minutes=section.max_minutes,
-            journal=Journal(folder / "journal.jsonl"),
-            progress=Progress("profile"),
-        ).write(folder)
+        self.profile = self.serves.profile(self.config, self.space, folder)
+        try:
+            self.cost_table(1.0)
+        except InputError as error:  # times that others' work has drowned
+            (folder / JOURNAL).unlink(missing_ok=True)
+            raise InputError(
+                error.message,
+                remedy="run it again while nothing else runs here: the profile is measured anew",
+            ) from error
+        self.profile.write(folder)
 
     def _target(self, scalar: float) -> Target:
-        target = profile_target(self.profile)
+        target = profile_target(self.profile, serving=ServingOptions(mode="static"))
         return replace(target, latency=ScaledLatency(base=target.latency, scalar=scalar))
 
     def cost_table(self, scalar: float) -> CostTable:
@@ -210,7 +228,8 @@ class Run:
                 f"{self.config.name} does not fit on {self.device.name} at any batch size profiled",
                 remedy="profile smaller batches, or use a device with more memory",
             )
-        [measured] = self._measure([(self.recipe.parent, predicted.point.batch)], "baseline")
+        served = self.serves.file(self.parent, folder)
+        [measured] = self.serves.measure([(served, predicted.point.batch)], "baseline")
         baseline = {
             "predicted_tokens_per_second": predicted.tokens_per_second_per_gpu,
             "engine_scalar": predicted.tokens_per_second_per_gpu / measured.tokens_per_second,
@@ -218,21 +237,10 @@ class Run:
         }
         write_text(folder / "baseline.json", json.dumps(baseline, indent=1))
 
-    def _measure(self, batches: list[tuple[str | Path, int]], title: str) -> list[Throughput]:
-        return measure_checkpoints(
-            batches,
-            self.scenario,
-            dtype=self.recipe.dtype,
-            device=self.device.torch_device,
-            iterations=self.recipe.bench.iterations,
-            clock=self.device.clock,
-            progress=Progress(title),
-        )
-
     def _library(self, folder: Path) -> None:
         section = self.recipe.library
         build_library(
-            self.recipe.parent,
+            self.parent,
             self.space,
             self.tokens("train", max(section.tokens, section.calibration_tokens)),
             self.tokens("validation", section.held_out_tokens),
@@ -248,9 +256,9 @@ class Run:
 
     def _score(self, folder: Path) -> None:
         section = self.recipe.score
-        reader = CheckpointReader(self.recipe.parent)
+        reader = CheckpointReader(self.parent)
         scores = score_replacements(
-            self.recipe.parent,
+            self.parent,
             BlockLibrary.from_folder(self.library, self.config, reader),
             list(self.space.replacements(self.config, composed=section.composed)),
             self.tokens("validation", section.tokens),
@@ -291,10 +299,8 @@ class Run:
     def _judge(self, folder: Path) -> ScoringJudge:
         """Measures children on the tokens that replacements were scored on."""
         return ScoringJudge(
-            self.recipe.parent,
-            BlockLibrary.from_folder(
-                self.library, self.config, CheckpointReader(self.recipe.parent)
-            ),
+            self.parent,
+            BlockLibrary.from_folder(self.library, self.config, CheckpointReader(self.parent)),
             self.tokens("validation", self.recipe.score.tokens),
             folder,
             metric=self.recipe.solve.metric,
@@ -304,33 +310,36 @@ class Run:
 
     def _build(self, folder: Path) -> None:
         spec = ArchitectureSpec.from_file(self.spec)
-        build_child(self.recipe.parent, self.library, spec, folder / "child")
+        build_child(self.parent, self.library, spec, folder / "child")
 
     def _distill(self, folder: Path) -> None:
         section, data = self.recipe.distill, self.recipe.data
         assert section is not None
-        tokenizer = load_tokenizer(self.recipe.parent)
+        tokenizer = load_tokenizer(self.parent)
         held_out = sample_tokens(
-            load_documents(data.source, "validation"),
+            load_documents(self.source, "validation"),
             tokenizer,
             length=data.length,
             tokens=_HELD_OUT_TOKENS,
         )
         distill(
-            self.recipe.parent,
+            self.parent,
             self.built,
             folder / "child",
-            TokenStream(load_documents(data.source, "train"), tokenizer, length=data.length),
+            TokenStream(load_documents(self.source, "train"), tokenizer, length=data.length),
             held_out,
             distill_settings(section, self.recipe.dtype),
             device=self.recipe.device,
             progress=Progress("distill"),
         )
 
+    def _export(self, folder: Path) -> None:
+        self.serves.file(self.child, folder)
+
     def _evaluate(self, folder: Path) -> None:
         """Measure the child, and where it was distilled, what it was before."""
         ids = self.tokens("test", self.recipe.evaluate.tokens)
-        parent = self._decoder(self.recipe.parent)
+        parent = self._decoder(self.parent)
         found = {
             name: measure_quality(parent, self._decoder(child), ids).as_dict()
             for name, child in {"built": self.built, "child": self.child}.items()
@@ -340,11 +349,12 @@ class Run:
 
     def _bench(self, folder: Path) -> None:
         """Measure parent and child in turn, each at its best batch."""
+        parent = self.serves.file(self.parent, self.baseline.parent)
         parent_batch = self.read(self.baseline)["measured"]["batch"]
         spec = ArchitectureSpec.from_file(self.spec)
         child_batch = spec.solution["scenarios"][0]["batch"]
-        measured = self._measure(
-            [(self.recipe.parent, parent_batch), (self.child, child_batch)], "bench"
+        measured = self.serves.measure(
+            [(parent, parent_batch), (self.served, child_batch)], "bench"
         )
         figures = {
             name: entry.as_dict() for name, entry in zip(("parent", "child"), measured, strict=True)
@@ -352,18 +362,11 @@ class Run:
         write_text(folder / "bench.json", json.dumps(figures, indent=1))
 
     def _generate(self, folder: Path) -> None:
-        tokenizer, child = load_tokenizer(self.child), self._decoder(self.child)
-        samples = []
-        for prompt in self.recipe.generate.prompts:
-            ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
-            tokens = generate(
-                child,
-                ids.to(self.device.torch_device),
-                max_new_tokens=self.recipe.generate.max_new_tokens,
-                stop_tokens=stop_tokens(self.child, tokenizer),
-            )
-            text = tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
-            samples.append({"prompt": prompt, "completion": str(text)})
+        texts = self.serves.texts(self.served)
+        samples = [
+            {"prompt": prompt, "completion": text}
+            for prompt, text in zip(self.recipe.generate.prompts, texts, strict=True)
+        ]
         write_text(folder / "samples.json", json.dumps(samples, indent=1))
 
     @staticmethod

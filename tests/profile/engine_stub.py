@@ -1,7 +1,7 @@
 """A worker whose engine is a closed form: python engine_stub.py MODE FOLDER SETTINGS.
 
-The folder is one of vLLM or of llama.cpp. It schedules as both do: decodes first, then prompts in
-order, up to a budget of tokens a step.
+The folder is one of vLLM or of llama.cpp, or a GGUF file. It schedules as both do: decodes first,
+then prompts in order, up to a budget of tokens a step.
 MODE is a JSON object; its keys are those of ``MODE`` below.
 """
 
@@ -52,8 +52,9 @@ def ffn_us(width: int, rows: int) -> float:
 
 class Engine:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        if (folder / "model.gguf").exists():
-            self.blocks = gguf_blocks(folder / "model.gguf")
+        file = folder if folder.suffix == ".gguf" else folder / "model.gguf"
+        if file.exists():
+            self.blocks = gguf_blocks(file)
             self.budget, self.longest = settings["chunk_tokens"], settings["max_length"]
             self.most = settings["max_batch"]
         else:
@@ -164,6 +165,11 @@ def main() -> None:
         if answered == mode["junk_after"]:
             sys.stdout.write(mode["answer"] + "\n")
             sys.stdout.flush()
+            continue
+        if "path" in request:
+            answer({"text": f"{request['path']}: "})
+            answer({"text": json.dumps(request["body"])})
+            answer({"end": None})
             continue
         held = request["batch"] * (request["input_len"] + request["output_len"])
         if held > mode["tokens_that_fit"]:

@@ -12,6 +12,7 @@ from puzzle_search.cost import Dtype
 from puzzle_search.engines import InstalledEngine
 from puzzle_search.profile.engines.grid import EngineGrid
 from puzzle_search.profile.engines.stacks import Skipped, Stack
+from puzzle_search.profile.points.grid import ProfileGrid
 
 
 class ServingEngine(ABC):
@@ -29,6 +30,17 @@ class ServingEngine(ABC):
     dtypes: Sequence[str]
     chunk_tokens: int
     side_by_side: bool
+
+    def grid(self, config: ParentConfig, sizes: ProfileGrid) -> EngineGrid:
+        """Where to measure a parent's variants, of sizes as every profile names them."""
+        return EngineGrid(
+            batches=sizes.batches,
+            prefill_tokens=sizes.prompts,
+            decode_contexts=sizes.contexts,
+            blocks=max(1, config.num_layers // 2),
+            tp_degrees=sizes.tp,
+            chunk_tokens=self.chunk_tokens,
+        )
 
     @abstractmethod
     def stacks(

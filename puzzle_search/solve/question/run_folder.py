@@ -126,8 +126,12 @@ class RunFolder:
     def target(
         self, *, tp: tuple[int, ...] = (1,), serving: ServingOptions | None = None
     ) -> Target:
-        """The device of the run: its profile, by the scalar that makes the parent right."""
-        base = profile_target(self.profile, tp=tp, serving=serving)
+        """The device of the run: its profile, by the scalar that makes the parent right.
+
+        Batches are static, as the run served them, where nothing else is asked.
+        """
+        asked = serving if serving and serving.asked() else ServingOptions(mode="static")
+        base = profile_target(self.profile, tp=tp, serving=asked)
         scaled = ScaledLatency(base=base.latency, scalar=self.engine_scalar)
         return replace(base, latency=scaled)
 
@@ -144,7 +148,7 @@ class RunFolder:
         config, measured = self.config, bench["parent"]
         table = build_cost_table(
             config,
-            profile_target(self.profile),
+            profile_target(self.profile, serving=ServingOptions(mode="static")),
             Scenario.parse(self.recipe["scenario"]),
             [OperatingPoint(batch=measured["batch"], tp=1)],
             attention=[config.attention],

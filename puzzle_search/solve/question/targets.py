@@ -65,6 +65,11 @@ def profile_target(
                 remedy="use --tp 1",
             )
     batches = profile.batches
+    if not batches:
+        raise InputError(
+            f"the profile of {profile.sidecar['model']} has no time of a decode step",
+            remedy="profile again while nothing else runs there: its sidecar says what was lost",
+        )
     own = Serving(
         mode="in-flight" if profile.whole_steps else "static",
         max_batch=batches[-1],

@@ -19,7 +19,7 @@ SCENARIOS := 128/1024 128/128 2048/128 2048/2048
 SMOLLM2 := profiles/amd-epyc-avx2-2-threads/smollm2-135m-llama.cpp-q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo images test test-all test-engines test-oldest test-solve lint format clean
+.PHONY: help setup demo images test test-all test-engines test-oldest test-solve fuzz lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ test-solve: ## Ask questions where torch is not installed, in an environment mad
 	$(SOLVE)/bin/python tests/cli/ask.py $(SOLVE)/answers
 	$(SOLVE)/bin/puzzle-search solve --gpu h100 --target-tps 6000
 	@du -sh $(SOLVE)
+
+fuzz: $(TESTABLE) ## Change valid files of every reader, INPUTS times each: nothing may break.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),2000)
 
 # Each engine in an environment of its own: they pin what this package does not.
 $(ENGINES)/%/.ready: constraints.txt

@@ -81,6 +81,7 @@ def profile_target(
         tp_degrees=degrees,
         serving=served,
         measured=profile,
+        error_p90=profile.sidecar["interpolation"]["p90"],
     )
 
 

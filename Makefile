@@ -5,6 +5,7 @@ PYTHON ?= $(shell for name in python3.11 python3; do \
 VENV := .venv
 SOLVE := .venv-solve
 OLDEST := .venv-oldest
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
@@ -19,7 +20,7 @@ SCENARIOS := 128/1024 128/128 2048/128 2048/2048
 SMOLLM2 := profiles/amd-epyc-avx2-2-threads/smollm2-135m-llama.cpp-q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo images test test-all test-engines test-oldest test-solve lint format clean
+.PHONY: help setup demo images test test-all test-engines test-oldest test-solve fuzz audit lock lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +89,9 @@ test-solve: ## Ask questions where torch is not installed, in an environment mad
 	$(SOLVE)/bin/puzzle-search solve --gpu h100 --target-tps 6000
 	@du -sh $(SOLVE)
 
+fuzz: $(TESTABLE) ## Change valid files of every reader, INPUTS times each: nothing may break.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),2000)
+
 # Each engine in an environment of its own: they pin what this package does not.
 $(ENGINES)/%/.ready: constraints.txt
 	"$(PYTHON)" -m venv $(@D)
@@ -96,6 +100,18 @@ $(ENGINES)/%/.ready: constraints.txt
 
 test-engines: $(TESTABLE) $(ENGINES)/mlx/.ready ## Run exported children in llama.cpp and mlx-lm.
 	PUZZLE_SEARCH_MLX_PYTHON=$(ENGINES)/mlx/bin/python OMP_NUM_THREADS=1 $(BIN)/pytest -m engines
+
+audit: ## Look for known weaknesses in the tested versions, and for dangerous calls in the code.
+	"$(PYTHON)" -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install -q --disable-pip-version-check -c constraints.txt bandit pip-audit
+	$(AUDIT)/bin/bandit -q -c pyproject.toml -r puzzle_search
+	$(AUDIT)/bin/pip-audit --strict --disable-pip -r constraints-hashed.txt
+
+lock: ## Pin every package by its hash in constraints-hashed.txt, as constraints.txt says.
+	"$(PYTHON)" -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install -q --disable-pip-version-check -c constraints.txt uv
+	$(AUDIT)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --no-emit-index-url -c constraints.txt pyproject.toml -o constraints-hashed.txt
 
 lint: $(READY) ## Check style, format and types.
 	$(BIN)/ruff check .
@@ -107,5 +123,5 @@ format: $(READY) ## Format, and mend what ruff can mend.
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv, caches and built packages; runs stay.
-	rm -rf $(VENV) $(SOLVE) $(OLDEST) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(SOLVE) $(OLDEST) $(AUDIT) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.pico import Pico, started
 
+MEASURED = ("profile", "baseline")  # whose figures no second run repeats
+
 
 def killed_while_writing(pattern: str, nth: int, *arguments: object) -> None:
     """Run the command line until it is killed at its nth write of files of that name."""
@@ -64,9 +66,40 @@ class SmallDisk:
 
     def resize(self, *, kib: int) -> None:
         """Give it another size, not below what is used."""
-        command = ["mount", "-o", f"remount,size={kib}k", str(self.folder)]
+        self.remount(f"size={kib}k")
+
+    def remount(self, option: str) -> None:
+        """Change an option of the mount."""
+        command = ["mount", "-o", f"remount,{option}", str(self.folder)]
         subprocess.run(command, check=True)
 
     def close(self) -> None:
         """Unmount it, once no file of it is open."""
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+
+def begun_like(unbroken: Path, run: Path) -> Path:
+    """A run directory in which only the measurements are done, with the same figures."""
+    for stage in MEASURED:
+        shutil.copytree(unbroken / stage, run / stage)
+    (run / "journal.jsonl").write_text("")
+    return run
+
+
+def artefacts(run: Path) -> dict[str, list[bytes]]:
+    """Lines of all that does not depend on how fast the machine is, without how long it took."""
+    files = [
+        *run.glob("library/*/*.safetensors"),
+        run / "library" / "library.json",
+        *run.glob("score/scores.*"),
+        *run.glob("*/child/*"),
+        run / "solve" / "architecture.yaml",
+        run / "evaluate" / "quality.json",
+        run / "generate" / "samples.json",
+    ]
+    return {
+        str(file.relative_to(run)): [
+            line for line in file.read_bytes().split(b"\n") if b" seconds: " not in line
+        ]
+        for file in files
+    }

@@ -248,7 +248,7 @@ def stop_tokens_of(raw: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """
     given = raw.get("eos_token_id")
     tokens = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(type(token) is int and token >= 0 for token in tokens):
+    if not all(type(token) is int and 0 <= token < _LARGEST_SIZE for token in tokens):
         raise InputError(
             f"{where}: eos_token_id is {given!r:.80}, neither a token nor a list of tokens",
             remedy="correct eos_token_id",

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from puzzle_search.arch.config import ParentConfig
 from puzzle_search.arch.moe import MOE_FORMS, Moe, check_moe, parse_moe
@@ -149,6 +151,15 @@ def parse_variant(subblock: Subblock, text: str) -> Variant:
         )
     sizes = [int(size) for size in match.groups() if size]
     return Gqa(*sizes) if subblock == "attention" else Mlp(*sizes)
+
+
+AttentionName = Annotated[str, AfterValidator(lambda name: _own_or_known("attention", name))]
+FfnName = Annotated[str, AfterValidator(lambda name: _own_or_known("ffn", name))]
+"""Names in a file that pydantic checks; an empty one means the parent's own."""
+
+
+def _own_or_known(subblock: Subblock, name: str) -> str:
+    return name and str(parse_variant(subblock, name))
 
 
 def check_variant(variant: Variant, config: ParentConfig) -> None:

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 
 from puzzle_search import __version__
 from puzzle_search.arch import ParentConfig, Replacement, Subblock, canonical, parse_variant
+from puzzle_search.arch.variants import AttentionName, FfnName
 from puzzle_search.checkpoint.names import subblock_shapes
 from puzzle_search.checkpoint.reader import CheckpointReader, open_safetensors
 from puzzle_search.checkpoint.writer import save_tensors
 from puzzle_search.errors import InputError
 from puzzle_search.files import (
     Journal,
+    Text,
     check_keys,
+    check_line,
     file_hash,
     read_json,
     resume_journal,
@@ -37,6 +41,8 @@ FORMAT = "puzzle-search.library/2"
 # Tensors of a block by subblock and local name; a no-op has none.
 BlockTensors = dict[Subblock, dict[str, torch.Tensor]]
 
+_Count = Annotated[int, Field(ge=0)]
+_Loss = Annotated[float, Field(ge=0)]  # of a variant that diverged it is no number
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 
 
@@ -53,16 +59,18 @@ class LibraryEntry:
         tokens: training tokens seen; 0 keeps the initialisation.
     """
 
-    first_layer: int
-    last_layer: int
-    attention: str
-    ffn: str
-    initialised_by: str
-    initial_errors: dict[str, float]
-    tokens: int
-    loss_initial: float
-    loss_trained: float
-    sha256: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    first_layer: _Count
+    last_layer: _Count
+    attention: AttentionName
+    ffn: FfnName
+    initialised_by: Text
+    initial_errors: dict[Text, _Loss]
+    tokens: _Count
+    loss_initial: _Loss
+    loss_trained: _Loss
+    sha256: Text
 
     @property
     def key(self) -> Replacement:
@@ -124,13 +132,8 @@ class BlockLibrary:
         made_from = made_from | {"parent_sha256": self.parent_sha256}
         if not self._journal.read():  # of an older library, whose files are about to change
             (self.folder / "library.json").unlink(missing_ok=True)
-        self._take(resume_journal(self._journal, made_from), self._journal.path)
-
-    def _take(self, lines: list[dict[str, Any]], file: Path) -> None:
-        for line in lines:
-            check_keys(line, f"{file}, an entry", required={f.name for f in fields(LibraryEntry)})
-            entry = LibraryEntry(**line)
-            self.entries[entry.key] = entry
+        entries: list[LibraryEntry] = resume_journal(self._journal, made_from, LibraryEntry)
+        self.entries |= {entry.key: entry for entry in entries}
 
     def _file(self, key: Replacement) -> Path:
         parts = zip(_SUBBLOCKS, key[2:], strict=True)
@@ -185,7 +188,11 @@ class BlockLibrary:
             )
         if not isinstance(content["entries"], list):
             raise InputError(f"{index}: entries is not a list", remedy="build the library again")
-        library._take(content["entries"], index)
+        remedy = "build the library again"
+        for number, line in enumerate(content["entries"], start=1):
+            where = f"{index}, entry {number}"
+            entry: LibraryEntry = check_line(LibraryEntry, line, where, remedy=remedy)
+            library.entries[entry.key] = entry
         return library
 
     def block(self, first_layer: int, last_layer: int, attention: str, ffn: str) -> BlockTensors:

@@ -79,6 +79,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(str(folder))
         last = max(tokenizer.get_vocab().values(), default=-1)
+        tokenizer("a")  # some settings are not looked at before
     except Exception as error:  # the libraries have no class of their own for damaged files
         raise InputError(
             f"the tokenizer of {folder} cannot be read: {error}",

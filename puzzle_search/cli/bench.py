@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from puzzle_search.evaluate import Benched, ServingBench
     from puzzle_search.profile import Device
 
+_ITERATIONS = 10
+
 bench_app = typer.Typer(
     cls=DefaultGroup,
     help="Measure how fast models are served: bench MODEL... is bench latency MODEL...",
@@ -61,7 +63,12 @@ def latency(
         ),
     ] = "8",
     num_iters: Annotated[
-        int | None, typer.Option(min=1, help="Counted runs of each model. (default: 10)")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Counted runs of each model. (default: 10, and up to 30 while they spread by more "
+            "than the models differ)",
+        ),
     ] = None,
     num_iters_warmup: Annotated[
         int | None,
@@ -103,7 +110,8 @@ def latency(
     else:
         measured = bench.batches(
             batch=batch,
-            iterations=10 if num_iters is None else num_iters,
+            iterations=num_iters or _ITERATIONS,
+            most_iterations=num_iters or 3 * _ITERATIONS,
             warm_up=1 if num_iters_warmup is None else num_iters_warmup,
         )
     result = _heading(opened, bench) | {

@@ -44,6 +44,14 @@ def print_answer(answer: Answer) -> None:
         counts = Counter(getattr(block, subblock) for block in solution.spec.blocks)
         chosen = ", ".join(f"{count} x {name}" for name, count in counts.most_common())
         console.print(f"{subblock}: {chosen}", highlight=False)
+    for cost in solution.costs:
+        if interval := answer.interval(cost):
+            console.print(
+                f"{cost.scenario}: {interval[0]:,.0f} to {interval[1]:,.0f} tok/s/GPU, as far as "
+                f"9 in 10 held-out measurements were off ({target.error_p90:.0%})",
+                highlight=False,
+                soft_wrap=True,
+            )
     for cost, seen in zip(solution.costs, answer.simulated, strict=False):
         if seen is not None:
             console.print(f"{cost.scenario}, simulated: {_percentiles(seen)}", highlight=False)

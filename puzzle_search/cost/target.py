@@ -25,6 +25,8 @@ class Target:
         serving: how requests are served, within the engine's limits.
         measured: the profile whose points bound what can be priced; None for a cost model, which
             prices everything.
+        error_p90: relative error that nine in ten measurements stayed within which were held out of
+            what predicts; None where none was.
     """
 
     gpu: str
@@ -36,3 +38,4 @@ class Target:
     tp_degrees: tuple[int, ...]
     serving: Serving
     measured: Profile | None = None
+    error_p90: float | None = None

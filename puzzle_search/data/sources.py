@@ -5,7 +5,6 @@ A record is a text (``text``) or a conversation (``messages``, a list of role an
 
 from __future__ import annotations
 
-import json
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from puzzle_search.errors import InputError
+from puzzle_search.files import parse_json
 from puzzle_search.packages import installed
 
 _DATASET_FILES = ("dataset_info.json", "dataset_dict.json")
@@ -94,7 +94,7 @@ def _jsonl(file: Path, name: str) -> Iterator[Document]:
             continue
         where = f"{file}, line {number}"
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise InputError(f"{where}: not JSON", remedy=f"write one {_RECORD} a line") from error
         yield _document(record, f"{name}#{number}", where)

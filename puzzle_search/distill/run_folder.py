@@ -69,13 +69,13 @@ class RunFolder:
         if not self._journal.read():  # of a run that was to begin anew
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             shutil.rmtree(self._best, ignore_errors=True)
-        resume_journal(self._journal, made_from)
+        resume_journal(self._journal, made_from, dict)
         newest = self.newest()
         for leftover in self._checkpoints.glob("*"):
             if newest is None or leftover != newest.folder:
                 shutil.rmtree(leftover)
         last = newest.step if newest is not None else -1
-        kept = [entry for entry in self._metrics.read() if entry["step"] <= last]
+        kept = [entry for entry in self._steps() if entry["step"] <= last]
         write_text(self._metrics.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def newest(self) -> Checkpoint | None:
@@ -93,7 +93,9 @@ class RunFolder:
         check_keys(state, file, required={"format", "step", "position"})
         check_keys(state["position"], file, required={"epoch", "document", "token"})
         numbers = [state["step"], *state["position"].values()]
-        if state["format"] != FORMAT or any(type(number) is not int for number in numbers):
+        if state["format"] != FORMAT or any(
+            type(number) is not int or number < 0 for number in numbers
+        ):
             raise InputError(f"{file} is damaged, or not of format {FORMAT}", remedy=remedy)
         return Checkpoint(
             folder=folders[-1],
@@ -120,7 +122,7 @@ class RunFolder:
         """The best state so far; None where none was judged yet."""
         judged = [
             Best(step=entry["step"], loss=entry["held_out_loss"])
-            for entry in self._metrics.read()
+            for entry in self._steps()
             if "held_out_loss" in entry
         ]
         return min(judged, key=lambda state: (state.loss, state.step), default=None)
@@ -156,12 +158,24 @@ class RunFolder:
 
     def held_out(self, best: Best) -> dict[str, dict[str, float]]:
         """Held-out losses before the first step, of the state that is kept, and after the last."""
-        entries = self._metrics.read()
+        entries = self._steps()
         kept = {"before": entries[0], "after": entries[best.step], "last": entries[-1]}
         return {
             when: {name: value for name, value in entry.items() if name.startswith("held_out_")}
             for when, entry in kept.items()
         }
+
+    def _steps(self) -> list[dict[str, Any]]:
+        """The metrics, one line a step."""
+        entries = self._metrics.read()
+        for number, entry in enumerate(entries):
+            values = entry.values()
+            if entry.get("step") != number or not all(type(v) in (int, float) for v in values):
+                raise InputError(
+                    f"{self._metrics.path}, line {number + 1} is damaged",
+                    remedy=f"delete {self.folder} to distil anew",
+                )
+        return entries
 
     def log(self, entry: Mapping[str, float]) -> None:
         """Add a line to the metrics."""

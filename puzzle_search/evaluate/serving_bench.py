@@ -80,8 +80,17 @@ class ServingBench:
     memory_limit_bytes: int
     clock: Callable[[], float]
 
-    def batches(self, *, batch: int | None, iterations: int, warm_up: int) -> list[Benched]:
+    def batches(
+        self,
+        *,
+        batch: int | None,
+        iterations: int,
+        most_iterations: int | None = None,
+        warm_up: int,
+    ) -> list[Benched]:
         """Run batches from prompt to last token; a batch of None is chosen for each model.
+
+        Models that are measured in turn are run again, while they spread by more than they differ.
 
         Raises:
             InputError: memory does not suffice, or the scenario exceeds a model's context.
@@ -94,7 +103,12 @@ class ServingBench:
             choices = [self._choose(decoder, batch, len(models)) for decoder in decoders]
             engines = self._engines(decoders, choices)
             figures = measure_throughput(
-                engines, self.scenario, iterations=iterations, warm_up=warm_up, clock=self.clock
+                engines,
+                self.scenario,
+                iterations=iterations,
+                most_iterations=most_iterations,
+                warm_up=warm_up,
+                clock=self.clock,
             )
             return [
                 Benched(model=model, figures=entry, choice=choice, in_turn=together)

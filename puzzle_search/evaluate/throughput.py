@@ -12,7 +12,7 @@ import torch
 
 from puzzle_search.cost import Scenario
 from puzzle_search.cost.chunks import sequences_per_chunk
-from puzzle_search.evaluate.figures import ServingFigures, time_figures
+from puzzle_search.evaluate.figures import ServingFigures, spread_remarks, time_figures
 from puzzle_search.progress import Progress
 from puzzle_search.runtime import Engine, ServingDecoder, precision_on
 
@@ -58,16 +58,20 @@ def measure_throughput(
     scenario: Scenario,
     *,
     iterations: int,
+    most_iterations: int | None = None,
     warm_up: int = 1,
     clock: Callable[[], float],
     progress: Progress | None = None,
 ) -> list[Throughput]:
     """Fill the slots of every engine and run them to the last token, in turn.
 
+    Again, while the runs of some spread by more than they differ from the first.
+
     Args:
         engines: on one device, as `open_engine` makes them.
         scenario: prompt and output length.
         iterations: counted runs of each.
+        most_iterations: where repeating ends; None does not repeat.
         warm_up: runs of each before those.
         clock: seconds now, once all work submitted to the device has ended.
         progress: shows how far it is.
@@ -76,18 +80,26 @@ def measure_throughput(
     samples: list[list[tuple[float, float]]] = [[] for _ in engines]
     work = [Workspace(engine.decoder.device) for engine in engines]
     progress = progress or Progress("bench")
-    with progress.over((warm_up + iterations) * len(engines)) as advance:
-        for iteration in range(-warm_up, iterations):
-            for engine, ids_BL, kept, space in zip(engines, prompts, samples, work, strict=True):
-                with space.watched():
-                    timing = _run(engine, ids_BL, scenario, clock)
-                if iteration >= 0:
-                    kept.append(timing)
-                advance("warm-up" if iteration < 0 else f"iteration {iteration + 1}")
-    return [
-        _summary(engine, kept, scenario, space)
-        for engine, kept, space in zip(engines, samples, work, strict=True)
-    ]
+    first, last = -warm_up, iterations
+    while True:
+        with progress.over((last - first) * len(engines)) as advance:
+            for iteration in range(first, last):
+                for engine, ids_BL, kept, space in zip(
+                    engines, prompts, samples, work, strict=True
+                ):
+                    with space.watched():
+                        timing = _run(engine, ids_BL, scenario, clock)
+                    if iteration >= 0:
+                        kept.append(timing)
+                    advance("warm-up" if iteration < 0 else f"iteration {iteration + 1}")
+        figures = [
+            _summary(engine, kept, scenario, space)
+            for engine, kept, space in zip(engines, samples, work, strict=True)
+        ]
+        told = {str(number): entry.as_dict() for number, entry in enumerate(figures)}
+        first, last = last, last + iterations
+        if last > (most_iterations or iterations) or not any(spread_remarks(told, "")):
+            return figures
 
 
 def measure_checkpoints(

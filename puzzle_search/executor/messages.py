@@ -6,7 +6,7 @@ they are never read from a file.
 
 from __future__ import annotations
 
-import pickle
+import pickle  # nosec B403
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +22,7 @@ def packed(work: Callable[[Job], Iterator[Result]], job: Job) -> bytes:
 def run_packed(message: bytes) -> bytes:
     """Run a job in a worker: its results, or its error, as they are sent back."""
     try:
-        work, job = pickle.loads(message)
+        work, job = pickle.loads(message)  # nosec B301
         return pickle.dumps((list(work(job)), None))
     except Exception as error:  # whatever it is, it is raised again where the job came from
         error.add_note(f"in a worker:\n{traceback.format_exc()}")
@@ -35,7 +35,7 @@ def unpacked(message: bytes) -> list[Any]:
     Raises:
         Exception: the error that ended the job.
     """
-    results, error = pickle.loads(message)
+    results, error = pickle.loads(message)  # nosec B301
     if error is not None:
         raise error
     return list(results)

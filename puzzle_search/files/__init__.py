@@ -4,12 +4,22 @@ from puzzle_search.files.hashes import file_hash, value_hash
 from puzzle_search.files.journal import Journal, resume_journal
 from puzzle_search.files.reading import (
     check_keys,
+    damage_told,
     parse_json,
     read_json,
     read_text,
     read_yaml,
 )
-from puzzle_search.files.records import Flag, Record, Row, check_record, read_rows, rows_as_csv
+from puzzle_search.files.records import (
+    Flag,
+    Record,
+    Row,
+    Text,
+    check_line,
+    check_record,
+    read_rows,
+    rows_as_csv,
+)
 from puzzle_search.files.writing import (
     check_own_folder,
     check_writable,
@@ -25,10 +35,13 @@ __all__ = [
     "Journal",
     "Record",
     "Row",
+    "Text",
     "check_keys",
+    "check_line",
     "check_own_folder",
     "check_record",
     "check_writable",
+    "damage_told",
     "file_hash",
     "folder_written_whole",
     "full_disk_reported",

@@ -10,11 +10,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from puzzle_search.errors import InputError
 from puzzle_search.files.reading import parse_json
+from puzzle_search.files.records import check_line
 from puzzle_search.files.writing import full_disk_reported
+
+_T = TypeVar("_T")
+_BEGIN_ANEW = "delete the file to begin this stage anew"
 
 
 class Journal:
@@ -91,7 +95,7 @@ class Journal:
             except ValueError as error:  # also bytes that are no text
                 raise InputError(
                     f"{self.path}, line {number} is damaged: {error}",
-                    remedy="delete the file to begin this stage anew",
+                    remedy=_BEGIN_ANEW,
                 ) from error
             entries.append(entry)
         return entries
@@ -121,7 +125,7 @@ def _cut_off_torn_line(file: BinaryIO) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def resume_journal(journal: Journal, made_from: dict[str, Any]) -> list[dict[str, Any]]:
+def resume_journal(journal: Journal, made_from: dict[str, Any], kind: type[_T] | Any) -> list[_T]:
     """The results in a journal whose first line says what they were made from.
 
     An empty journal is begun with that line.
@@ -129,9 +133,10 @@ def resume_journal(journal: Journal, made_from: dict[str, Any]) -> list[dict[str
     Args:
         journal: first line ``{"made_from": ...}``, then one result a line.
         made_from: settings and content hashes that every result depends on.
+        kind: dataclass of a result, or several of them.
 
     Raises:
-        InputError: the journal was made from something else.
+        InputError: the journal was made from something else, or a result is none.
     """
     lines = journal.read()
     if not lines:
@@ -149,4 +154,7 @@ def resume_journal(journal: Journal, made_from: dict[str, Any]) -> list[dict[str
             remedy="give what that run was given, write elsewhere, or delete that file to begin "
             "anew",
         )
-    return lines[1:]
+    return [
+        check_line(kind, line, f"{journal.path}, line {number}", remedy=_BEGIN_ANEW)
+        for number, line in enumerate(lines[1:], start=2)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -170,6 +171,21 @@ def read_json(path: str | Path, *, remedy: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a JSON object", remedy=remedy)
     return data
+
+
+@contextlib.contextmanager
+def damage_told(where: str | Path, remedy: str) -> Iterator[None]:
+    """Say that a file which this package wrote is not as it wrote it.
+
+    Raises:
+        InputError: what is read in the block lacks a part, or has one of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+        raise InputError(
+            f"{where} is damaged: {type(error).__name__}: {error}", remedy=remedy
+        ) from error
 
 
 def check_keys(

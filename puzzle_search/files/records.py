@@ -7,14 +7,16 @@ hold becomes an `InputError` with file, row, field, what stands there and what t
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from sys import intern
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from puzzle_search.errors import InputError
 from puzzle_search.files.reading import read_bytes
@@ -30,6 +32,10 @@ def _flag(cell: object) -> bool:
 
 Flag = Annotated[bool, BeforeValidator(_flag)]
 """Yes or no in a CSV: 1 or 0."""
+
+
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""At least one character, none that moves a terminal's cursor."""
 
 
 class Record(BaseModel):
@@ -52,6 +58,7 @@ class Row:
 
 _Record = TypeVar("_Record", bound=Record)
 _Row = TypeVar("_Row", bound=Row)
+_T = TypeVar("_T")
 
 
 def check_record(
@@ -66,6 +73,24 @@ def check_record(
         return kind.model_validate(data)
     except (InputError, ValidationError) as error:
         raise _named(error, where, remedy, known=list(kind.model_fields)) from error
+
+
+def check_line(kind: type[_T] | Any, data: object, where: str, *, remedy: str) -> _T:
+    """What a JSON file says, as a dataclass: values have its types and are within its ranges.
+
+    Raises:
+        InputError: a key is missing, or a value is wrong; ``remedy`` says what to do.
+    """
+    try:
+        line: _T = _adapter(cast(Any, kind)).validate_json(json.dumps(data), strict=True)
+        return line
+    except (InputError, ValidationError) as error:
+        raise _named(error, where, remedy) from error
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def read_rows(path: str | Path, kind: type[_Row], *, remedy: str) -> list[_Row]:

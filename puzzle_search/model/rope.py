@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -50,7 +51,7 @@ class Rotary(nn.Module):
         super().__init__()
         try:
             hf_config: Any = AutoConfig.for_model(**dict(config.raw))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
             raise InputError(
                 f"{config.name}: transformers cannot read the config: {error}",
                 remedy="correct the config.json, its rope settings above all",

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from puzzle_search.data.documents import SELF, is_self
 from puzzle_search.data.self_text import FORMAT, SIDECAR
 from puzzle_search.errors import InputError
-from puzzle_search.files import Journal, read_json, read_yaml
+from puzzle_search.files import Journal, damage_told, read_json, read_yaml
 from puzzle_search.pipeline.run_directory import BEGUN, DONE, JOURNAL
 from puzzle_search.solve.question.run_folder import RECIPE, RECIPE_FORMAT
 
+_LONGEST_SECONDS = 1e9
 State = Literal["done", "running", "interrupted", "left"]
 STAGES = (
     "import", "text", "profile", "baseline", "library", "score", "solve", "build", "distill",
@@ -90,7 +91,8 @@ def run_status(folder: Path) -> RunStatus:
             remedy="name the folder that 'puzzle-search run' worked in, such as runs/NAME",
         )
     running = journal.is_held()
-    begun_at = {e["stage"]: float(e["time"]) for e in entries if e.get("event") == "begun"}
+    with damage_told(journal.path, "delete that line"):
+        begun_at = {e["stage"]: float(e["time"]) for e in entries if e.get("event") == "begun"}
     asked = read_yaml(recipe, format=RECIPE_FORMAT) if recipe.is_file() else {}
     stages_asked = {
         "import": str(asked.get("parent", "")).endswith(".gguf"),
@@ -110,8 +112,11 @@ def run_status(folder: Path) -> RunStatus:
 def _stage(folder: Path, begun_at: float | None, *, running: bool) -> StageStatus:
     name = folder.name
     if (folder / DONE).is_file():
-        seconds = float(_read(folder / DONE)["seconds"])
-        return StageStatus(name=name, state="done", seconds=seconds, gave=_gave(folder))
+        with damage_told(folder, f"remove {folder} and run again"):
+            seconds = _read(folder / DONE)["seconds"]
+            if not 0 <= seconds < _LONGEST_SECONDS:
+                raise ValueError(f"{seconds} seconds")
+            return StageStatus(name=name, state="done", seconds=seconds, gave=_gave(folder))
     if not (folder / BEGUN).is_file():
         return StageStatus(name=name, state="left", seconds=None, gave="")
     since = time.time() - begun_at if running and begun_at is not None else None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
 
 from puzzle_search import __version__
 from puzzle_search.arch import Replacement
+from puzzle_search.arch.variants import AttentionName, FfnName
 from puzzle_search.files import Journal, check_keys, resume_journal, value_hash
 from puzzle_search.score.metrics import Estimate
 from puzzle_search.solve import ScoreRow, ScoreTable
@@ -57,6 +60,26 @@ class Scores:
         return ScoreTable(self.rows, sidecar | ({"notes": "; ".join(notes)} if notes else {}))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """One replacement in the journal; the base itself stands there as layer -1."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    first_layer: Annotated[int, Field(ge=-1)]
+    last_layer: Annotated[int, Field(ge=-1)]
+    attention: AttentionName
+    ffn: FfnName
+    value: dict[str, float]
+    stderr: dict[str, Annotated[float, Field(ge=0)] | None]
+
+    @model_validator(mode="after")
+    def _is_base_or_replacement(self) -> Self:
+        if self.last_layer < self.first_layer or -1 in {self.first_layer} ^ {self.last_layer}:
+            raise ValueError(f"layers {self.first_layer} to {self.last_layer} are none")
+        return self
+
+
 class ScoreJournal:
     """Estimates by replacement, every one on disk before the next is measured.
 
@@ -71,36 +94,28 @@ class ScoreJournal:
     def __init__(self, journal: Journal, made_from: dict[str, Any]) -> None:
         self._journal = journal
         self.found: dict[Replacement, dict[str, Estimate]] = {}
-        keys = {"first_layer", "last_layer", "attention", "ffn", "value", "stderr"}
-        for line in resume_journal(journal, made_from):
-            where = f"{journal.path}, a score"
-            check_keys(line, where, required=keys)
-            for part in ("value", "stderr"):
-                check_keys(line[part], f"{where}, {part}", required=set(made_from["metrics"]))
-            replacement = (
-                line["first_layer"],
-                line["last_layer"],
-                line["attention"],
-                line["ffn"],
-            )
+        lines: list[_Line] = resume_journal(journal, made_from, _Line)
+        for line in lines:
+            for part in (line.value, line.stderr):
+                check_keys(part, f"{journal.path}, a score", required=set(made_from["metrics"]))
+            replacement = (line.first_layer, line.last_layer, line.attention, line.ffn)
             self.found[replacement] = {
-                name: Estimate(line["value"][name], line["stderr"][name]) for name in line["value"]
+                name: Estimate(value, line.stderr[name]) for name, value in line.value.items()
             }
 
     def add(self, replacement: Replacement, estimates: dict[str, Estimate]) -> None:
         """Append one replacement's estimates."""
         self.found[replacement] = estimates
         first, last, attention, ffn = replacement
-        self._journal.append(
-            {
-                "first_layer": first,
-                "last_layer": last,
-                "attention": attention,
-                "ffn": ffn,
-                "value": {name: estimate.value for name, estimate in estimates.items()},
-                "stderr": {name: estimate.stderr for name, estimate in estimates.items()},
-            }
+        line = _Line(
+            first_layer=first,
+            last_layer=last,
+            attention=attention,
+            ffn=ffn,
+            value={name: estimate.value for name, estimate in estimates.items()},
+            stderr={name: estimate.stderr for name, estimate in estimates.items()},
         )
+        self._journal.append(asdict(line))
 
     def rows(self, replacements: Sequence[Replacement], *, tokens: int) -> list[ScoreRow]:
         """Rows of these replacements, by metric."""

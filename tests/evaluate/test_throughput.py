@@ -81,6 +81,20 @@ def test_figures_of_two_engines_run_in_turn(decoder: ServingDecoder) -> None:
     assert made[1].ttft_ms == pytest.approx(2000.0)
 
 
+@pytest.mark.parametrize(("apart", "runs"), [(0.0, 3), (0.1, 3), (8.0, 1)])
+def test_runs_are_repeated_while_they_spread_by_more_than_they_differ(
+    decoder: ServingDecoder, apart: float, runs: int
+) -> None:
+    noisy = [(2.0, 2.0), (2.0 + apart, 2.0), (3.0, 3.0), (3.0 + apart, 3.0)]
+    clock = Clock(noisy * runs)
+    engines = [open_engine(decoder, SCENARIO, 2) for _ in range(2)]
+    made = measure_throughput(
+        engines, SCENARIO, iterations=2, most_iterations=7, warm_up=0, clock=clock
+    )
+    assert clock.left == 0
+    assert [figures.iterations for figures in made] == [2 * runs] * 2
+
+
 def test_warm_up_runs_do_not_count(decoder: ServingDecoder) -> None:
     clock = Clock([(1.0, 1.0), (2.0, 2.0), (3.0, 4.0)])
     engines = [open_engine(decoder, SCENARIO, 2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +13,12 @@ import yaml
 from puzzle_search.errors import InputError
 from puzzle_search.pipeline.recipe import read_recipe
 from puzzle_search.pipeline.run import run_recipe
-from tests.faults import SmallDisk, killed_while_writing
+from tests.faults import MEASURED, SmallDisk, artefacts, begun_like, killed_while_writing
 from tests.pico import Pico, run_here
 from tests.pipeline.test_run import write_recipe
 
 pytestmark = pytest.mark.slow
 
-MEASURED = ("profile", "baseline")  # whose figures no second run repeats
 # What is being written when the run is killed, in the order of the stages.
 WRITTEN = {
     "library": r"library/layer_001/",
@@ -58,33 +56,6 @@ def unbroken(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     run_recipe(read_recipe(recipe), folder)
     return folder
-
-
-def begun_like(unbroken: Path, run: Path) -> Path:
-    """A run directory in which only the measurements are done, with the same figures."""
-    for stage in MEASURED:
-        shutil.copytree(unbroken / stage, run / stage)
-    (run / "journal.jsonl").write_text("")
-    return run
-
-
-def artefacts(run: Path) -> dict[str, list[bytes]]:
-    """Lines of all that does not depend on how fast the machine is, without how long it took."""
-    files = [
-        *run.glob("library/*/*.safetensors"),
-        run / "library" / "library.json",
-        *run.glob("score/scores.*"),
-        *run.glob("*/child/*"),
-        run / "solve" / "architecture.yaml",
-        run / "evaluate" / "quality.json",
-        run / "generate" / "samples.json",
-    ]
-    return {
-        str(file.relative_to(run)): [
-            line for line in file.read_bytes().split(b"\n") if b" seconds: " not in line
-        ]
-        for file in files
-    }
 
 
 @pytest.mark.slow

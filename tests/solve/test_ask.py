@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost.serving import ServingOptions
@@ -19,7 +20,7 @@ from puzzle_search.solve import ChildLimits, Limits, Workload, solve
 from puzzle_search.solve.question.answer import Answer
 from puzzle_search.solve.question.ask import Question, ask
 from puzzle_search.solve.question.fleet import ask_fleet, parse_offers
-from tests.pico import run_here
+from tests.pico import ROOT, run_here
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY = 8192, 64, 128, 128256
 
@@ -46,6 +47,24 @@ def test_the_answer_is_proven_and_keeps_its_limits(printed: dict[str, Any]) -> N
     (scenario,) = printed["scenarios"]
     assert scenario["tokens_per_second_per_gpu"] >= 6000
     assert scenario["memory_bytes"] <= scenario["memory_limit_bytes"] < 85e9
+
+
+def test_predictions_carry_the_error_of_what_was_held_out(
+    printed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = yaml.safe_load((ROOT / "cost_models" / "h100.yaml").read_text())["engines"]
+    error = engines["trtllm"]["step"]["error_p90"]
+    assert 0.05 < error < 0.5
+    (scenario,) = printed["scenarios"]
+    predicted = scenario["tokens_per_second_per_gpu"]
+    low, high = scenario["tokens_per_second_per_gpu_interval"]
+    assert (predicted - low) / low == pytest.approx(error, rel=1e-4)
+    assert (high - predicted) / high == pytest.approx(error, rel=1e-4)
+    run_here("solve", "--target-tps", "6000")
+    assert f"128/1024: {low:,.0f} to {high:,.0f} tok/s/GPU" in capsys.readouterr().out
+    # Constants that nothing was held against have no interval.
+    (scenario,) = ask(question(6000, gpu="b200")).as_dict()["scenarios"]
+    assert scenario["tokens_per_second_per_gpu_interval"] is None
 
 
 def test_an_answer_that_wrecks_the_model_says_so_and_what_is_near(

@@ -55,6 +55,8 @@ _OPTIONAL_COLUMNS = {"computescale": {"quant_dtype", "m", "k"}}
 _DTYPE_COLUMNS = {"gemm_dtype", "attn_dtype", "kv_cache_dtype", "quant_dtype"}
 _COMMON_COLUMNS = {"gpu", "fw", "ver", "kernel_source", "latency_ms"}
 _TEXT_COLUMNS = {"gpu", "fw", "ver", "kernel_source", *_DTYPE_COLUMNS}
+_OPTIONAL_NUMBERS = {"head_dim"}
+_LARGEST = 1e15
 _HEAD_COLUMNS = {"num_heads", "num_key_value_heads"}
 _PREFILL_SHAPE = ("batch_size", "isl", "num_heads", "num_key_value_heads")
 _DECODE_SHAPE = ("batch_size", "kv_len", "num_heads", "num_key_value_heads")
@@ -187,7 +189,12 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
             f"{folder} has no {name}.csv.gz or {name}.csv",
             remedy=f"name a folder with {', '.join(_COLUMNS)} in the columns of aiconfigurator",
         )
-    frame = pd.read_csv(path)
+    try:
+        frame = pd.read_csv(path)
+    except (ValueError, OSError, EOFError) as error:  # also bytes that are no text
+        raise InputError(
+            f"{path} is no whole table: {error}", remedy="download or write it again"
+        ) from error
     own = (_COLUMNS | _OPTIONAL_COLUMNS)[name]
     wanted = _COMMON_COLUMNS | own | (_HEAD_COLUMNS if "attn" in name else set())
     missing = wanted - set(frame.columns)
@@ -196,15 +203,20 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
             f"{path} has no column {', '.join(sorted(missing))}",
             remedy="use the columns of aiconfigurator, with gpu, fw and ver before them",
         )
-    numbers = frame[sorted(wanted - _TEXT_COLUMNS)].apply(pd.to_numeric, errors="coerce")
-    wrong = ~np.isfinite(numbers).all(axis=1) | (numbers <= 0).any(axis=1)
-    if wrong.any():
-        raise InputError(
-            f"{path}, row {int(np.argmax(wrong)) + 2} has a size or time that is no positive "
-            "number",
-            remedy="correct or remove the row",
-        )
-    return frame
+    counted = sorted((wanted | _OPTIONAL_NUMBERS & set(frame.columns)) - _TEXT_COLUMNS)
+    numbers = frame[counted].apply(pd.to_numeric, errors="coerce")
+    wrong = ~(numbers.gt(0) & numbers.lt(_LARGEST)).all(axis=1)
+    for rows, what in (
+        (wrong, "a size or time that is no positive number"),
+        (frame[sorted(wanted & _TEXT_COLUMNS)].isna().any(axis=1), "an empty cell"),
+        (frame.duplicated(), "what another row has, time and all"),
+    ):
+        if rows.any():
+            raise InputError(
+                f"{path}, row {int(np.argmax(rows)) + 2} has {what}",
+                remedy="correct or remove the row",
+            )
+    return frame.assign(**numbers)
 
 
 # --- predictions of a table's rows -----------------------------------------------------------

@@ -84,6 +84,7 @@ def _short(ratio: float) -> str:
 
 # --- strict reading -------------------------------------------------------------------------
 
+_LARGEST = 1e18  # no rate, size or error of real hardware comes near
 _PROVENANCE = {"evidence", "source", "error_median", "error_p90"}
 _GEMM_AXES = {"rows", "columns", "inner", "weights"}
 _PREFILL_AXES = {"context", "queries", "group"}
@@ -117,22 +118,23 @@ def _mapping(value: object, where: str) -> Mapping[Any, Any]:
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{where} is {value!r}", remedy="write a finite number")
-    if value < 0:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not abs(number) < _LARGEST:
+        raise InputError(f"{where} is {value!r:.80}", remedy=f"write a number below {_LARGEST:g}")
+    if number < 0:
         raise InputError(f"{where} is negative: {value!r}", remedy="write a number from 0 up")
-    if where.endswith("_share") and value > 1:
+    if where.endswith("_share") and number > 1:
         raise InputError(f"{where} is {value!r}", remedy="write a share from 0 to 1")
-    if where.endswith("_fraction") and not 0 < value <= 1:
+    if where.endswith("_fraction") and not 0 < number <= 1:
         raise InputError(
             f"{where} is {value!r}, which beats the hardware or divides by zero",
             remedy="write a fraction above 0, at most 1",
         )
-    if where.endswith(("engine_scalar", "corner")) and value < 1:
+    if where.endswith(("engine_scalar", "corner")) and number < 1:
         raise InputError(
             f"{where} is {value!r}, which beats the hardware", remedy="write a number from 1 up"
         )
-    return float(value)
+    return float(number)
 
 
 def _whole(value: object, where: str) -> int:

@@ -42,4 +42,5 @@ def modelled_target(
         batches=served.batches(),
         tp_degrees=tuple(degree for degree in known.tp_degrees if config.num_heads % degree == 0),
         serving=served,
+        error_p90=known.step.provenance.error_p90,
     )

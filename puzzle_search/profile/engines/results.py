@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
 
 from puzzle_search.errors import InputError
-from puzzle_search.files import Journal, resume_journal
+from puzzle_search.files import Journal, Text, resume_journal
 from puzzle_search.profile.engines.stacks import Stack
 from puzzle_search.profile.points.point import Point
 
 _Place = tuple[str, int, Point]  # stack, blocks, point
+_Blocks = Annotated[int, Field(ge=0)]
+_Seconds = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Identity(_Line):
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TooLarge(_Line):
+    stack: Text
+    blocks: _Blocks
+    too_large: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Skipped(_Line):
+    stack: Text
+    blocks: _Blocks
+    point: Point
+    skipped: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timed(_Line):
+    stack: Text
+    blocks: _Blocks
+    point: Point
+    seconds: Annotated[list[_Seconds], Field(min_length=1)]
+    took_seconds: _Seconds
 
 
 class Results:
@@ -37,7 +75,7 @@ class Results:
         self.took_seconds: dict[str, float] = {}
         self.identity: dict[str, Any] = {}
         self._too_large: dict[tuple[str, int], str] = {}
-        for entry in resume_journal(journal, made_from):
+        for entry in resume_journal(journal, made_from, _Identity | _TooLarge | _Skipped | _Timed):
             self._take(entry)
 
     def check_identity(self, identity: dict[str, Any]) -> None:
@@ -49,7 +87,7 @@ class Results:
         # How much cache is left depends on the child, everything else is the same for all.
         identity = {key: value for key, value in identity.items() if key != "kv_tokens"}
         if not self.identity:
-            self._add({"identity": identity})
+            self._add(_Identity(identity=identity))
         elif self.identity != identity:
             differ = [key for key in identity if identity[key] != self.identity.get(key)]
             raise InputError(
@@ -61,16 +99,23 @@ class Results:
         self, stack: Stack, blocks: int, point: Point, seconds: list[float], took_seconds: float
     ) -> None:
         """Keep the samples of a point, and how long they took."""
-        entry = self._place(stack, blocks, point)
-        self._add(entry | {"seconds": seconds, "took_seconds": took_seconds})
+        self._add(
+            _Timed(
+                stack=str(stack),
+                blocks=blocks,
+                point=point,
+                seconds=seconds,
+                took_seconds=took_seconds,
+            )
+        )
 
     def add_skipped(self, stack: Stack, blocks: int, point: Point, why: str) -> None:
         """Keep why a point has no samples."""
-        self._add(self._place(stack, blocks, point) | {"skipped": why})
+        self._add(_Skipped(stack=str(stack), blocks=blocks, point=point, skipped=why))
 
     def add_too_large(self, stack: Stack, blocks: int, why: str) -> None:
         """Keep that a child did not fit."""
-        self._add({"stack": str(stack), "blocks": blocks, "too_large": why})
+        self._add(_TooLarge(stack=str(stack), blocks=blocks, too_large=why))
 
     def too_large(self, stack: Stack, blocks: int) -> str | None:
         """Why a child does not fit; None if it did, or was not tried."""
@@ -81,23 +126,19 @@ class Results:
         place = (str(stack), blocks, point)
         return place in self.seconds or place in self.skipped
 
-    def _place(self, stack: Stack, blocks: int, point: Point) -> dict[str, Any]:
-        return {"stack": str(stack), "blocks": blocks, "point": asdict(point)}
+    def _add(self, line: _Line) -> None:
+        self._journal.append(asdict(line))
+        self._take(line)
 
-    def _add(self, entry: dict[str, Any]) -> None:
-        self._journal.append(entry)
-        self._take(entry)
-
-    def _take(self, entry: dict[str, Any]) -> None:
-        if "identity" in entry:
-            self.identity = entry["identity"]
-        elif "too_large" in entry:
-            self._too_large[entry["stack"], entry["blocks"]] = entry["too_large"]
-        else:
-            place = (entry["stack"], entry["blocks"], Point(**entry["point"]))
-            if "skipped" in entry:
-                self.skipped[place] = entry["skipped"]
-                return
-            self.seconds[place] = entry["seconds"]
-            before = self.took_seconds.get(entry["stack"], 0.0)
-            self.took_seconds[entry["stack"]] = before + entry["took_seconds"]
+    def _take(self, line: _Line) -> None:
+        match line:
+            case _Identity():
+                self.identity = line.identity
+            case _TooLarge():
+                self._too_large[line.stack, line.blocks] = line.too_large
+            case _Skipped():
+                self.skipped[line.stack, line.blocks, line.point] = line.skipped
+            case _Timed():
+                self.seconds[line.stack, line.blocks, line.point] = line.seconds
+                before = self.took_seconds.get(line.stack, 0.0)
+                self.took_seconds[line.stack] = before + line.took_seconds

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from puzzle_search.cost.latency import Phase
+
+_Size = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,9 +17,9 @@ class Point:
     """New tokens of some sequences, over what each attends to at its end."""
 
     phase: Phase
-    batch: int
-    tokens: int
-    context: int
+    batch: _Size
+    tokens: _Size
+    context: _Size
 
     @property
     def rows(self) -> int:

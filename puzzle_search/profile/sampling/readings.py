@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field
 
 from puzzle_search.cost import GroupRow
-from puzzle_search.files import Journal, resume_journal
+from puzzle_search.files import Journal, Text, resume_journal
 from puzzle_search.profile.points.point import Point
 from puzzle_search.profile.sampling.timing import SPREAD_LIMIT, Samples
+
+_Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """A part of a subject at one point: what a reading is of."""
 
-    subject: str
-    part: str
+    subject: Text
+    part: Text
     point: Point
 
 
@@ -32,6 +36,21 @@ class Reading:
     def steady(self) -> bool:
         """Whether the spread is within the limit."""
         return self.samples.spread <= SPREAD_LIMIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry(Measured):
+    us: Annotated[
+        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """Of the journal: what was measured in turn."""
+
+    group: GroupRow
+    readings: tuple[_Entry, ...]
 
 
 class Readings:
@@ -50,14 +69,17 @@ class Readings:
         self._readings: dict[Measured, Reading] = {}
         self._groups_before = 0
         self.groups: list[GroupRow] = []
-        for line in resume_journal(journal, made_from) if journal else []:
-            samples = {
-                Measured(
-                    subject=entry["subject"], part=entry["part"], point=Point(**entry["point"])
-                ): Samples(visits=(tuple(entry["us"]),))
-                for entry in line["readings"]
-            }
-            self._take(GroupRow(**line["group"]), samples)
+        lines: list[_Line] = resume_journal(journal, made_from, _Line) if journal else []
+        for line in lines:
+            self._take(
+                line.group,
+                {
+                    Measured(subject=one.subject, part=one.part, point=one.point): Samples(
+                        visits=(one.us,)
+                    )
+                    for one in line.readings
+                },
+            )
 
     @classmethod
     def of(cls, known: Mapping[Measured, Reading], *, groups: int) -> Self:
@@ -99,8 +121,11 @@ class Readings:
     def add(self, group: GroupRow, samples: Mapping[Measured, Samples]) -> None:
         """Keep a group of readings; samples of what was read before join those of then."""
         if self._journal is not None:
-            entries = [asdict(key) | {"us": list(value.us)} for key, value in samples.items()]
-            self._journal.append({"group": asdict(group), "readings": entries})
+            readings = tuple(
+                _Entry(subject=key.subject, part=key.part, point=key.point, us=value.us)
+                for key, value in samples.items()
+            )
+            self._journal.append(asdict(_Line(group=group, readings=readings)))
         self._take(group, samples)
 
     def _take(self, group: GroupRow, samples: Mapping[Measured, Samples]) -> None:

@@ -61,6 +61,13 @@ class Answer:
         parent = ArchitectureSpec.identity(self.config)
         return [w.table.best_cost(parent) for w in self.solution.problem.workloads]
 
+    def interval(self, cost: ScenarioCost) -> tuple[float, float] | None:
+        """Tokens/s/GPU that a measurement may find, nine in ten times; None where nobody knows."""
+        error, predicted = self._target.error_p90, cost.tokens_per_second_per_gpu
+        if error is None or error >= 1:
+            return None
+        return predicted / (1 + error), predicted / (1 - error)
+
     @property
     def parameters(self) -> int:
         """Parameters of the child."""
@@ -94,7 +101,9 @@ class Answer:
             "params": self.parameters,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "scenarios": [
-                cost.as_dict() | ({"simulated": seen.as_dict()} if seen else {})
+                cost.as_dict()
+                | {"tokens_per_second_per_gpu_interval": self.interval(cost)}
+                | ({"simulated": seen.as_dict()} if seen else {})
                 for cost, seen in zip_longest(self.solution.costs, self.simulated)
             ],
             "prices": [price.as_dict() for price in prices(self.solution)],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ from puzzle_search.cost import OperatingPoint, Profile, Scenario, Target, build_
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.errors import InputError
-from puzzle_search.files import read_json, read_yaml
+from puzzle_search.files import damage_told, read_json, read_yaml
 from puzzle_search.solve.problem.score_table import ScoreTable
 from puzzle_search.solve.question.targets import profile_target
 
@@ -144,41 +146,49 @@ class RunFolder:
         bench = self._read("bench", "bench.json")
         if bench is None:
             self._check_there("baseline", "baseline.json")
-            return float(self._read_or_fail("baseline", "baseline.json")["engine_scalar"])
-        config, measured = self.config, bench["parent"]
+            with self._damage_told():
+                return _finite(self._read_or_fail("baseline", "baseline.json")["engine_scalar"])
+        with self._damage_told():
+            config, measured = self.config, bench["parent"]
+            speed, batch = _finite(measured["tokens_per_second"]), int(measured["batch"])
         table = build_cost_table(
             config,
             profile_target(self.profile, serving=ServingOptions(mode="static")),
             Scenario.parse(self.recipe["scenario"]),
-            [OperatingPoint(batch=measured["batch"], tp=1)],
+            [OperatingPoint(batch=batch, tp=1)],
             attention=[config.attention],
             ffn=[config.ffn],
         )
         predicted = table.cost(ArchitectureSpec.identity(config), 0)
-        return float(predicted.tokens_per_second_per_gpu / measured["tokens_per_second"])
+        return float(predicted.tokens_per_second_per_gpu / speed)
 
     def measured(self) -> dict[str, Any]:
         """Predicted against measured, quality, rounds and serving; None where not done yet."""
-        report = self._read("report.json")
-        bench = self._read("bench", "bench.json")
-        return {
-            "rows": None if report is None else report["rows"],
-            "notes": [] if report is None else report["notes"],
-            "quality": self._read("evaluate", "quality.json"),
-            "rounds": self.spec.solution.get("rounds"),
-            "serving": None
-            if bench is None
-            else {
-                who: [
-                    figures["batch"],
-                    1,
-                    figures["tokens_per_second_per_user"],
-                    figures["tokens_per_second"],
-                    figures["ttft_ms"],
-                ]
-                for who, figures in bench.items()
-            },
-        }
+        report, bench = self._read("report.json"), self._read("bench", "bench.json")
+        with self._damage_told():
+            return {
+                "rows": None if report is None else report["rows"],
+                "notes": [] if report is None else report["notes"],
+                "quality": self._read("evaluate", "quality.json"),
+                "rounds": self.spec.solution.get("rounds"),
+                "serving": None
+                if bench is None
+                else {
+                    who: [
+                        int(figures["batch"]),
+                        1,
+                        *(
+                            _finite(figures[key])
+                            for key in (
+                                "tokens_per_second_per_user",
+                                "tokens_per_second",
+                                "ttft_ms",
+                            )
+                        ),
+                    ]
+                    for who, figures in bench.items()
+                },
+            }
 
     def _check_there(self, stage: str, name: str) -> None:
         if not (self.folder / stage / name).is_file():
@@ -188,6 +198,9 @@ class RunFolder:
                 f"puzzle-search run {self.folder / RECIPE} --run-dir {self.folder}",
             )
 
+    def _damage_told(self) -> AbstractContextManager[None]:
+        return damage_told(f"a file of {self.folder}", "remove the stage's folder and run again")
+
     def _read(self, *parts: str) -> dict[str, Any] | None:
         file = self.folder.joinpath(*parts)
         return self._read_or_fail(*parts) if file.is_file() else None
@@ -195,3 +208,9 @@ class RunFolder:
     def _read_or_fail(self, *parts: str) -> dict[str, Any]:
         file = self.folder.joinpath(*parts)
         return read_json(file, remedy=f"remove {file.parent} and run again")
+
+
+def _finite(figure: Any) -> float:
+    if not 0 < figure < math.inf:
+        raise ValueError(f"{figure!r} is no positive number")
+    return float(figure)

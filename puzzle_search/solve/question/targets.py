@@ -86,6 +86,7 @@ def profile_target(
         tp_degrees=degrees,
         serving=served,
         measured=profile,
+        error_p90=profile.sidecar["interpolation"]["p90"],
     )
 
 

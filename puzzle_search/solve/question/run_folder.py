@@ -147,7 +147,7 @@ class RunFolder:
             profile_target(self.profile),
             Scenario.parse(self.recipe["scenario"]),
             [OperatingPoint(batch=measured["batch"], tp=1)],
-            attention=[config.attention],
+            attention=config.attentions,
             ffn=[config.ffn],
         )
         predicted = table.cost(ArchitectureSpec.identity(config), 0)

@@ -90,7 +90,7 @@ class Setting:
             for batch in self.target.batches
         ]
         blocks = [block for spec in specs for block in spec.blocks]
-        attention = list(dict.fromkeys([self.config.attention, *(b.attention for b in blocks)]))
+        attention = list(dict.fromkeys([*self.config.attentions, *(b.attention for b in blocks)]))
         ffn = list(dict.fromkeys([self.config.ffn, *(b.ffn for b in blocks)]))
         points = covered_points(self.target, scenario, points, attention=attention, ffn=ffn)
         solved = [self.recorded[scenario]] if scenario in self.recorded else []

@@ -13,6 +13,7 @@ from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint.child import read_model_config
 from puzzle_search.checkpoint.experts import StoredPart
 from puzzle_search.checkpoint.families import Stored, stored_elsewhere
+from puzzle_search.checkpoint.heterogeneous import GPT_OSS_PUZZLE
 from puzzle_search.checkpoint.mxfp4 import BLOCKS, SCALES, STORED_DTYPE, packed_shapes, unpacked
 from puzzle_search.checkpoint.names import (
     HEAD,
@@ -67,7 +68,8 @@ class CheckpointReader:
         self._form = StoredForm(self.folder, self._file_of)
         config, spec = read_model_config(self.folder)
         self._stored: dict[str, Stored] = {}
-        if read_json(self.folder / "config.json", remedy="").get("model_type") in FAMILIES:
+        model_type = read_json(self.folder / "config.json", remedy="").get("model_type")
+        if model_type in (*FAMILIES, GPT_OSS_PUZZLE):
             self._stored = stored_elsewhere(config.family, all_names(config, spec))
         self._refuse_others(config, spec)
 

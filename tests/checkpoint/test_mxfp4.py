@@ -49,6 +49,19 @@ def test_logits_of_packed_experts_are_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(load_decoder(tmp_path)(ids), expected, atol=TOLERANCE, rtol=0)
 
 
+@torch.no_grad()
+def test_gpt_oss_puzzle_of_the_same_layers_is_transformers(tmp_path: Path) -> None:
+    model, ids = write_packed(tmp_path), random_ids(2, 40)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_type"] = "gpt_oss_puzzle"
+    config["block_configs"] = [
+        {"num_local_experts": EXPERTS, "sliding_window": window} for window in (11, None, 11)
+    ]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = load_decoder(tmp_path)(ids)
+    torch.testing.assert_close(found, model(ids).logits, atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize(("suffix", "change"), [("_scales", "missing"), ("_blocks", "cut")])
 def test_damaged_experts_are_refused(tmp_path: Path, suffix: str, change: str) -> None:
     write_packed(tmp_path)

@@ -40,7 +40,7 @@ QWEN3_MOE = FEWER_KV | {
     "model_type": "qwen3_moe", "head_dim": 24, "moe_intermediate_size": 48, "num_experts": 12,
     "num_experts_per_tok": 4, "norm_topk_prob": True,
 }  # fmt: skip
-GPT_OSS = FEWER_KV | {
+GPT_OSS: dict[str, Any] = FEWER_KV | {
     "model_type": "gpt_oss", "head_dim": 24, "intermediate_size": 64, "num_local_experts": 6,
     "num_experts_per_tok": 2, "sliding_window": 11, "swiglu_limit": 1.5, "num_hidden_layers": 3,
     "rope_parameters": YARN_ROPE | {"truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},

@@ -138,7 +138,7 @@ class AskedSetting:
             does not say.
         scenarios: input and output lengths; 128/1024 if the spec does not say.
         engine: serving engine; the GPU's first if the spec does not say, or for another GPU.
-        dtype: serving precision; the smallest from 8 bits up likewise.
+        dtype: serving precision; the parent's own, or the smallest from 8 bits up, likewise.
         tp: ``1``, ``1,2,4`` or ``any``; 1 if the spec does not say.
         serving: how requests are served; for another GPU as the engine does.
         scores: another score table than the model's own.

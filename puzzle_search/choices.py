@@ -25,7 +25,9 @@ LoadingEngine = Literal["trtllm", "vllm", "sglang", "llama.cpp", "mlx-lm", "tran
 # Precisions that models are served in, those of them that the runtime serves here, those that an
 # engine can be profiled in, and those that torch computes in here. The last three of the first are
 # those of GGUF files.
-ServingDtype = Literal["nvfp4", "fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"]
+ServingDtype = Literal[
+    "nvfp4", "mxfp4", "mxfp4_kv_fp8", "fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"
+]
 MeasuredDtype = Literal["fp8", "bf16", "fp32"]
 ProfileDtype = Literal["fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"]
 TorchDtype = Literal["fp32", "bf16"]

@@ -54,12 +54,14 @@ class SubblockChange:
     fraction: float
 
     @classmethod
-    def of(cls, variant: Variant, parent_size: int) -> SubblockChange:
-        """What a variant leaves of a parent subblock of that size."""
+    def of(cls, variant: Variant, parent_size: int, own: str = "") -> SubblockChange:
+        """What a variant leaves of a parent subblock of that size, which it may be itself."""
         size = size_of(variant)
         within = isinstance(variant, Moe) and not (variant.top_k is variant.width is None)
         change: Change = "kept" if size == parent_size and not within else "reduced"
-        if isinstance(variant, Gqa) and variant.own_window is not None:
+        if str(variant) == own:
+            change = "kept"
+        elif isinstance(variant, Gqa) and variant.own_window is not None:
             change = "windowed"
         elif isinstance(variant, Linear):
             change = "linear"

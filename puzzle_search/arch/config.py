@@ -9,8 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from puzzle_search.arch.experts import Experts
+from puzzle_search.arch.experts import Experts, SwigluClamp
 from puzzle_search.arch.families import FAMILIES, Family, Scales
+from puzzle_search.arch.fields import Fields
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
 from puzzle_search.resources import resource
@@ -27,9 +28,7 @@ _ROPE_TYPES: dict[str, tuple[str, ...]] = {
     ),
     "yarn": ("factor",),
 }
-_MOE_TYPES = ("mixtral", "qwen3_moe")
 _LARGEST_ROPE_THETA = 1e15
-_LARGEST_SIZE = 2**31
 _PLAIN = Scales()
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
@@ -39,8 +38,10 @@ class ParentConfig:
     """Shape of a Llama-like decoder.
 
     ``intermediate_size`` is that of the FFN, or of each of its ``experts``; ``unrotated`` are the
-    layers without rotary positions. ``raw`` is the config as read, kept verbatim so that rope
-    settings, token ids and whatever else a child must repeat are never rewritten.
+    layers without rotary positions; ``sliding_window`` is that of all layers, ``layer_windows``
+    are those of each where they differ, None for full attention. ``raw`` is the config as read,
+    kept verbatim so that rope settings, token ids and whatever else a child must repeat are never
+    rewritten.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ParentConfig:
     sliding_window: int | None
     scales: Scales = _PLAIN
     unrotated: frozenset[int] = frozenset()
+    layer_windows: tuple[int | None, ...] = ()
     experts: Experts | None = None
     raw: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
 
@@ -72,7 +74,7 @@ class ParentConfig:
 
     @property
     def attention(self) -> str:
-        """The parent's own attention variant."""
+        """The parent's own attention variant, in layers without a window of their own."""
         return f"gqa_{self.num_kv_heads}"
 
     @property
@@ -81,6 +83,18 @@ class ParentConfig:
         if self.experts is not None:
             return f"moe_{self.experts.count}"
         return f"mlp_{self.intermediate_size}"
+
+    def own(self, subblock: str, layer: int) -> str:
+        """The parent's own variant of the ``attention`` or ``ffn`` of a layer."""
+        if subblock == "ffn":
+            return self.ffn
+        window = self.layer_windows[layer] if self.layer_windows else None
+        return self.attention if window is None else f"{self.attention}_window_{window}"
+
+    @property
+    def attentions(self) -> list[str]:
+        """The parent's own attention variants, each once."""
+        return list(dict.fromkeys(self.own("attention", n) for n in range(self.num_layers)))
 
     @property
     def max_context(self) -> int:
@@ -135,7 +149,7 @@ class ParentConfig:
         Raises:
             InputError: a field is missing, has a wrong type, or asks for what is not supported.
         """
-        fields = _Fields(raw, where)
+        fields = Fields(raw, where)
         model_type = fields.text("model_type")
         if model_type not in FAMILIES:
             raise InputError(
@@ -149,7 +163,7 @@ class ParentConfig:
                 remedy="only SwiGLU models (hidden_act: silu) can be searched",
             )
         heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
-        own_bias = fields.flag("attention_bias", False)
+        own_bias = fields.flag("attention_bias", family.attention_bias)
         kv_heads = fields.size("num_key_value_heads", heads if family.defaults_kv_heads else None)
         if heads % kv_heads:
             raise InputError(
@@ -176,7 +190,7 @@ class ParentConfig:
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate_size=fields.size(_width_key(model_type)),
+            intermediate_size=fields.size(family.width_key),
             vocab_size=fields.size("vocab_size"),
             tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),
             qkv_bias=own_bias if family.qkv_bias is None else family.qkv_bias,
@@ -185,10 +199,11 @@ class ParentConfig:
             qk_norm=family.qk_norm is not None,
             rms_norm_eps=fields.positive("rms_norm_eps", family.rms_norm_eps),
             max_position_embeddings=fields.size("max_position_embeddings"),
-            sliding_window=_sliding_window(raw, fields, family, where),
+            sliding_window=_sliding_window(raw, fields, family),
+            layer_windows=_layer_windows(raw, fields, family, layers, where),
             scales=_scales(fields, head_dim) if family.multipliers else _PLAIN,
             unrotated=_unrotated(raw, layers, where) if family.skips_rope else frozenset(),
-            experts=_experts(raw, fields, model_type, where),
+            experts=_experts(raw, fields, family, where) if family.has_experts else None,
             raw=MappingProxyType(dict(raw)),
         )
 
@@ -256,23 +271,41 @@ def stop_tokens_of(raw: Mapping[str, Any], where: str) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _sliding_window(
-    raw: Mapping[str, Any], fields: _Fields, family: Family, where: str
-) -> int | None:
+def _sliding_window(raw: Mapping[str, Any], fields: Fields, family: Family) -> int | None:
     """The window of every layer, by the rules and defaults of the model's own configuration."""
-    if family.window == "own":
-        named = "sliding_window" in raw
-        window = raw["sliding_window"] if named else family.default_window
-        return None if window is None else fields.size("sliding_window", window)
-    if family.window == "layered" and fields.flag("use_sliding_window", False):
+    if family.window != "own":
+        return None
+    window = raw.get("sliding_window", family.default_window)
+    return None if window is None else fields.size("sliding_window", window)
+
+
+def _layer_windows(
+    raw: Mapping[str, Any], fields: Fields, family: Family, layers: int, where: str
+) -> tuple[int | None, ...]:
+    """The window of each layer, where ``layer_types`` gives them to some.
+
+    Raises:
+        InputError: it does not tell every layer's type.
+    """
+    optional = family.window == "optional" and not fields.flag("use_sliding_window", False)
+    if family.window in ("none", "own") or optional:
+        return ()
+    types = raw.get("layer_types")
+    known = ("sliding_attention", "full_attention")
+    if types is None and family.window == "layered":
+        types = [known[layer % 2] for layer in range(layers)]
+    if not isinstance(types, list) or len(types) != layers or any(t not in known for t in types):
         raise InputError(
-            f"{where}: use_sliding_window gives the layers different windows: not supported",
-            remedy="set use_sliding_window to false, where full attention is wanted",
+            f"{where}: layer_types does not say {' or '.join(known)} for each of {layers} layers",
+            remedy="write the config with transformers, which names every layer's",
         )
-    return None
+    if known[0] not in types:
+        return ()
+    window = fields.size("sliding_window")
+    return tuple(window if kind == known[0] else None for kind in types)
 
 
-def _scales(fields: _Fields, head_dim: int) -> Scales:
+def _scales(fields: Fields, head_dim: int) -> Scales:
     """Granite's four multipliers; attention is scaled by its own, not by the head's size."""
     return Scales(
         embedding=fields.positive("embedding_multiplier", 1.0),
@@ -306,21 +339,12 @@ def _unrotated(raw: Mapping[str, Any], layers: int, where: str) -> frozenset[int
     return frozenset(layer for layer in range(layers) if not flags[layer])
 
 
-def _width_key(model_type: str) -> str:
-    """Where the width of an FFN, or of an expert, stands."""
-    return "moe_intermediate_size" if model_type == "qwen3_moe" else "intermediate_size"
-
-
-def _experts(
-    raw: Mapping[str, Any], fields: _Fields, model_type: str, where: str
-) -> Experts | None:
+def _experts(raw: Mapping[str, Any], fields: Fields, family: Family, where: str) -> Experts:
     """The experts of a mixture-of-experts model, by the rules of its own configuration.
 
     Raises:
         InputError: a field is missing or wrong, or some layers have none.
     """
-    if model_type not in _MOE_TYPES:
-        return None
     if raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1:
         raise InputError(
             f"{where}: mlp_only_layers or decoder_sparse_step gives some layers no experts: "
@@ -336,48 +360,16 @@ def _experts(
             f"{where}: num_experts_per_tok {top_k} is more than the {count} experts",
             remedy="correct num_experts_per_tok",
         )
-    renormalised = model_type == "mixtral" or fields.flag("norm_topk_prob", False)
-    return Experts(count=count, top_k=top_k, renormalised=renormalised)
+    return Experts(
+        count=count,
+        top_k=top_k,
+        renormalised=family.renormalised or fields.flag("norm_topk_prob", False),
+        bias=family.expert_bias,
+        clamp=_clamp(fields) if family.clamped_swiglu else None,
+    )
 
 
-class _Fields:
-    """Typed access to a JSON object, with errors that name the file and the field."""
-
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
-        self._raw = raw
-        self._where = where
-
-    def _wrong(self, key: str, wanted: str) -> InputError:
-        value = self._raw.get(key)
-        return InputError(
-            f"{self._where}: {key} must be {wanted}, not {value!r}", remedy=f"correct {key}"
-        )
-
-    def size(self, key: str, default: int | None = None) -> int:
-        value = self._raw.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is not int or not 0 < value < _LARGEST_SIZE:
-            raise self._wrong(key, "a positive whole number")
-        return value
-
-    def positive(self, key: str, default: float) -> float:
-        value = self._raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-            raise self._wrong(key, "a positive number")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._raw.get(key, default)
-        if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self._raw.get(key)
-        if not isinstance(value, str):
-            raise self._wrong(key, "a string")
-        return value
-
-    def optional_text(self, key: str, default: str) -> str:
-        return self.text(key) if key in self._raw else default
+def _clamp(fields: Fields) -> SwigluClamp:
+    return SwigluClamp(
+        limit=fields.positive("swiglu_limit", 7.0), gain=fields.positive("swiglu_alpha", 1.702)
+    )

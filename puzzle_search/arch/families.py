@@ -23,13 +23,23 @@ class Family:
         defaults_head_dim: whether one without ``head_dim`` has hidden size / query heads.
         rms_norm_eps: where the config has none.
         tie_embeddings: likewise.
+        attention_bias: where ``attention_bias`` is not given.
         window: ``none``: all attention is full; ``own``: ``sliding_window`` is that of every layer;
-            ``layered``: ``use_sliding_window`` gives some layers one.
+            ``layered``: ``layer_types`` gives some layers one, by default every other from the
+            first; ``optional``: it does if ``use_sliding_window`` says so.
         default_window: where a config does not name its own.
         qk_norm: whether queries and keys are normed, by head or over all heads together.
         norm_after: whether a subblock's norm is of its output, before the residual add.
         skips_rope: whether ``no_rope_layers`` leaves layers without rotary positions.
         multipliers: whether four factors scale embeddings, attention, residuals and logits.
+        sinks: whether each query head has a score of its own for attending to nothing.
+        width_key: where the width of the FFN, or of an expert, stands.
+        has_experts: whether FFNs are mixtures of experts.
+        renormalised: of their gates; False where ``norm_topk_prob`` decides.
+        expert_bias: whether router and experts have biases.
+        clamped_swiglu: whether experts clamp both halves of their SwiGLU and add one to the second.
+        stacked_experts: whether checkpoints store those of a layer in one tensor, gate and up by
+            turns, beside a ``router``.
         stored_norms: names of the norms of attention and of FFN in checkpoints.
         fused: what checkpoints store as one tensor, in the order of its rows.
     """
@@ -37,16 +47,24 @@ class Family:
     qkv_bias: bool | None = None
     output_bias: bool | None = None
     mlp_bias: bool | None = False
+    attention_bias: bool = False
     defaults_kv_heads: bool = False
     defaults_head_dim: bool = True
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = False
-    window: Literal["none", "own", "layered"] = "none"
+    window: Literal["none", "own", "layered", "optional"] = "none"
     default_window: int | None = None
     qk_norm: Literal["head", "all"] | None = None
     norm_after: bool = False
     skips_rope: bool = False
     multipliers: bool = False
+    sinks: bool = False
+    width_key: str = "intermediate_size"
+    has_experts: bool = False
+    renormalised: bool = False
+    expert_bias: bool = False
+    clamped_swiglu: bool = False
+    stacked_experts: bool = False
     stored_norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -54,11 +72,31 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "llama": Family(mlp_bias=None, defaults_kv_heads=True),
     "mistral": Family(qkv_bias=False, output_bias=False, window="own", default_window=4096),
-    "mixtral": Family(qkv_bias=False, output_bias=False, window="own", rms_norm_eps=1e-5),
-    "qwen2": Family(qkv_bias=True, output_bias=False, window="layered"),
-    "qwen3": Family(qk_norm="head", defaults_head_dim=False, window="layered"),
-    "qwen3_moe": Family(qk_norm="head", window="layered"),
-    "smollm3": Family(mlp_bias=None, tie_embeddings=True, window="layered", skips_rope=True),
+    "mixtral": Family(
+        qkv_bias=False,
+        output_bias=False,
+        window="own",
+        rms_norm_eps=1e-5,
+        has_experts=True,
+        renormalised=True,
+    ),
+    "qwen2": Family(qkv_bias=True, output_bias=False, window="optional"),
+    "qwen3": Family(qk_norm="head", defaults_head_dim=False, window="optional"),
+    "qwen3_moe": Family(
+        qk_norm="head", window="optional", has_experts=True, width_key="moe_intermediate_size"
+    ),
+    "gpt_oss": Family(
+        attention_bias=True,
+        window="layered",
+        rms_norm_eps=1e-5,
+        sinks=True,
+        has_experts=True,
+        renormalised=True,
+        expert_bias=True,
+        clamped_swiglu=True,
+        stacked_experts=True,
+    ),
+    "smollm3": Family(mlp_bias=None, tie_embeddings=True, window="optional", skips_rope=True),
     "granite": Family(mlp_bias=None, defaults_kv_heads=True, multipliers=True),
     "olmo2": Family(
         defaults_kv_heads=True,

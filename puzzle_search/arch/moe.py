@@ -47,14 +47,22 @@ class Moe:
     def tensors(self, config: ParentConfig) -> dict[str, tuple[int, ...]]:
         """Weights by name within the subblock: (experts, in) of the router, (experts, out, in).
 
-        Gate and up stand in one tensor, the gate first.
+        Gate and up stand in one tensor, the gate first. Biases, if any, are (experts, out).
         """
         hidden, width = config.hidden_size, self.width_in(config)
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "gate.weight": (self.experts, hidden),
             "experts.gate_up_proj": (self.experts, 2 * width, hidden),
             "experts.down_proj": (self.experts, hidden, width),
         }
+        assert config.experts is not None
+        if config.experts.bias:
+            shapes |= {
+                "gate.bias": (self.experts,),
+                "experts.gate_up_proj_bias": (self.experts, 2 * width),
+                "experts.down_proj_bias": (self.experts, hidden),
+            }
+        return shapes
 
 
 def parse_moe(text: str) -> Moe | None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from puzzle_search.arch.config import ParentConfig
 from puzzle_search.arch.variants import (
     STOCK_WIDTH_MULTIPLE,
+    Gqa,
     Mlp,
     Subblock,
+    Variant,
     check_variant,
     parse_variant,
 )
@@ -30,7 +32,7 @@ def canonical(replacement: Replacement, config: ParentConfig) -> Replacement:
     first, last, attention, ffn = replacement
     if first < last:
         return replacement
-    attention = "" if attention == config.attention else attention
+    attention = "" if attention == config.own("attention", first) else attention
     return first, last, attention, "" if ffn == config.ffn else ffn
 
 
@@ -68,7 +70,7 @@ class SearchSpace:
         for layer in range(self.num_layers):
             for attention in self.attention[layer]:
                 for ffn in self.ffn[layer]:
-                    own = (attention == config.attention, ffn == config.ffn)
+                    own = (attention == config.own("attention", layer), ffn == config.ffn)
                     if own == (True, True) or (own == (False, False) and not composed):
                         continue
                     yield layer, layer, "" if own[0] else attention, "" if own[1] else ffn
@@ -76,20 +78,22 @@ class SearchSpace:
 
     @classmethod
     def uniform(cls, config: ParentConfig, *, attention: list[str], ffn: list[str]) -> SearchSpace:
-        """The same variants for every layer.
+        """The same variants for every layer; see `from_file` of those that have windows.
 
         Raises:
             InputError: a variant is unknown, listed twice, or does not fit the parent.
         """
-        layers = config.num_layers
+        names = _checked("attention", attention, config, "search space")
         return cls(
-            attention=(_checked("attention", attention, config, "search space"),) * layers,
-            ffn=(_checked("ffn", ffn, config, "search space"),) * layers,
+            attention=tuple(_of_layer(names, layer, config) for layer in range(config.num_layers)),
+            ffn=(_checked("ffn", ffn, config, "search space"),) * config.num_layers,
         )
 
     @classmethod
     def from_file(cls, path: str | Path, config: ParentConfig) -> SearchSpace:
         """Read a search-space YAML: defaults for all layers, exceptions by layer range, runs.
+
+        A layer of a parent that attends in a window takes those variants that bound it no less.
 
         Raises:
             InputError: unknown keys, variants that do not fit, widths that no serving engine
@@ -113,7 +117,8 @@ class SearchSpace:
                     attention[layer] = _checked("attention", chosen, config, where)
                 if "ffn" in exception:
                     ffn[layer] = _checked("ffn", exception["ffn"], config, where)
-        space = cls(attention=tuple(attention), ffn=tuple(ffn))
+        chosen_of = tuple(_of_layer(names, n, config) for n, names in enumerate(attention))
+        space = cls(attention=chosen_of, ffn=tuple(ffn))
         _check_widths(space, config, str(path))
         runs = data.get("runs", [])
         if not isinstance(runs, list):
@@ -189,8 +194,23 @@ def _checked(
             raise InputError(
                 f"{where}, {subblock}: {error.message}", remedy=error.remedy
             ) from error
-    own = config.attention if subblock == "attention" else config.ffn
-    return tuple(names) if own in names else (own, *names)
+    if subblock == "attention":
+        return tuple(names)
+    return tuple(names) if config.ffn in names else (config.ffn, *names)
+
+
+def _of_layer(names: tuple[str, ...], layer: int, config: ParentConfig) -> tuple[str, ...]:
+    """The attention variants that a layer takes: its own, and those with no longer a window."""
+    own = config.own("attention", layer)
+    window = config.layer_windows[layer] if config.layer_windows else None
+    taken = tuple(n for n in names if _no_longer(parse_variant("attention", n), window))
+    return taken if own in taken else (own, *taken)
+
+
+def _no_longer(variant: Variant, window: int | None) -> bool:
+    if window is None or not isinstance(variant, Gqa):
+        return True
+    return variant.own_window is not None and variant.own_window <= window
 
 
 def _layer_range(text: object, num_layers: int, where: str) -> range:

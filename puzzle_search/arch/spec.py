@@ -72,7 +72,8 @@ class ArchitectureSpec:
     @classmethod
     def identity(cls, config: ParentConfig) -> ArchitectureSpec:
         """The parent itself."""
-        return cls.of(config.name, [(config.attention, config.ffn)] * config.num_layers)
+        layers = range(config.num_layers)
+        return cls.of(config.name, [(config.own("attention", n), config.ffn) for n in layers])
 
     @classmethod
     def from_file(cls, path: str | Path) -> ArchitectureSpec:

@@ -54,6 +54,8 @@ class Gqa:
             shapes |= {"q_proj.bias": (query,), "k_proj.bias": (kv,), "v_proj.bias": (kv,)}
         if config.output_bias:
             shapes["o_proj.bias"] = (hidden,)
+        if config.family.sinks:
+            shapes["sinks"] = (config.num_heads,)
         if config.qk_norm:
             whole = config.family.qk_norm == "all"
             shapes["q_norm.weight"] = (query if whole else config.head_dim,)

@@ -218,8 +218,8 @@ class BlockLibrary:
     def _single(self, layer: int, subblock: Subblock, variant: str) -> dict[str, torch.Tensor]:
         config = self.config
         if not variant:
-            own = config.attention if subblock == "attention" else config.ffn
-            return self._parent.subblock(subblock, layer, parse_variant(subblock, own), config)
+            own = parse_variant(subblock, config.own(subblock, layer))
+            return self._parent.subblock(subblock, layer, own, config)
         if not subblock_shapes(parse_variant(subblock, variant), config):
             return {}
         names = (variant, "") if subblock == "attention" else ("", variant)

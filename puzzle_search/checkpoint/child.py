@@ -101,12 +101,13 @@ def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
 def fits_stock_format(config: ParentConfig) -> bool:
     """Whether DeciLM's code computes children of this parent as this package does.
 
-    It has no q/k norms, no sliding window, no layers without rope and no multipliers, norms before
-    each subblock, and one switch for the biases of q, k, v and o.
+    It has no q/k norms, no sliding window, no layers without rope and no multipliers, no sinks,
+    norms before each subblock, and one switch for the biases of q, k, v and o.
     """
     return (
         not config.qk_norm
         and not config.family.norm_after
+        and not config.family.sinks
         and not config.unrotated
         and config.scales == Scales()
         and config.sliding_window is None

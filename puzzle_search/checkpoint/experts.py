@@ -1,4 +1,4 @@
-"""How checkpoints store the experts of a layer: one by one, gate and up apart."""
+"""How most checkpoints store the experts of a layer: one by one, gate and up apart."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class StoredPart(NamedTuple):
     place: tuple[int | slice, ...]
 
 
-def is_of_experts(local: str) -> bool:
-    """Whether a tensor, by its local name, is the router's or the experts'."""
-    return local in (ROUTER, _GATE_UP, _DOWN)
+def is_of_experts(local: str, config: ParentConfig) -> bool:
+    """Whether a tensor, by its local name, is of the router or of experts that are stored apart."""
+    return config.model_type in _MODULES and local in (ROUTER, _GATE_UP, _DOWN)
 
 
 def stored_experts(

@@ -3,7 +3,8 @@
 Puzzletron (Model-Optimizer) writes one ``block_configs`` entry a block, with
 ``num_key_value_heads`` and ``intermediate_size`` or ``no_op``; transformers knows
 ``per_layer_config``, a mapping of layer numbers to what differs there, with ``skip`` for what is
-left out.
+left out. gpt-oss-puzzle-88B has a type of its own, and one entry a block of
+``num_local_experts`` and ``sliding_window``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
 from puzzle_search.errors import InputError
 
+_Pairs = list[tuple[str, str]]
 _SIZE: dict[Subblock, tuple[str, str]] = {
     "attention": ("num_key_value_heads", "gqa"),
     "ffn": ("intermediate_size", "mlp"),
@@ -26,6 +28,7 @@ _SKIPPED: dict[str, Subblock] = {
     "ffn": "ffn",
     "mlp": "ffn",
 }
+GPT_OSS_PUZZLE = "gpt_oss_puzzle"
 _UNSIZED = {"no_op": "no_op", "replace_with_linear": "linear"}
 
 
@@ -43,24 +46,67 @@ def read_heterogeneous(
         InputError: a layer asks for what is not supported, or the layers are not those counted.
     """
     layers = raw.get("num_hidden_layers")
-    if raw.get("block_configs"):
-        pairs = _of_blocks(raw["block_configs"], file)
+    if raw.get("model_type") == GPT_OSS_PUZZLE:
+        own, pairs = _of_gpt_oss_puzzle(raw, file)
+    elif raw.get("block_configs"):
+        own, pairs = _sized(raw, _of_blocks(raw["block_configs"], file))
     else:
-        pairs = _of_overrides(raw, file)
+        own, pairs = _sized(raw, _of_overrides(raw, file))
     if len(pairs) != layers:
         raise InputError(
             f"{file}: {len(pairs)} blocks are described for {layers} layers",
             remedy="use a config that describes every layer",
         )
+    config = ParentConfig.from_dict(own, name=name, where=str(file))
+    spec = ArchitectureSpec.of(name, pairs)
+    spec.check_fits(config)
+    return config, spec
+
+
+def _sized(raw: Mapping[str, Any], pairs: _Pairs) -> tuple[dict[str, Any], _Pairs]:
+    """The config of a parent that has the largest size of any layer in all."""
     sizes = {
         key: max((_size_of(pair[n]) for pair in pairs), default=0) or raw.get(key)
         for n, (key, _) in enumerate(_SIZE.values())
     }
-    own = {k: v for k, v in raw.items() if k not in ("block_configs", "per_layer_config")}
-    config = ParentConfig.from_dict(own | sizes, name=name, where=str(file))
-    spec = ArchitectureSpec.of(name, pairs)
-    spec.check_fits(config)
-    return config, spec
+    return _without_layers(raw) | sizes, pairs
+
+
+def _without_layers(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in raw.items() if k not in ("block_configs", "per_layer_config")}
+
+
+def _of_gpt_oss_puzzle(raw: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], _Pairs]:
+    """The config of a gpt-oss whose layers have the shortest window where the child has it."""
+    blocks = raw.get("block_configs")
+    if not isinstance(blocks, list):
+        raise _wrong(file, f"block_configs is {blocks!r:.80}")
+    windows, experts = [], []
+    for number, block in enumerate(blocks):
+        if not isinstance(block, dict) or block.keys() != {"num_local_experts", "sliding_window"}:
+            raise _wrong(file, f"block {number} is {block!r:.80}")
+        window = block["sliding_window"]
+        where = f"block {number}: sliding_window"
+        windows.append(None if window is None else _whole(window, where, file))
+        where = f"block {number}: num_local_experts"
+        experts.append(_whole(block["num_local_experts"], where, file))
+    shortest = min((window for window in windows if window is not None), default=None)
+    kinds = [
+        "full_attention" if window is None or window != shortest else "sliding_attention"
+        for window in windows
+    ]
+    parent = {
+        "model_type": "gpt_oss",
+        "num_local_experts": max(experts),
+        "sliding_window": shortest,
+        "layer_types": kinds,
+    }
+    attention = f"gqa_{_whole(raw.get('num_key_value_heads'), 'num_key_value_heads', file)}"
+    pairs = [
+        (attention if window is None else f"{attention}_window_{window}", f"moe_{count}")
+        for window, count in zip(windows, experts, strict=True)
+    ]
+    return _without_layers(raw) | parent, pairs
 
 
 def _size_of(variant: str) -> int:
@@ -134,5 +180,6 @@ def _whole(value: Any, what: str, file: Path) -> int:
 def _wrong(file: Path, what: str) -> InputError:
     return InputError(
         f"{file}: {what}: not supported",
-        remedy="layers may differ in KV heads and FFN width, or leave attention or FFN out",
+        remedy="layers may differ in KV heads and FFN width, or leave attention or FFN out; those "
+        "of gpt_oss_puzzle in num_local_experts and sliding_window",
     )

@@ -40,7 +40,7 @@ def stored_parts(
     subblock: Subblock, block: int, local: str, shape: Shape, config: ParentConfig
 ) -> Iterator[StoredPart]:
     """The tensors of a checkpoint that hold one of a subblock's: itself, or a layer's experts."""
-    if is_of_experts(local):
+    if is_of_experts(local, config):
         yield from stored_experts(f"model.layers.{block}", local, shape, config)
     else:
         yield StoredPart(checkpoint_name(subblock, block, local), shape, ())

@@ -43,8 +43,8 @@ _FOREIGN = {
 _READ_FORMATS = {"dense", "float-quantized", "int-quantized", "naive-quantized"}
 _READ_ALGORITHMS = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN"}
 _REMEDY = (
-    "use the model in bf16, fp16 or fp32, or in FP8 of compressed-tensors, fp8, fbgemm_fp8 or "
-    "ModelOpt"
+    "use the model in bf16, fp16 or fp32, in FP8 of compressed-tensors, fp8, fbgemm_fp8 or "
+    "ModelOpt, or gpt-oss in MXFP4"
 )
 
 
@@ -176,7 +176,7 @@ def _refused_method(found: dict[str, Any]) -> str | None:
     if method == "modelopt":
         algorithm = found.get("quant_algo")
         return None if algorithm in _READ_ALGORITHMS else f"{algorithm}, by ModelOpt"
-    return None if method in ("fbgemm_fp8", "fp8") else str(method)
+    return None if method in ("fbgemm_fp8", "fp8", "mxfp4") else str(method)
 
 
 def _groups(found: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,9 @@ from puzzle_search.arch.families import FAMILIES
 from puzzle_search.arch.variants import Shape
 from puzzle_search.checkpoint.child import read_model_config
 from puzzle_search.checkpoint.experts import StoredPart
-from puzzle_search.checkpoint.families import StoredRows, stored_rows
+from puzzle_search.checkpoint.families import Stored, stored_elsewhere
+from puzzle_search.checkpoint.heterogeneous import GPT_OSS_PUZZLE
+from puzzle_search.checkpoint.mxfp4 import BLOCKS, SCALES, STORED_DTYPE, packed_shapes, unpacked
 from puzzle_search.checkpoint.names import (
     HEAD,
     all_names,
@@ -65,16 +67,18 @@ class CheckpointReader:
         self._open: dict[str, safe_open] = {}
         self._form = StoredForm(self.folder, self._file_of)
         config, spec = read_model_config(self.folder)
-        self._stored: dict[str, StoredRows] = {}
-        if read_json(self.folder / "config.json", remedy="").get("model_type") in FAMILIES:
-            self._stored = stored_rows(config.family, all_names(config, spec))
+        self._stored: dict[str, Stored] = {}
+        model_type = read_json(self.folder / "config.json", remedy="").get("model_type")
+        if model_type in (*FAMILIES, GPT_OSS_PUZZLE):
+            self._stored = stored_elsewhere(config.family, all_names(config, spec))
         self._refuse_others(config, spec)
 
     def _refuse_others(self, config: ParentConfig, spec: ArchitectureSpec) -> None:
         """What a model has no place for would be dropped without a word: biases, further layers."""
         names = {*all_names(config, spec), HEAD}  # a tied head may be stored all the same
         wanted = {self._stored[name].name if name in self._stored else name for name in names}
-        left = self._file_of.keys() - wanted - self._form.scales(wanted)
+        packed = {name + suffix for name in wanted for suffix in (BLOCKS, SCALES)}
+        left = self._file_of.keys() - wanted - packed - self._form.scales(wanted)
         others = sorted(name for name in left if not name.endswith(_DERIVED))
         if others:
             shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
@@ -126,14 +130,14 @@ class CheckpointReader:
             InputError: it is absent, has another shape, is of a dtype that is not read, or its
                 file is damaged.
         """
-        if name not in self._stored:
-            return self._whole(name, shape)
-        stored = self._stored[name]
-        whole = self._whole(stored.name, (stored.of_rows, *shape[1:]))
-        return whole if stored.is_whole else whole[stored.rows].clone()
+        stored = self._stored.get(name, Stored(name=name, shape=shape))
+        return stored.take(self._whole(stored.name, stored.shape))
 
     def _whole(self, name: str, shape: Shape) -> torch.Tensor:
-        """A tensor as it is stored."""
+        """A tensor as it is stored, its numbers unpacked."""
+        if self._is_packed(name):
+            parts = self._packed(name, shape)
+            return unpacked(*(self._handle(part).get_tensor(part) for part in parts))
         handle, grid = self._checked(name, shape)
         tensor: torch.Tensor = handle.get_tensor(name)
         if grid is None:
@@ -150,11 +154,27 @@ class CheckpointReader:
                 file is damaged.
         """
         for name, shape in all_names(config, ArchitectureSpec.identity(config)).items():
-            stored = self._stored.get(name)
-            if stored is None:
-                self._checked(name, shape)
+            stored = self._stored.get(name, Stored(name=name, shape=shape))
+            if self._is_packed(stored.name):
+                self._packed(stored.name, stored.shape)
             else:
-                self._checked(stored.name, (stored.of_rows, *shape[1:]))
+                self._checked(stored.name, stored.shape)
+
+    def _is_packed(self, name: str) -> bool:
+        return name not in self._file_of and name + BLOCKS in self._file_of
+
+    def _packed(self, name: str, shape: Shape) -> list[str]:
+        """Names of blocks and scales that hold a tensor, once their shapes are checked."""
+        for suffix, wanted in packed_shapes(shape).items():
+            self._handle(name + suffix)
+            found, dtype = self._described(name + suffix)
+            if (found, dtype) != (wanted, STORED_DTYPE):
+                raise InputError(
+                    f"{self.folder}: tensor {name + suffix} is {dtype} of shape {found}, expected "
+                    f"{STORED_DTYPE} of shape {wanted}",
+                    remedy="use the checkpoint that belongs to its config.json",
+                )
+        return [name + BLOCKS, name + SCALES]
 
     def _checked(self, name: str, shape: Shape) -> tuple[safe_open, tuple[int, int] | None]:
         """The open file that holds a tensor of this name and shape, and the grid of its scales."""

@@ -178,7 +178,10 @@ AskedEngineOption = Annotated[
 ]
 AskedDtypeOption = Annotated[
     ServingDtype | None,
-    typer.Option("--dtype", help="Serving precision. (default: the smallest from 8 bits up)"),
+    typer.Option(
+        "--dtype",
+        help="Serving precision. (default: the parent's own, or the smallest from 8 bits up)",
+    ),
 ]
 AskedTpOption = Annotated[str, typer.Option("--tp", help="TP degrees: 1, or 1,2,4, or any.")]
 AskedScoresOption = Annotated[

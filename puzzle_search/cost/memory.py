@@ -14,7 +14,9 @@ class Dtype:
     """Bytes per number of a serving precision, their block scales among them.
 
     ``kv_dtype`` is the precision of the KV cache and of attention, ``vector_dtype`` that of the
-    residual stream and norms, ``table_bytes`` of embedding and output head.
+    residual stream and norms, ``table_bytes`` of embedding and output head. Where experts alone are
+    quantised, ``expert_dtype`` is theirs, of ``expert_bytes``, and ``product_dtype`` that of the
+    other matrices.
     """
 
     name: str
@@ -24,6 +26,13 @@ class Dtype:
     kv_dtype: str
     vector_dtype: str
     table_bytes: float
+    expert_dtype: str | None = None
+    expert_bytes: float | None = None
+
+    @property
+    def product_dtype(self) -> str:
+        """Of matrix products but those with experts."""
+        return self.vector_dtype if self.expert_dtype else self.name
 
 
 _DTYPES = {
@@ -67,6 +76,21 @@ _DTYPES = {
             vector_dtype="fp32",
             table_bytes=4,
         ),
+        # gpt-oss: 32 values of its experts share an exponent of 8 bits, all else is bf16.
+        *(
+            Dtype(
+                name=name,
+                matrix_bytes=2,
+                vector_bytes=2,
+                kv_bytes=kv_bytes,
+                kv_dtype=kv_dtype,
+                vector_dtype="bf16",
+                table_bytes=2,
+                expert_dtype="mxfp4",
+                expert_bytes=1 / 2 + 1 / 32,
+            )
+            for name, kv_dtype, kv_bytes in (("mxfp4", "bf16", 2), ("mxfp4_kv_fp8", "fp8", 1))
+        ),
         # Of GGUF files, which share a scale of 2 bytes among 32 weights and keep tables in 8 bits
         # at least; llama.cpp computes in fp32 and caches in f16.
         *(
@@ -87,8 +111,11 @@ _DTYPES = {
 # Tokens of one prefill step; longer prompts are cut into chunks of this size.
 PREFILL_CHUNK_TOKENS = 8192
 _LOGIT_BYTES = 4
+EXPERTS_ALONE = tuple(name for name, dtype in _DTYPES.items() if dtype.expert_dtype)
+"""Precisions of which experts are quantised and nothing else."""
 _ROUTER = "gate.weight"
 _CUT_BIASES = {f"{name}_proj.bias" for name in ("q", "k", "v", "gate", "up")}
+_CUT_BIASES |= {"experts.gate_up_proj_bias", "sinks"}
 _NORMS_OF_HEADS = {"q_norm.weight", "k_norm.weight"}
 
 
@@ -118,12 +145,13 @@ def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) 
         share = 1 / tp
         if isinstance(variant, Gqa) and name.startswith(("k_proj", "v_proj", "k_norm")):
             share = math.ceil(variant.kv_heads / tp) / variant.kv_heads
-        is_vector = len(shape) == 1 or name == _ROUTER
+        is_vector = len(shape) == 1 or name == _ROUTER or name.endswith("_bias")
         if is_vector and name not in cut:
             share = 1
-        total += (
-            math.prod(shape) * share * (dtype.vector_bytes if is_vector else dtype.matrix_bytes)
-        )
+        value_bytes: float = dtype.vector_bytes if is_vector else dtype.matrix_bytes
+        if dtype.expert_bytes is not None and len(shape) == 3:
+            value_bytes = dtype.expert_bytes
+        total += math.prod(shape) * share * value_bytes
     norm = config.hidden_size * dtype.vector_bytes if shapes else 0
     return math.ceil(total) + norm
 

@@ -30,14 +30,16 @@ class Scenario:
 
     @classmethod
     def parse(cls, text: str) -> Scenario:
-        """Read ``input/output``, e.g. ``128/1024``.
+        """Read ``input/output``, e.g. ``128/1024`` or ``64k/64k``, whose k is 1,024.
 
         Raises:
             InputError: the text has another form.
         """
-        match = re.fullmatch(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})", text)
+        match = re.fullmatch(r"([1-9][0-9]{0,8})(k?)/([1-9][0-9]{0,8})(k?)", text)
         if match is None:
             raise InputError(
-                f"scenario {text!r} is not INPUT/OUTPUT tokens", remedy="write for example 128/1024"
+                f"scenario {text!r} is not INPUT/OUTPUT tokens",
+                remedy="write for example 128/1024 or 64k/64k",
             )
-        return cls(input_len=int(match[1]), output_len=int(match[2]))
+        sizes = [int(match[n]) * (1024 if match[n + 1] else 1) for n in (1, 3)]
+        return cls(input_len=sizes[0], output_len=sizes[1])

@@ -8,12 +8,15 @@ from typing import Any
 from puzzle_search.arch import (
     ArchitectureSpec,
     BlockChoice,
+    Subblock,
+    Variant,
     architecture_parameters,
     parse_variant,
     subblock_parameters,
 )
 from puzzle_search.arch.change import SubblockChange, parent_size
 from puzzle_search.cost import CostTable, Scenario, ScenarioCost
+from puzzle_search.cost.table import SubblockCosts
 from puzzle_search.errors import InputError
 from puzzle_search.solve.question.setting import Setting
 
@@ -163,21 +166,28 @@ def explain(spec: ArchitectureSpec, setting: Setting) -> Explanation:
 
 
 def _block(block: BlockChoice, setting: Setting, table: CostTable, index: int) -> BlockExplanation:
-    config, count = setting.config, len(block.layers)
+    config = setting.config
     saved_us, saved_bytes, saved_parameters = 0.0, 0.0, 0
-    for costs, own, chosen in (
-        (table.attention, parse_variant("attention", config.attention), block.attention_variant),
-        (table.ffn, parse_variant("ffn", config.ffn), block.ffn_variant),
-    ):
-        before, after = costs.columns([str(own), str(chosen)])
+    parts: tuple[tuple[SubblockCosts, Subblock, Variant], ...] = (
+        (table.attention, "attention", block.attention_variant),
+        (table.ffn, "ffn", block.ffn_variant),
+    )
+    for costs, subblock, chosen in parts:
+        own = [config.own(subblock, layer) for layer in block.layers]
+        *before, after = costs.columns([*own, str(chosen)])
         time_us, memory = costs.total_us[index], costs.memory_bytes[index]
-        saved_us += count * time_us[before] - time_us[after]
-        saved_bytes += count * memory[before] - memory[after]
-        saved_parameters += count * subblock_parameters(own, config)
+        saved_us += time_us[before].sum() - time_us[after]
+        saved_bytes += memory[before].sum() - memory[after]
+        variants = [parse_variant(subblock, name) for name in own]
+        saved_parameters += sum(subblock_parameters(one, config) for one in variants)
         saved_parameters -= subblock_parameters(chosen, config)
     return BlockExplanation(
         layers=block.layers,
-        attention=SubblockChange.of(block.attention_variant, parent_size("attention", config)),
+        attention=SubblockChange.of(
+            block.attention_variant,
+            parent_size("attention", config),
+            config.own("attention", block.layers[0]),
+        ),
         ffn=SubblockChange.of(block.ffn_variant, parent_size("ffn", config)),
         damage=setting.damage(block),
         saved_us=float(saved_us),

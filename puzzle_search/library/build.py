@@ -174,7 +174,9 @@ def planned_replacements(
 ) -> Iterator[Replacement]:
     """What is trained: the singles of every layer, pairs if coupled, and the runs."""
     for layer in range(config.num_layers):
-        attention = [name for name in space.attention[layer] if name != config.attention]
+        attention = [
+            name for name in space.attention[layer] if name != config.own("attention", layer)
+        ]
         ffn = [name for name in space.ffn[layer] if name != config.ffn]
         yield from ((layer, layer, name, "") for name in attention)
         yield from ((layer, layer, "", name) for name in ffn)

@@ -46,12 +46,12 @@ class Parent:
     def layer(self, index: int) -> ParentLayer:
         """Read one layer."""
         return ParentLayer(
-            attention=self._subblock("attention", self.config.attention, index),
-            ffn=self._subblock("ffn", self.config.ffn, index),
+            attention=self._subblock("attention", index),
+            ffn=self._subblock("ffn", index),
         )
 
-    def _subblock(self, subblock: Subblock, own: str, index: int) -> SubblockModule:
-        variant = parse_variant(subblock, own)
+    def _subblock(self, subblock: Subblock, index: int) -> SubblockModule:
+        variant = parse_variant(subblock, self.config.own(subblock, index))
         tensors = self.reader.subblock(subblock, index, variant, self.config)
         return subblock_from_tensors(
             variant, self.config, tensors, dtype=self.dtype, device=self.device

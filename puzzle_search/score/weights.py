@@ -99,9 +99,8 @@ class Weights:
         if key in self._subblocks:
             return self._subblocks[key]
         names = (name, "") if subblock == "attention" else ("", name)
-        own = self.config.attention if subblock == "attention" else self.config.ffn
         tensors = self.sources.open_library().block(layer, layer, *names)[subblock]
-        module = self._module(subblock, name or own, tensors)
+        module = self._module(subblock, name or self.config.own(subblock, layer), tensors)
         if self._keep and (not name or key in self._kept_names):
             self._subblocks[key] = module
         return module

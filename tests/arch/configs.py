@@ -23,6 +23,8 @@ PUBLISHED_PARAMETERS: dict[str, int] = {
     "Mixtral-8x7B-v0.1": 46_702_792_704,
     "Qwen3-30B-A3B": 30_532_122_624,
     "Qwen3-235B-A22B": 235_093_634_560,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
 }
 
 
@@ -79,6 +81,39 @@ def _qwen3_moe(**sizes: Any) -> dict[str, Any]:
         tie_word_embeddings=False,
         **sizes,
     )
+
+
+def _gpt_oss(**sizes: Any) -> dict[str, Any]:
+    kinds = ["sliding_attention", "full_attention"] * (sizes["num_hidden_layers"] // 2)
+    rope = {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    }
+    return {
+        "model_type": "gpt_oss",
+        "hidden_act": "silu",
+        "attention_bias": True,
+        "vocab_size": 201088,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "head_dim": 64,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "num_experts_per_tok": 4,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000,
+        "rope_scaling": rope,
+        "sliding_window": 128,
+        "layer_types": kinds,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        **sizes,
+    }
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -270,4 +305,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         num_hidden_layers=94,
         num_attention_heads=64,
     ),
+    "gpt-oss-20b": _gpt_oss(num_hidden_layers=24, num_local_experts=32),
+    "gpt-oss-120b": _gpt_oss(num_hidden_layers=36, num_local_experts=128),
 }

@@ -43,7 +43,12 @@ def test_fields_equal_transformers(name: str) -> None:
     assert config.tie_embeddings == reference.tie_word_embeddings
     assert config.rms_norm_eps == reference.rms_norm_eps
     assert config.max_position_embeddings == reference.max_position_embeddings
-    assert config.sliding_window == getattr(reference, "sliding_window", None)
+    window = getattr(reference, "sliding_window", None)
+    if config.layer_windows:
+        kinds = {"sliding_attention": window, "full_attention": None}
+        assert config.layer_windows == tuple(kinds[kind] for kind in reference.layer_types)
+    else:
+        assert config.sliding_window == window
 
 
 def test_head_dim_is_never_derived_when_given() -> None:
@@ -98,6 +103,7 @@ def test_a_relative_path_has_a_name(
 
 ABSENT = Ellipsis
 EXPERTS = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+GPT_OSS = EXPERTS | {"model_type": "gpt_oss", "layer_types": ["full_attention"] * 2}
 QWEN_EXPERTS = EXPERTS | {"model_type": "qwen3_moe", "moe_intermediate_size": 32}
 
 
@@ -127,8 +133,15 @@ QWEN_EXPERTS = EXPERTS | {"model_type": "qwen3_moe", "moe_intermediate_size": 32
         ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"sliding_window": -1, "model_type": "mistral"}, "sliding_window"),
-        ({"use_sliding_window": True, "model_type": "qwen2"}, "use_sliding_window"),
-        ({"use_sliding_window": True, "model_type": "smollm3"}, "use_sliding_window"),
+        ({"use_sliding_window": True, "model_type": "qwen2"}, "layer_types"),
+        ({"use_sliding_window": True, "model_type": "smollm3"}, "layer_types"),
+        (GPT_OSS | {"layer_types": ["full_attention"]}, "layer_types"),
+        (GPT_OSS | {"layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        (
+            GPT_OSS | {"layer_types": ["sliding_attention"] * 2, "sliding_window": None},
+            "sliding_window",
+        ),
+        (GPT_OSS | {"swiglu_limit": 0}, "swiglu_limit"),
         ({"no_rope_layers": [1], "model_type": "smollm3"}, "no_rope_layers"),
         ({"no_rope_layers": "all", "model_type": "smollm3"}, "no_rope_layers"),
         ({"no_rope_layer_interval": 0, "model_type": "smollm3"}, "no_rope_layer_interval"),

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from puzzle_search.arch import ArchitectureSpec, architecture_parameters
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, architecture_parameters
 from puzzle_search.checkpoint import read_model_config
 from puzzle_search.errors import InputError
+from tests.arch.configs import CONFIGS
 from tests.model.pico import LLAMA
 from tests.pico import run_here
 
@@ -44,6 +45,34 @@ def test_published_children(
     config, spec = read_model_config(tmp_path)
     assert ArchitectureSpec.from_file(tmp_path / "spec.yaml") == spec
     assert architecture_parameters(spec, config) == parameters
+
+
+PUZZLE = CONFIGS["gpt-oss-120b"] | {
+    "model_type": "gpt_oss_puzzle",
+    # As many of each as published: 10 full, 18 of 128 and 8 of 8,192; 18 of 128 experts, 18 of 64.
+    "block_configs": [
+        {
+            "num_local_experts": 128 if layer < 18 else 64,
+            "sliding_window": 128 if layer % 2 == 0 else 8192 if layer < 16 else None,
+        }
+        for layer in range(36)
+    ],
+    "layer_types": ["full_attention"] * 36,
+}
+
+
+def test_gpt_oss_puzzle_88b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(tmp_path, PUZZLE)
+    run_here("inspect", tmp_path, "--spec", tmp_path / "spec.yaml")
+    out = capsys.readouterr().out
+    assert "18 x gqa_8_window_128, 10 x gqa_8, 8 x gqa_8_window_8192" in out
+    assert "18 x moe_128, 18 x moe_64" in out
+    config, spec = read_model_config(tmp_path)
+    assert ArchitectureSpec.from_file(tmp_path / "spec.yaml") == spec
+    assert architecture_parameters(spec, config) == pytest.approx(88e9, rel=0.01)
+    # Its parent is gpt-oss-120b, whose every other layer attends in the window of 128.
+    parent = ParentConfig.from_dict(CONFIGS["gpt-oss-120b"], name=config.name)
+    assert config == parent
 
 
 def config_of(published: dict[str, Any]) -> dict[str, Any]:
@@ -119,3 +148,22 @@ def test_what_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=told):
         read_model_config(write_config(tmp_path, PUZZLETRON | changes))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"num_local_experts": 0}, "num_local_experts"),
+        ({"num_local_experts": 2}, "cannot pass 4 of 2 experts"),
+        ({"sliding_window": "8k"}, "sliding_window"),
+        ({"no_op": True}, "block 3"),
+    ],
+)
+def test_blocks_of_gpt_oss_puzzle_that_are_not_known_are_refused(
+    changed: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    blocks = [dict(block) for block in PUZZLE["block_configs"]]
+    blocks[3] |= changed
+    write_config(tmp_path, PUZZLE | {"block_configs": blocks})
+    with pytest.raises(InputError, match=named):
+        read_model_config(tmp_path)

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from puzzle_search.arch import ArchitectureSpec
+from puzzle_search.arch import ArchitectureSpec, ParentConfig
+from puzzle_search.cost import OperatingPoint, Scenario
+from puzzle_search.cost.pricing import build_cost_table
 from puzzle_search.errors import InputError
+from puzzle_search.solve.question.device import find_target
 from tests.arch.configs import CONFIGS
 from tests.pico import run_here
 
@@ -126,3 +129,38 @@ def test_limits_may_speak_of_experts(asked: Asked, capsys: pytest.CaptureFixture
     spec = ArchitectureSpec.from_file(asked.folder / "child.yaml")
     kept = [0 if block.ffn == "no_op" else int(block.ffn.split("_")[1]) for block in spec.blocks]
     assert sum(kept) == 160
+
+
+def test_gpt_oss_is_asked_out_of_the_box(capsys: pytest.CaptureFixture[str]) -> None:
+    run_here(
+        "solve", "--model", "gpt-oss-120b", "--gpu", "h100", "--tp", "8",
+        "--scenario", "64k/64k", "--target-speedup", "1.63", "--json",
+    )  # fmt: skip
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["status"] == "optimal"
+    assert answer["evidence"]["scores"] == "reconstructed"
+    attention = [block["attention"] for block in answer["architecture"]["blocks"]]
+    assert attention[::2] == ["gqa_8_window_128"] * 18
+    (found,) = answer["scenarios"]
+    assert (found["input_len"], found["output_len"], found["tp"]) == (65536, 65536, 8)
+    # Weights of 17 bits for 32 and a KV cache in bf16: by hand, on one of eight devices.
+    full, long = attention.count("gqa_8"), attention.count("gqa_8_window_8192")
+    kept = 131072 * full + 8192 * long + 128 * 18
+    assert 18 - full == long
+    weights = 60.77 * 2**30 / 8
+    assert found["memory_bytes"] > weights + found["batch"] * kept * 2 * 64 * 2
+    spec = ArchitectureSpec.identity(ParentConfig.find("gpt-oss-120b"))
+    parent = cost_of(spec, batch=120)
+    assert found["tokens_per_second_per_gpu"] >= 1.63 * parent
+
+
+def cost_of(spec: ArchitectureSpec, *, batch: int) -> float:
+    config = ParentConfig.find("gpt-oss-120b")
+    target = find_target("h100", config, engine="vllm", dtype="mxfp4", tp=(8,))
+    table = build_cost_table(
+        config, target, Scenario.parse("65536/65536"), [OperatingPoint(batch=batch, tp=8)],
+        attention=config.attentions, ffn=[config.ffn],
+    )  # fmt: skip
+    found = table.best_cost(spec)
+    assert found is not None
+    return found.tokens_per_second_per_gpu

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from puzzle_search.cost.memory import EXPERTS_ALONE
 from puzzle_search.cost.modelled.hardware import (
     CostModel,
     device_cost_model,
@@ -58,11 +59,14 @@ def test_every_model_ships_with_constants() -> None:
     assert known_gpus() == ["a100", "b200", "b300", "b60", "cpu", "gb200", "gb300", *nvidia]
     for gpu in known_gpus():
         model = load_cost_model(gpu)
-        for engine in model.engines.values():
-            assert set(engine.dtypes) == set(engine.gemm)
+        for name, engine in model.engines.items():
+            # Experts in 4 bits are beside, where they were timed.
+            assert set(engine.dtypes) - set(EXPERTS_ALONE) == set(engine.gemm)
+            assert bool(engine.experts) == ((gpu in ("h100", "h200")) and name != "trtllm")
             # What is timed on a GPU is what its sheet has; of the H100's, rtx4090 has all.
-            assert set(engine.dtypes) == set(model.sheet.flops_per_second)
-            for group in (*engine.gemm.values(), *engine.decode_attention.values(), engine.step):
+            assert set(engine.gemm) == set(model.sheet.flops_per_second)
+            groups = (*engine.gemm.values(), *engine.experts.values(), engine.step)
+            for group in (*groups, *engine.decode_attention.values()):
                 provenance = group.provenance
                 assert provenance.source
                 fitted = provenance.evidence in ("measured", "published", "derived")

@@ -40,6 +40,11 @@ QWEN3_MOE = FEWER_KV | {
     "model_type": "qwen3_moe", "head_dim": 24, "moe_intermediate_size": 48, "num_experts": 12,
     "num_experts_per_tok": 4, "norm_topk_prob": True,
 }  # fmt: skip
+GPT_OSS: dict[str, Any] = FEWER_KV | {
+    "model_type": "gpt_oss", "head_dim": 24, "intermediate_size": 64, "num_local_experts": 6,
+    "num_experts_per_tok": 2, "sliding_window": 11, "swiglu_limit": 1.5, "num_hidden_layers": 3,
+    "rope_parameters": YARN_ROPE | {"truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+}  # fmt: skip
 
 PARENTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -70,6 +75,12 @@ PARENTS: dict[str, dict[str, Any]] = {
     "phi3": FEWER_KV | {"model_type": "phi3", "pad_token_id": 0},
     "phi3-window": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": 13},
     "mixtral": MIXTRAL,
+    "gpt-oss": GPT_OSS,
+    "gpt-oss-no-window": GPT_OSS
+    | {"layer_types": ["full_attention"] * 3, "swiglu_alpha": 1.0, "num_experts_per_tok": 6},
+    "qwen2-windows-above": FEWER_KV
+    | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9}
+    | {"max_window_layers": 1},
     "qwen3-moe": QWEN3_MOE,
     "qwen3-moe-plain-gates": QWEN3_MOE | {"norm_topk_prob": False, "tie_word_embeddings": True},
 }

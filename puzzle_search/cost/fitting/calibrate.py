@@ -6,15 +6,15 @@ scipy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
+from puzzle_search.cost.fitting.experts import fit_experts
 from puzzle_search.cost.fitting.operator_tables import (
     OperatorTables,
     all_reduce_held_out,
@@ -26,7 +26,7 @@ from puzzle_search.cost.fitting.operator_tables import (
     predict_prefill,
     prefill_held_out,
 )
-from puzzle_search.cost.fitting.ratio_fit import fit_ratios
+from puzzle_search.cost.fitting.ratio_fit import ROOFLINE, fit_constants, fit_ratios
 from puzzle_search.cost.modelled.constants import (
     AllReduceConstants,
     AllReduceLines,
@@ -82,13 +82,7 @@ _DECODE_AXES = {
 }
 _DECODE_TABLES = ("work context", "group work", "group context", "group streams")
 
-# Bounds of the first guesses: start, least, largest.
-_ROOFLINE = {
-    "launch_us": (5.0, 0.0, 100.0),
-    "memory_fraction": (0.8, 0.1, 1.0),
-    "compute_fraction": (0.7, 0.05, 1.0),
-    "corner": (2.0, 1.0, 20.0),
-}
+# Bounds of the first guess: start, least, largest.
 _DECODE = {
     "floor_us": (7.0, 0.5, 100.0),
     "us_per_stream": (0.01, 0.0, 1.0),
@@ -98,7 +92,6 @@ _DECODE = {
 _GUESS_ONE_IN = 7
 # A product takes at least this share of its timing, however long its scaling took.
 _LEAST_SHARE = 0.1
-_Bounds = Mapping[str, tuple[float, float, float]]
 
 
 def calibrate_tables(
@@ -193,6 +186,7 @@ def calibrate_engine(
         if tables.all_reduce is None
         else fit_all_reduce(tables.all_reduce, sheet=sheet, source=source),
         step=step,
+        experts=fit_experts(tables.experts, sheet=sheet, source=source),
     )
 
 
@@ -217,7 +211,7 @@ def fit_gemm(
     if quantisation is not None:
         values = (quantisation["m"] * quantisation["k"]).to_numpy(np.float64)
         scaling_us = quantisation["us"].to_numpy(np.float64)
-        found = _least_squares(
+        found = fit_constants(
             lambda at: np.log((at[0] + at[1] * values) / scaling_us),
             bounds={"us": (5.0, 1e-3, 50.0), "us_per_value": (2e-6, 0.0, 1e-4)},
         )
@@ -230,17 +224,17 @@ def fit_gemm(
     limits = gemm_limits_us(m, n, k, dtype=dtype, sheet=sheet)
 
     def constants(values: _Array) -> GemmConstants:
-        named = dict(zip(_ROOFLINE, map(float, values), strict=True))
+        named = dict(zip(ROOFLINE, map(float, values), strict=True))
         return GemmConstants(provenance=_unknown(source), ratios=None, **named, **scaling)
 
     some = slice(None, None, _GUESS_ONE_IN if len(train) > 1000 else 1)
     memory_us, compute_us = (limit[some] for limit in limits)
     fitted = constants(
-        _least_squares(
+        fit_constants(
             lambda values: np.log(
                 roofline_us(memory_us, compute_us, constants(values)) / product_us[some]
             ),
-            bounds=_ROOFLINE,
+            bounds=ROOFLINE,
         )
     )
     ratios = fit_ratios(
@@ -280,14 +274,14 @@ def _prefill_kernel(
     timed_us = rows["us"].to_numpy(np.float64)
 
     def kernel(values: _Array) -> PrefillKernel:
-        return PrefillKernel(ratios=None, **dict(zip(_ROOFLINE, map(float, values), strict=True)))
+        return PrefillKernel(ratios=None, **dict(zip(ROOFLINE, map(float, values), strict=True)))
 
     def guess_us(of: PrefillKernel) -> _Array:
         shape = (batch, length, length, heads, kv_heads)
         return prefill_guess_us(*shape, head_dim=head_dim, dtype=dtype, sheet=sheet, kernel=of)
 
     fitted = kernel(
-        _least_squares(lambda values: np.log(guess_us(kernel(values)) / timed_us), bounds=_ROOFLINE)
+        fit_constants(lambda values: np.log(guess_us(kernel(values)) / timed_us), bounds=ROOFLINE)
     )
     sizes = {"context": length, "queries": batch * heads * length, "group": heads / kv_heads}
     ratios = fit_ratios(_PREFILL_AXES, _PREFILL_TABLES, sizes, timed_us / guess_us(fitted))
@@ -329,7 +323,7 @@ def _decode_kernel(rows: pd.DataFrame, head_dim: int, *, dtype: str, sheet: Shee
         )
 
     fitted = kernel(
-        _least_squares(lambda values: np.log(guess_us(kernel(values)) / timed_us), bounds=_DECODE)
+        fit_constants(lambda values: np.log(guess_us(kernel(values)) / timed_us), bounds=_DECODE)
     )
     sizes = {
         "work": streams * np.maximum(context, KV_BLOCK_TOKENS),
@@ -361,18 +355,3 @@ def fit_all_reduce(rows: pd.DataFrame, *, sheet: Sheet, source: str) -> AllReduc
 def _unknown(source: str) -> Provenance:
     """Stands in while a fit runs; the held-out errors replace it."""
     return Provenance(evidence="published", source=source, error_median=None, error_p90=None)
-
-
-def _least_squares(residual: Callable[[_Array], _Array], *, bounds: _Bounds) -> _Array:
-    """Constants with the least log ratio of predicted to measured, robust to outliers."""
-    start, lower, upper = zip(*bounds.values(), strict=True)
-    fit: Any = least_squares(
-        residual,
-        start,
-        bounds=(lower, upper),
-        loss="soft_l1",
-        f_scale=0.05,
-        diff_step=1e-3,
-        x_scale=np.maximum(np.abs(start), 1e-9),
-    )
-    return np.asarray(fit.x, dtype=np.float64)

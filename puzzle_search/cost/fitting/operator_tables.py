@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
+from puzzle_search.cost.fitting.experts import expert_rows, predict_experts
 from puzzle_search.cost.fitting.residuals import Residuals, held_out
 from puzzle_search.cost.memory import parse_dtype
 from puzzle_search.cost.modelled.constants import (
@@ -67,7 +68,8 @@ class OperatorTables:
     """Timings of one engine's operators on one GPU, latencies in microseconds (``us``).
 
     ``quantisation`` times the dynamic scaling of activations that fp8 products include, None where
-    it was not timed apart; ``all_reduce`` is None where GPUs were not joined.
+    it was not timed apart; ``all_reduce`` is None where GPUs were not joined, ``experts`` where no
+    layers of experts were timed.
     """
 
     version: str
@@ -76,6 +78,7 @@ class OperatorTables:
     decode_attention: pd.DataFrame
     all_reduce: pd.DataFrame | None
     quantisation: pd.DataFrame | None
+    experts: pd.DataFrame | None = None
 
     @classmethod
     def from_folder(cls, folder: Path, *, gpu: str, framework: str) -> OperatorTables:
@@ -354,4 +357,8 @@ def compare(constants: EngineConstants, sheet: Sheet, tables: OperatorTables) ->
                 ]
     if constants.all_reduce is not None and tables.all_reduce is not None:
         found.append(predict_all_reduce(tables.all_reduce, sheet, constants.all_reduce.by_tp))
+    for dtype, experts in constants.experts.items() if tables.experts is not None else ():
+        assert tables.experts is not None
+        rows = expert_rows(tables.experts, dtype)
+        found.append(predict_experts(rows, dtype, sheet, experts))
     return found

@@ -1,11 +1,13 @@
-"""Fit tables of ratios to timings: sparse, smooth least squares in logarithms. Needs scipy."""
+"""Fit constants and tables of ratios to timings, by least squares in logarithms. Needs scipy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 from scipy.sparse import block_array, csr_array, diags_array, eye_array, kron, vstack
 from scipy.sparse.linalg import lsqr
 
@@ -20,6 +22,30 @@ _SMOOTH, _HOLD, _SHRINK = 0.2, 0.5, 0.01
 # Timings further off than this count less and less.
 _OUTLIER = 0.05
 _ROUNDS, _STEPS = 4, 400
+
+ROOFLINE = {
+    "launch_us": (5.0, 0.0, 100.0),
+    "memory_fraction": (0.8, 0.1, 1.0),
+    "compute_fraction": (0.7, 0.05, 1.0),
+    "corner": (2.0, 1.0, 20.0),
+}
+"""Bounds of the constants of a roofline: start, least, largest."""
+_Bounds = Mapping[str, tuple[float, float, float]]
+
+
+def fit_constants(residual: Callable[[_Array], _Array], *, bounds: _Bounds) -> _Array:
+    """Constants with the least log ratio of predicted to measured, robust to outliers."""
+    start, lower, upper = zip(*bounds.values(), strict=True)
+    fit: Any = least_squares(
+        residual,
+        start,
+        bounds=(lower, upper),
+        loss="soft_l1",
+        f_scale=0.05,
+        diff_step=1e-3,
+        x_scale=np.maximum(np.abs(start), 1e-9),
+    )
+    return np.asarray(fit.x, dtype=np.float64)
 
 
 def fit_ratios(

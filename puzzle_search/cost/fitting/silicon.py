@@ -30,6 +30,7 @@ _FILES = {
     "prefill": ("attention", "context_attention_perf.parquet"),
     "decode": ("attention", "generation_attention_perf.parquet"),
     "all-reduce": ("comm", "custom_allreduce_perf.parquet"),
+    "experts": ("moe", "moe_perf.parquet"),
 }
 _HEADS = ("batch_size", "num_heads", "num_key_value_heads", "head_dim")
 _KEYS = {
@@ -38,6 +39,10 @@ _KEYS = {
     "prefill": ("attn_dtype", "kv_cache_dtype", *_HEADS, "isl"),
     "decode": ("kv_cache_dtype", *_HEADS, "kv_len"),
     "all-reduce": ("num_gpus", "message_size"),
+    "experts": (
+        *("moe_dtype", "distribution", "num_tokens", "num_experts", "topk"),
+        *("hidden_size", "inter_size", "moe_tp_size", "moe_ep_size"),
+    ),
 }
 
 
@@ -125,6 +130,7 @@ class Silicon:
             decode_attention=decode,
             all_reduce=frames["all-reduce"],
             quantisation=frames["quantisation"],
+            experts=frames["experts"],
         )
 
     def _paths(self, name: str, engine: str) -> list[Path]:

@@ -21,6 +21,7 @@ from puzzle_search.cost.modelled.operators import (
     all_reduce_us,
     decode_attention_us,
     elementwise_us,
+    experts_us,
     gemm_us,
     grouped_gemm_us,
     prefill_attention_us,
@@ -43,7 +44,7 @@ class AnalyticLatency:
         config: the parent.
         model: constants of the device.
         engine: serving engine whose constants to use.
-        dtype: ``bf16``, ``fp8``, ``nvfp4`` or ``fp32``.
+        dtype: a serving precision; of ``mxfp4`` experts alone are quantised.
         dynamic_quantisation: charge each fp8 GEMM the quantisation of its activations, which
             engines with static scales do not pay.
 
@@ -68,13 +69,15 @@ class AnalyticLatency:
                 f"the cost model of {model.gpu} has no {dtype} constants for {engine}",
                 remedy=f"use {' or '.join(self.constants.dtypes)}, or another GPU or engine",
             )
-        self.dtype = dtype
         self.number = parse_dtype(dtype)
+        self.dtype = self.number.product_dtype
+        self.experts = self.constants.experts.get(self.number.expert_dtype or "")
         self.dynamic_quantisation = dynamic_quantisation
         # Everything predicted went through the end-to-end calibration of the step constants; but
-        # products with experts are derived from the constants of other products.
+        # experts that were not timed are derived from the constants of other products.
         self.evidence: Evidence = self.constants.step.provenance.evidence
-        if config.experts is not None and self.evidence in ("measured", "published"):
+        untimed = config.experts is not None and self.experts is None
+        if untimed and self.evidence in ("measured", "published"):
             self.evidence = "derived"
 
     def subblock_us(self, subblock: Subblock, variant: str, step: Step) -> Microseconds:
@@ -160,12 +163,25 @@ class AnalyticLatency:
     def experts_us(self, rows: _Array, variant: Moe, tp: int) -> Microseconds:
         """Microseconds of the experts of so many tokens, cut along their width, without router.
 
-        As many are read as a uniform router picks. Tokens are copied to their experts, and what
-        these give is added up by gates.
+        Those of a dtype that were timed as a whole have constants of their own. Else as many are
+        read as a uniform router picks, tokens are copied to their experts, and what these give is
+        added up by gates.
         """
         config, value_bytes = self.config, STREAM_BYTES[self.dtype]
         hidden, width = config.hidden_size, -(-variant.width_in(config) // tp)
         top_k = variant.top_k_in(config)
+        if self.experts is not None:
+            assert self.number.expert_dtype is not None
+            return experts_us(
+                rows,
+                experts=variant.experts,
+                top_k=top_k,
+                hidden=hidden,
+                width=width,
+                dtype=self.number.expert_dtype,
+                sheet=self.sheet,
+                constants=self.experts,
+            )
         routed, groups = rows * top_k, distinct_experts(variant.experts, top_k, rows)
         return np.asarray(
             self._elementwise(2 * value_bytes * routed * hidden)

@@ -6,13 +6,13 @@ A device is a GPU; a processor fits the same form, with its cores for SMs and no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puzzle_search.cost.latency import Evidence
-from puzzle_search.cost.memory import parse_dtype
+from puzzle_search.cost.memory import EXPERTS_ALONE, parse_dtype
 from puzzle_search.cost.modelled.ratios import Ratios
 
 
@@ -71,6 +71,22 @@ class GemmConstants:
     ratios: Ratios | None
     quantisation_us: float
     quantisation_us_per_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConstants:
+    """The experts of a layer as one: both grouped products, activation, copies and weighted sum.
+
+    The same form as of a matrix product, reading as many experts as a uniform router picks.
+    ``ratios`` has the axes ``tokens``, ``experts`` and ``width``, on one device.
+    """
+
+    provenance: Provenance
+    launch_us: float
+    memory_fraction: float
+    compute_fraction: float
+    corner: float
+    ratios: Ratios | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +201,8 @@ class EngineConstants:
     The mappings by dtype hold any of ``nvfp4``, ``fp8``, ``bf16``, ``fp32``. Attention's dtype is
     that of the KV cache, fp8 under nvfp4: an engine may compute in another (vLLM attends to an fp8
     KV cache in bf16).
-    ``all_reduce`` is None where a device stands alone.
+    ``all_reduce`` is None where a device stands alone. ``experts`` are by their own dtype; those of
+    another are priced by products (`AnalyticLatency.experts_us`).
     """
 
     version: str
@@ -195,15 +212,18 @@ class EngineConstants:
     elementwise: ElementwiseConstants
     all_reduce: AllReduceConstants | None
     step: StepConstants
+    experts: Mapping[str, ExpertsConstants] = field(default_factory=dict)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Serving precisions that the constants cover."""
         return tuple(
             name
-            for name in self.gemm
+            for name in (*self.gemm, *EXPERTS_ALONE)
             if parse_dtype(name).kv_dtype in self.decode_attention
-            and parse_dtype(name).vector_dtype in self.gemm
+            and {parse_dtype(name).vector_dtype, parse_dtype(name).product_dtype}
+            <= self.gemm.keys()
+            and parse_dtype(name).expert_dtype in (None, *self.experts)
         )
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_args
 
 import numpy as np
@@ -24,6 +24,7 @@ from puzzle_search.cost.modelled.constants import (
     DecodeKernel,
     ElementwiseConstants,
     EngineConstants,
+    ExpertsConstants,
     GemmConstants,
     PrefillAttentionConstants,
     PrefillKernel,
@@ -31,7 +32,7 @@ from puzzle_search.cost.modelled.constants import (
     Sheet,
     StepConstants,
 )
-from puzzle_search.cost.modelled.operators import BYTES_PER_VALUE
+from puzzle_search.cost.modelled.operators import BYTES_PER_VALUE, EXPERT_BYTES
 from puzzle_search.cost.modelled.ratios import Ratios
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys
@@ -66,7 +67,8 @@ def plain(value: Any) -> Any:
         fields: dict[str, Any] = {}
         for field in dataclasses.fields(value):
             item = plain(getattr(value, field.name))
-            fields |= item if field.name == "provenance" else {field.name: item}
+            if item != {}:  # no experts were timed
+                fields |= item if field.name == "provenance" else {field.name: item}
         return fields
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
@@ -89,12 +91,14 @@ _PROVENANCE = {"evidence", "source", "error_median", "error_p90"}
 _GEMM_AXES = {"rows", "columns", "inner", "weights"}
 _PREFILL_AXES = {"context", "queries", "group"}
 _DECODE_AXES = {"work", "context", "group", "streams"}
+_EXPERTS_AXES = {"tokens", "experts", "width"}
 _Constants = TypeVar(
     "_Constants",
     GemmConstants,
     PrefillKernel,
     DecodeKernel,
     ElementwiseConstants,
+    ExpertsConstants,
     StepConstants,
 )
 _Value = TypeVar("_Value")
@@ -184,9 +188,14 @@ def _constants(
     return kind(**given)
 
 
-def _by_dtype(data: object, where: str, read: Callable[[object, str], _Value]) -> dict[str, _Value]:
+def _by_dtype(
+    data: object,
+    where: str,
+    read: Callable[[object, str], _Value],
+    known: Collection[str] = BYTES_PER_VALUE,
+) -> dict[str, _Value]:
     """A mapping of some of the known dtypes, at least one."""
-    check_keys(data, where, required=set(), optional=set(BYTES_PER_VALUE))
+    check_keys(data, where, required=set(), optional=set(known))
     values = _mapping(data, where)
     return {str(dtype): read(value, f"{where}.{dtype}") for dtype, value in values.items()}
 
@@ -335,7 +344,8 @@ def read_engines(data: object, where: str, sheet: Sheet) -> dict[str, EngineCons
 
 
 def _engine(data: object, where: str, sheet: Sheet) -> EngineConstants:
-    check_keys(data, where, required={field.name for field in dataclasses.fields(EngineConstants)})
+    groups = {field.name for field in dataclasses.fields(EngineConstants)}
+    check_keys(data, where, required=groups - {"experts"}, optional={"experts"})
     values = _mapping(data, where)
 
     def gemm(entry: object, place: str) -> GemmConstants:
@@ -353,6 +363,9 @@ def _engine(data: object, where: str, sheet: Sheet) -> EngineConstants:
 
         return DecodeAttentionConstants(**_attention(entry, place, kernel))
 
+    def experts(entry: object, place: str) -> ExpertsConstants:
+        return _constants(ExpertsConstants, entry, place, _EXPERTS_AXES)
+
     reduce = values["all_reduce"]
     engine = EngineConstants(
         version=read_text_value(values["version"], f"{where}.version"),
@@ -364,6 +377,9 @@ def _engine(data: object, where: str, sheet: Sheet) -> EngineConstants:
         elementwise=_constants(ElementwiseConstants, values["elementwise"], f"{where}.elementwise"),
         all_reduce=None if reduce is None else _all_reduce(reduce, f"{where}.all_reduce"),
         step=_constants(StepConstants, values["step"], f"{where}.step"),
+        experts=_by_dtype(values["experts"], f"{where}.experts", experts, EXPERT_BYTES)
+        if "experts" in values
+        else {},
     )
     served = set(engine.prefill_attention)
     missing = served - engine.gemm.keys() | served ^ engine.decode_attention.keys()

@@ -11,12 +11,14 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from puzzle_search.cost.experts import distinct_experts
 from puzzle_search.cost.latency import Microseconds
 from puzzle_search.cost.modelled.constants import (
     AllReduceLines,
     DecodeAttentionConstants,
     DecodeKernel,
     ElementwiseConstants,
+    ExpertsConstants,
     GemmConstants,
     PrefillAttentionConstants,
     PrefillKernel,
@@ -24,6 +26,8 @@ from puzzle_search.cost.modelled.constants import (
 )
 from puzzle_search.cost.modelled.ratios import Ratios
 
+EXPERT_BYTES = {"mxfp4": 1 / 2 + 1 / 32}
+"""Bytes of a weight of experts whose activations stay bf16."""
 BYTES_PER_VALUE = {"nvfp4": 1 / 2 + 1 / 16, "fp8": 1.0, "bf16": 2.0, "fp32": 4.0}
 """Bytes of a weight, an activation or a KV value, block scales included."""
 STREAM_BYTES = {"nvfp4": 2, "fp8": 2, "bf16": 2, "fp32": 4}
@@ -104,6 +108,62 @@ def grouped_gemm_us(
     return np.asarray(latency_us + _quantisation_us(m * k, constants) if quantise else latency_us)
 
 
+def experts_us(
+    tokens: ArrayLike,
+    *,
+    experts: ArrayLike,
+    top_k: ArrayLike,
+    hidden: ArrayLike,
+    width: ArrayLike,
+    dtype: str,
+    sheet: Sheet,
+    constants: ExpertsConstants,
+) -> Microseconds:
+    """Microseconds of a layer's experts for so many tokens, without the router.
+
+    Never less than the hardware's own limit for as many experts as a uniform router picks.
+
+    Args:
+        tokens: of the step.
+        experts: of the layer.
+        top_k: that a token passes.
+        hidden: size of the residual stream.
+        width: of an expert, on one device.
+        dtype: of the experts' weights; activations are bf16.
+        sheet: the GPU.
+        constants: of this dtype.
+    """
+    t, x, k, d, w = np.broadcast_arrays(
+        *(np.asarray(size, np.float64) for size in (tokens, experts, top_k, hidden, width))
+    )
+    limits = experts_limits_us(t, x, k, d, w, dtype=dtype, sheet=sheet)
+    guess_us = roofline_us(*limits, constants)
+    if constants.ratios is not None:
+        guess_us = guess_us * constants.ratios.at(tokens=t, experts=x, width=w)
+    return np.asarray(np.maximum(guess_us, np.maximum(*limits)))
+
+
+def experts_limits_us(
+    tokens: _Array,
+    experts: _Array,
+    top_k: _Array,
+    hidden: _Array,
+    width: _Array,
+    *,
+    dtype: str,
+    sheet: Sheet,
+) -> tuple[Microseconds, Microseconds]:
+    """Microseconds of a layer's experts at the sheet's bandwidth, and at its peak."""
+    read = distinct_experts(experts, top_k, tokens)
+    moved_bytes = EXPERT_BYTES[dtype] * read * 3 * width * hidden
+    moved_bytes = moved_bytes + 2 * STREAM_BYTES["bf16"] * tokens * hidden
+    flops = 6 * tokens * top_k * width * hidden
+    return (
+        moved_bytes / (sheet.hbm_bytes_per_second / _US),
+        flops / (sheet.flops_per_second["bf16"] / _US),
+    )
+
+
 def _quantisation_us(values: _Array, constants: GemmConstants) -> _Array:
     """Microseconds of the dynamic scaling of so many activations."""
     return constants.quantisation_us + constants.quantisation_us_per_value * values
@@ -130,7 +190,9 @@ def gemm_ratio(rows: _Array, columns: _Array, inner: _Array, ratios: Ratios | No
 
 
 def roofline_us(
-    memory_us: _Array, compute_us: _Array, constants: GemmConstants | PrefillKernel
+    memory_us: _Array,
+    compute_us: _Array,
+    constants: GemmConstants | ExpertsConstants | PrefillKernel,
 ) -> Microseconds:
     """Launch and a smooth maximum of both limits, each at its fraction."""
     memory = memory_us / constants.memory_fraction

@@ -13,7 +13,7 @@ from puzzle_search.model.subblocks.base import SubblockModule, scaled
 
 
 class GqaAttention(SubblockModule):
-    """Causal attention with H query heads over K KV heads, with biases and q/k norms if any."""
+    """Causal attention with H query heads over K KV heads; biases, q/k norms and sinks if any."""
 
     def __init__(self, variant: Variant, config: ParentConfig) -> None:
         assert isinstance(variant, Gqa)
@@ -30,6 +30,7 @@ class GqaAttention(SubblockModule):
         self.k_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query, hidden, bias=config.output_bias)
+        self.sinks = nn.Parameter(torch.empty(config.num_heads)) if config.family.sinks else None
         self.q_norm = self.k_norm = None
         if config.qk_norm:
             sizes = (query, kv) if self.norms_all_heads else (config.head_dim, config.head_dim)
@@ -74,19 +75,48 @@ class GqaAttention(SubblockModule):
         if self.window is not None:
             read = self.window + length - 1
             k_BKSE, v_BKSE = k_BKSE[:, :, -read:], v_BKSE[:, :, -read:]
-        context = k_BKSE.shape[2]
+        context, scale = k_BKSE.shape[2], self.head_dim**-0.5
+        if self.sinks is not None:
+            q_BHLE, k_BKSE, v_BKSE = with_sinks(q_BHLE, k_BKSE, v_BKSE, self.sinks / scale)
         if length == 1:
             # One new token sees all that is left: the heads of a group become rows of one query, so
             # that each KV head is read once and never repeated.
-            q_BKGE = q_BHLE.view(batch, self.kv_heads, self.group_size, self.head_dim)
-            return F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE).view_as(q_BHLE)
+            q_BKGE = q_BHLE.reshape(batch, self.kv_heads, self.group_size, -1)
+            attended = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, scale=scale)
+            return attended.view_as(q_BHLE)[..., : self.head_dim]
         mask_LS = None
         is_cut = self.window is not None and context > self.window
-        if context != length or is_cut:
+        if context != length or is_cut or self.sinks is not None:
             mask_LS = visible(length, context, self.window, q_BHLE.device)
-        return F.scaled_dot_product_attention(
-            q_BHLE, k_BKSE, v_BKSE, attn_mask=mask_LS, is_causal=mask_LS is None, enable_gqa=True
+        if mask_LS is not None and self.sinks is not None:
+            mask_LS = F.pad(mask_LS, (1, 0), value=True)
+        attended = F.scaled_dot_product_attention(
+            q_BHLE,
+            k_BKSE,
+            v_BKSE,
+            attn_mask=mask_LS,
+            is_causal=mask_LS is None,
+            scale=scale,
+            enable_gqa=True,
         )
+        return attended[..., : self.head_dim]
+
+
+def with_sinks(
+    q_BHLE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, sinks_H: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention with one more key before all others, whose value is zero (Xiao et al. 2023).
+
+    Queries and keys get one more component: of queries the head's sink, of the new key 1, of all
+    others 0, so that the new key's product with a query is the sink.
+    """
+    sinks_BHL1 = sinks_H.to(q_BHLE.dtype).view(1, -1, 1, 1).expand(*q_BHLE.shape[:3], 1)
+    key_BK1E = F.pad(torch.zeros_like(k_BKSE[:, :, :1]), (0, 1), value=1.0)
+    return (
+        torch.cat([q_BHLE, sinks_BHL1], dim=-1),
+        torch.cat([key_BK1E, F.pad(k_BKSE, (0, 1))], dim=2),
+        F.pad(v_BKSE, (0, 1, 1, 0)),
+    )
 
 
 def visible(length: int, context: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Mixture of SwiGLU experts (Shazeer et al. 2017), as Mixtral and Qwen3-MoE route it."""
+"""Mixture of SwiGLU experts (Shazeer et al. 2017), as Mixtral, Qwen3-MoE and gpt-oss route it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from puzzle_search.arch import Moe, ParentConfig, Variant
+from puzzle_search.arch.experts import SwigluClamp
 from puzzle_search.model.cache import LayerCache
 from puzzle_search.model.rope import RotarySlice
 from puzzle_search.model.subblocks.base import SubblockModule
@@ -45,13 +46,29 @@ def route(logits_TX: torch.Tensor, top_k: int, *, renormalised: bool) -> Routing
     )
 
 
-def grouped(x_RI: torch.Tensor, weight_XOI: torch.Tensor, routing: Routing) -> torch.Tensor:
+def grouped(
+    x_RI: torch.Tensor,
+    weight_XOI: torch.Tensor,
+    routing: Routing,
+    bias_XO: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Each row times the matrix of its expert, (R, O); in autocast's dtype, as other products."""
     device = x_RI.device.type
     if torch.is_autocast_enabled(device):  # which leaves grouped products alone
         dtype = torch.get_autocast_dtype(device)
         x_RI, weight_XOI = x_RI.to(dtype), weight_XOI.to(dtype)
-    return F.grouped_mm(x_RI, weight_XOI.transpose(1, 2), offs=routing.ends_X)
+    out_RO = F.grouped_mm(x_RI, weight_XOI.transpose(1, 2), offs=routing.ends_X)
+    return out_RO if bias_XO is None else out_RO + bias_XO[routing.experts_R].to(out_RO.dtype)
+
+
+def gated(both_R2I: torch.Tensor, clamp: SwigluClamp | None) -> torch.Tensor:
+    """Channels (R, I) of the gate's half and up's: SwiGLU, or its clamped form."""
+    gate_RI, up_RI = both_R2I.chunk(2, dim=-1)
+    if clamp is None:
+        return F.silu(gate_RI) * up_RI
+    gate_RI = gate_RI.clamp(max=clamp.limit)
+    up_RI = up_RI.clamp(-clamp.limit, clamp.limit)
+    return gate_RI * torch.sigmoid(clamp.gain * gate_RI) * (up_RI + 1)
 
 
 def summed(out_RD: torch.Tensor, routing: Routing, tokens: int) -> torch.Tensor:
@@ -62,10 +79,14 @@ def summed(out_RD: torch.Tensor, routing: Routing, tokens: int) -> torch.Tensor:
 
 
 class Experts(nn.Module):
-    """The experts' weights; (X, 2 * I, D) of gate and up, (X, D, I) of down."""
+    """The experts' weights; (X, 2 * I, D) of gate and up, (X, D, I) of down; and biases, if any."""
 
-    def __init__(self, experts: int, hidden: int, width: int) -> None:
+    def __init__(self, experts: int, hidden: int, width: int, *, bias: bool) -> None:
         super().__init__()
+        self.gate_up_proj_bias = self.down_proj_bias = None
+        if bias:
+            self.gate_up_proj_bias = nn.Parameter(torch.empty(experts, 2 * width))
+            self.down_proj_bias = nn.Parameter(torch.empty(experts, hidden))
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
@@ -82,8 +103,10 @@ class MoeMlp(SubblockModule):
         super().__init__(config)
         self.top_k = variant.top_k_in(config)
         self.renormalised = config.experts.renormalised
-        self.gate = nn.Linear(config.hidden_size, variant.experts, bias=False)
-        self.experts = Experts(variant.experts, config.hidden_size, variant.width_in(config))
+        self.clamp = config.experts.clamp
+        bias, width = config.experts.bias, variant.width_in(config)
+        self.gate = nn.Linear(config.hidden_size, variant.experts, bias=bias)
+        self.experts = Experts(variant.experts, config.hidden_size, width, bias=bias)
 
     def route(self, x_TD: torch.Tensor) -> Routing:
         """Send each token to its experts, from normed input."""
@@ -91,13 +114,16 @@ class MoeMlp(SubblockModule):
 
     def channels(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Intermediate activations (R, I) of each token in each of its experts."""
-        both_R2I = grouped(x_TD[routing.tokens_R], self.experts.gate_up_proj, routing)
-        gate_RI, up_RI = both_R2I.chunk(2, dim=-1)
-        return F.silu(gate_RI) * up_RI
+        experts = self.experts
+        both_R2I = grouped(
+            x_TD[routing.tokens_R], experts.gate_up_proj, routing, experts.gate_up_proj_bias
+        )
+        return gated(both_R2I, self.clamp)
 
     def outputs(self, channels_RI: torch.Tensor, routing: Routing) -> torch.Tensor:
         """What the experts give for these activations, before their gates, (R, D)."""
-        return grouped(channels_RI, self.experts.down_proj, routing)
+        experts = self.experts
+        return grouped(channels_RI, experts.down_proj, routing, experts.down_proj_bias)
 
     def mix(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from puzzle_search.arch import ParentConfig, Variant
+from puzzle_search.errors import InputError
 from puzzle_search.runtime.precision import Precision
 from puzzle_search.runtime.subblocks.base import ServingSubblock
 from puzzle_search.runtime.subblocks.gqa import ServingGqa, local_heads
@@ -34,7 +35,15 @@ def make_serving_subblock(
     """The subblock of a variant on torch's default device, without weights; None for a no-op.
 
     With ``tp`` above 1, one device's share of it.
+
+    Raises:
+        InputError: the parent has attention sinks, or clamped experts with biases, as gpt-oss.
     """
+    if config.family.sinks:
+        raise InputError(
+            f"the runtime does not compute {config.name}: its kernels know no attention sinks",
+            remedy="serve it with an engine, and price it by a cost model",
+        )
     builder = _BUILDERS[variant.kind]
     return None if builder is None else builder(variant, config, precision, tp=tp)
 

@@ -190,7 +190,7 @@ def _allowed(
     for layer in range(config.num_layers):
         for attention in space.attention[layer]:
             for ffn in space.ffn[layer]:
-                own = (attention, ffn) == (config.attention, config.ffn)
+                own = (attention, ffn) == (config.own("attention", layer), config.ffn)
                 if layer in child.frozen and not own:
                     continue
                 if _portable(child, attention, ffn, (layer,), config):
@@ -199,7 +199,7 @@ def _allowed(
         for run in runs:
             if run[0] != layer:
                 continue
-            attention, ffn = run[2] or config.attention, run[3] or config.ffn
+            attention, ffn = run[2] or config.own("attention", layer), run[3] or config.ffn
             covered = range(run[0], run[1] + 1)
             offered = attention in space.attention[layer] and ffn in space.ffn[layer]
             if offered and _portable(child, attention, ffn, covered, config):

@@ -168,6 +168,11 @@ FEATURES = {
         applies=lambda at: at.config.family.norm_after,
         of_parent=True,
     ),
+    "sinks": Feature(
+        text="attention sinks (gpt-oss)",
+        applies=lambda at: at.config.family.sinks,
+        of_parent=True,
+    ),
     "width": Feature(
         text=f"an FFN width that is no multiple of {STOCK_WIDTH_MULTIPLE}",
         applies=lambda at: _odd_width(at.ffn),
@@ -213,35 +218,35 @@ _COLUMNS: dict[str, tuple[Cell, ...]] = {
     "trtllm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _REFUSED, _RIGHT, _RIGHT,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
-        _REFUSED, _REFUSED, _REFUSED, _REFUSED, _NEVER,
+        _REFUSED, _REFUSED, _REFUSED, _NEVER, _REFUSED, _NEVER,
     ),
     "vllm": (
         _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _NEVER, _form(_SWIGLU), _form(_SWIGLU),
         _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED,
-        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
     "sglang": (
         _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED, _REFUSED,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
-        _REFUSED, _REFUSED, _REFUSED, _REFUSED, _NEVER,
+        _REFUSED, _REFUSED, _REFUSED, _NEVER, _REFUSED, _NEVER,
     ),
     "llama.cpp": (
         _RIGHT, _RIGHT, _form(_ZERO_MATRIX), _form(_ZERO_FFN, "wrong in silence"),
         _form(_UNWRITTEN), _NEVER, _RIGHT, _form(_ATTENTION_SLOT),
         _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER,
-        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
     "mlx-lm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _form(_OWN_NAME), _form(_OWN_NAME),
         # Of a model all of whose layers have the window, it computes full attention.
         _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _NEVER,
-        _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
     ),
     # Its class takes the attention of Llama, Mistral, Qwen2 and Qwen3, and no experts.
     "transformers": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _RIGHT, _RIGHT,
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
-        _NEVER, _NEVER, _NEVER, _RIGHT, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _RIGHT, _NEVER,
     ),
 }  # fmt: skip
 

@@ -21,7 +21,8 @@ def allows(engine: str, attention: str, ffn: str, layer: int, config: ParentConf
     Raises:
         InputError: the engine is not known.
     """
-    own = (attention, ffn) in ((config.attention, config.ffn), ("no_op", "no_op"))
+    parents = (config.own("attention", layer), config.ffn)
+    own = (attention, ffn) in (parents, ("no_op", "no_op"))
     alike = own and _engine(engine).exported
     return all(
         found.native == "right"

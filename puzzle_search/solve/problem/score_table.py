@@ -189,7 +189,7 @@ class ScoreTable:
         Raises:
             InputError: the table lacks the rows or a metric.
         """
-        attention = "" if attention == config.attention else attention
+        attention = "" if attention == config.own("attention", layer) else attention
         ffn = "" if ffn == config.ffn else ffn
         if not attention and not ffn:
             return 0.0
@@ -257,7 +257,7 @@ def _value(
     values: Mapping[_Key, float], layer: int, attention: str, ffn: str, config: ParentConfig
 ) -> float | None:
     """A row's value, whether it leaves the parent's own variants empty or names them."""
-    for named_attention in (attention, attention or config.attention):
+    for named_attention in (attention, attention or config.own("attention", layer)):
         for named_ffn in (ffn, ffn or config.ffn):
             found = values.get((layer, layer, named_attention, named_ffn))
             if found is not None:

@@ -40,7 +40,7 @@ class Question:
         scenarios: input and output lengths such as ``128/1024``, each with its limits.
         child: limits of the child itself.
         engine: serving engine whose constants to use; by default the cost model's first.
-        dtype: serving precision; by default the smallest from 8 bits up that the engine has.
+        dtype: serving precision; by default the parent's own, or the smallest from 8 bits up.
         tp: ``1``, ``1,2,4`` or ``any``; all scenarios are served at one degree.
         serving: how requests are served, where not as the engine does by default.
         scores: another score table than the model's own.

@@ -36,8 +36,9 @@ def find_target(
         gpu: name of a cost model, path of one, a profile folder, or a run directory. The profile of
             a run counts by the scalar that makes the run's own parent right.
         config: the parent.
-        engine: of the cost model; by default its first one.
-        dtype: serving precision; by default the smallest from 8 bits up that the engine has.
+        engine: of the cost model; by default the first one with the parent's own precision, if any.
+        dtype: serving precision; by default the parent's own, as its config names it, or else the
+            smallest from 8 bits up that the engine has.
         tp: TP degrees that are asked; see `profile_target` for a profile.
         serving: what is asked of serving; the rest is the engine's own.
 
@@ -54,8 +55,11 @@ def find_target(
         _check_shape(profile, gpu, config)
         return profile_target(profile, tp=degrees, serving=serving)
     model = CostModel.from_file(find_cost_model(gpu))
-    engine = engine or next(iter(model.engines))
-    dtype = dtype or _smallest_dtype(model.engine(engine).dtypes)
+    own = _own_dtype(config)
+    with_own = [name for name, constants in model.engines.items() if own in constants.dtypes]
+    engine = engine or next(iter([*with_own, *model.engines]))
+    known = model.engine(engine).dtypes
+    dtype = dtype or (own if own in known else _smallest_dtype(known))
     return modelled_target(model, config, engine=engine, dtype=dtype, serving=serving)
 
 
@@ -65,6 +69,12 @@ def _check_shape(profile: Profile, gpu: str, config: ParentConfig) -> None:
             f"{gpu} is a profile of {profile.config.name}, whose shape differs from {config.name}",
             remedy="profile this model, or name the model that was profiled",
         )
+
+
+def _own_dtype(config: ParentConfig) -> str | None:
+    """What the parent's weights are quantised in, where its config says so: it costs no quality."""
+    found = config.raw.get("quantization_config")
+    return found.get("quant_method") if isinstance(found, dict) else None
 
 
 def _smallest_dtype(dtypes: Sequence[str]) -> str:

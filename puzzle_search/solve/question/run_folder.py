@@ -156,7 +156,7 @@ class RunFolder:
             profile_target(self.profile, serving=ServingOptions(mode="static")),
             Scenario.parse(self.recipe["scenario"]),
             [OperatingPoint(batch=batch, tp=1)],
-            attention=[config.attention],
+            attention=config.attentions,
             ffn=[config.ffn],
         )
         predicted = table.cost(ArchitectureSpec.identity(config), 0)

@@ -90,7 +90,7 @@ class Setting:
             for batch in self.target.batches
         ]
         blocks = [block for spec in specs for block in spec.blocks]
-        attention = list(dict.fromkeys([self.config.attention, *(b.attention for b in blocks)]))
+        attention = list(dict.fromkeys([*self.config.attentions, *(b.attention for b in blocks)]))
         ffn = list(dict.fromkeys([self.config.ffn, *(b.ffn for b in blocks)]))
         points = covered_points(self.target, scenario, points, attention=attention, ffn=ffn)
         solved = [self.recorded[scenario]] if scenario in self.recorded else []
@@ -138,7 +138,7 @@ class AskedSetting:
             does not say.
         scenarios: input and output lengths; 128/1024 if the spec does not say.
         engine: serving engine; the GPU's first if the spec does not say, or for another GPU.
-        dtype: serving precision; the smallest from 8 bits up likewise.
+        dtype: serving precision; the parent's own, or the smallest from 8 bits up, likewise.
         tp: ``1``, ``1,2,4`` or ``any``; 1 if the spec does not say.
         serving: how requests are served; for another GPU as the engine does.
         scores: another score table than the model's own.

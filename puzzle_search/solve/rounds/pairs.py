@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice, ParentConfig, Replacement
 from puzzle_search.solve.problem.problem import Problem
@@ -85,9 +84,8 @@ def _replaced(blocks: Sequence[Replacement], replacement: Replacement) -> list[R
 
 def _with_one(block: Replacement, config: ParentConfig) -> ArchitectureSpec:
     """The parent with one block replaced."""
-    own = BlockChoice(attention=config.attention, ffn=config.ffn, layers=())
     first, last, attention, ffn = block
-    blocks = [replace(own, layers=(layer,)) for layer in range(config.num_layers)]
+    blocks = ArchitectureSpec.identity(config).blocks
     chosen = BlockChoice(attention=attention, ffn=ffn, layers=tuple(range(first, last + 1)))
     return ArchitectureSpec(
         parent=config.name, blocks=(*blocks[:first], chosen, *blocks[last + 1 :])

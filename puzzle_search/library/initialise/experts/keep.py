@@ -22,7 +22,7 @@ def keep_experts(variant: Variant, calibration: Calibration, scores_X: torch.Ten
     assert isinstance(variant, Moe)
     kept_X = scores_X.topk(variant.experts).indices.sort().values
     tensors = calibration.tensors
-    for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
+    for name in tensors.keys() - {"norm.weight"}:
         tensors[name] = tensors[name][kept_X]
     if variant.width is not None:
         activity_XI = calibration.expert_sums.channels_XI[kept_X]
@@ -35,8 +35,11 @@ def _narrow(tensors: Tensors, scores_XI: torch.Tensor, width: int) -> None:
     kept_XW = scores_XI.topk(width).indices.sort().values
     down_XDI = tensors["experts.down_proj"]
     rows_XWD = kept_XW[:, :, None].expand(-1, -1, down_XDI.shape[1])
-    gate_XID, up_XID = tensors["experts.gate_up_proj"].chunk(2, dim=1)
-    tensors["experts.gate_up_proj"] = torch.cat(
-        [gate_XID.gather(1, rows_XWD), up_XID.gather(1, rows_XWD)], dim=1
-    )
+    for name, rows in (
+        ("experts.gate_up_proj", rows_XWD),
+        ("experts.gate_up_proj_bias", kept_XW),
+    ):
+        if name in tensors:
+            halves = tensors[name].chunk(2, dim=1)
+            tensors[name] = torch.cat([half.gather(1, rows) for half in halves], dim=1)
     tensors["experts.down_proj"] = down_XDI.gather(2, rows_XWD.transpose(1, 2)).contiguous()

@@ -29,6 +29,7 @@ ServingDtype = Literal["nvfp4", "fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"]
 MeasuredDtype = Literal["fp8", "bf16", "fp32"]
 ProfileDtype = Literal["fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"]
 TorchDtype = Literal["fp32", "bf16"]
+ComputeDtype = Literal["auto", "fp32", "bf16"]
 
 DeviceName = Literal["cpu", "cuda"]
 ExecutorName = Literal["local", "ray"]

@@ -31,6 +31,7 @@ ServingDtype = Literal[
 MeasuredDtype = Literal["fp8", "bf16", "fp32"]
 ProfileDtype = Literal["fp8", "bf16", "fp32", "f16", "q8_0", "q4_0"]
 TorchDtype = Literal["fp32", "bf16"]
+ComputeDtype = Literal["auto", "fp32", "bf16"]
 
 DeviceName = Literal["cpu", "cuda"]
 ExecutorName = Literal["local", "ray"]

@@ -11,12 +11,13 @@ import typer
 from puzzle_search.choices import TorchDtype, Tracker
 from puzzle_search.cli.next_step import quoted, tell_next
 from puzzle_search.cli.options import (
+    ComputeDtypeOption,
     DeviceOption,
     LengthOption,
     ParentOption,
-    TorchDtypeOption,
     TrainingDataOption,
 )
+from puzzle_search.cli.precision import computed_in
 
 
 def distill(
@@ -53,7 +54,7 @@ def distill(
             "--activation-checkpointing", help="Less memory: compute blocks again going back."
         ),
     ] = False,
-    dtype: TorchDtypeOption = "fp32",
+    dtype: ComputeDtypeOption = "auto",
     out_dtype: Annotated[TorchDtype, typer.Option(help="Of the written weights.")] = "bf16",
     device: DeviceOption = "cpu",
     track: Annotated[
@@ -75,7 +76,7 @@ def distill(
         batch_tokens=batch_tokens,
         micro_batch_tokens=micro_batch_tokens,
         learning_rate=learning_rate,
-        dtype=dtype,
+        dtype=computed_in(dtype, device),
         activation_checkpointing=activation_checkpointing,
         held_out_every=held_out_every,
         checkpoint_every=checkpoint_every,

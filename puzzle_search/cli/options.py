@@ -10,6 +10,7 @@ import typer
 
 from puzzle_search.choices import (
     Backend,
+    ComputeDtype,
     DeviceName,
     ExecutorName,
     LoadingEngine,
@@ -88,6 +89,9 @@ TrainingDataOption = Annotated[
 LengthOption = Annotated[int, typer.Option("--length", min=2, help="Tokens in a block of text.")]
 DeviceOption = Annotated[DeviceName, typer.Option("--device", help="What computes.")]
 TorchDtypeOption = Annotated[TorchDtype, typer.Option("--dtype", help="What it computes in.")]
+ComputeDtypeOption = Annotated[
+    ComputeDtype, typer.Option("--dtype", help="What it computes in; auto: the fastest here.")
+]
 MeasuredDtypeOption = Annotated[MeasuredDtype, typer.Option("--dtype", help="Serving precision.")]
 ExecutorOption = Annotated[
     ExecutorName, typer.Option("--executor", help="Where jobs run: here, or on a Ray cluster.")

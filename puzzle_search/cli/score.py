@@ -9,6 +9,7 @@ import typer
 
 from puzzle_search.cli.options import (
     AddressOption,
+    ComputeDtypeOption,
     DeviceOption,
     ExecutorOption,
     GpusPerJobOption,
@@ -16,11 +17,11 @@ from puzzle_search.cli.options import (
     MaxMemoryOption,
     ParentOption,
     SpaceOption,
-    TorchDtypeOption,
     TrainingDataOption,
     WorkersOption,
     file_to_write,
 )
+from puzzle_search.cli.precision import computed_in
 
 
 def score(
@@ -67,7 +68,7 @@ def score(
         ),
     ] = None,
     device: DeviceOption = "cpu",
-    dtype: TorchDtypeOption = "fp32",
+    dtype: ComputeDtypeOption = "auto",
 ) -> None:
     """Replace one block at a time and measure the damage to the parent's predictions."""
     from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
@@ -113,7 +114,7 @@ def score(
         ),
         jobs=jobs or workers or (8 if executor == "ray" else 1),
         device=device,
-        dtype=torch_dtype(dtype),
+        dtype=torch_dtype(computed_in(dtype, device)),
     )
     table = scores.table(config.name, data=f"{data}, validation split")
     table.write(out)

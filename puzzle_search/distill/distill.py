@@ -32,6 +32,7 @@ from puzzle_search.errors import InputError
 from puzzle_search.files import check_own_folder, read_json, value_hash
 from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.progress import Progress
+from puzzle_search.runtime import keep_freed_memory
 
 RECORD = "distillation.json"
 FORMAT = "puzzle-search.distillation/1"
@@ -93,6 +94,7 @@ def distill(
         if world.first:
             run.resume(made_from)
         world.wait()
+        keep_freed_memory(world.device)
         distiller = Distiller(
             load_decoder(parent, dtype=torch_dtype(settings.dtype)),
             load_decoder(child),

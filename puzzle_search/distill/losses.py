@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from puzzle_search.data import TokenBlocks
+from puzzle_search.distill.logit_losses import NO_TARGET, Head, LogitLosses
 from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder
-from puzzle_search.model.losses import token_kl
-
-_NO_TARGET = -100
-_CHUNK_LOGITS = 2**24  # logits in memory at once, 64 MiB in fp32
 
 
 class Distiller(nn.Module):
@@ -51,9 +47,9 @@ class Distiller(nn.Module):
         self._recompute = recompute
 
     def forward(
-        self, ids_BL: torch.Tensor, starts_BL: torch.Tensor, terms: Collection[str]
-    ) -> dict[str, torch.Tensor]:
-        """Sums over tokens of the terms that are asked for, fp32.
+        self, ids_BL: torch.Tensor, starts_BL: torch.Tensor, weights: Mapping[str, float]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss, and the terms that it is the sum of, without gradients; fp32.
 
         ``cosine``: 1 - cos between the hidden states after a block of the child and after the
         last parent layer that it stands for, mean over blocks. ``kl``: KL(parent || child) over
@@ -63,26 +59,31 @@ class Distiller(nn.Module):
         Args:
             ids_BL: (B, L) tokens.
             starts_BL: (B, L), true at the first token of a document.
-            terms: of ``lm``, ``cosine``, ``kl``.
+            weights: by which a term's sum over tokens is multiplied, of any of ``lm``, ``cosine``,
+                ``kl``.
         """
         blocks = len(self.child.blocks)
-        cosine = torch.zeros((), device=ids_BL.device)
-        parent_states = self._parent_states(ids_BL) if {"cosine", "kl"} & set(terms) else None
+        loss = torch.zeros((), device=ids_BL.device)
+        terms = {}
+        parent_states = self._parent_states(ids_BL) if {"cosine", "kl"} & set(weights) else None
         parent_BLD = None
         for child_BLD in self.child.block_states(ids_BL, recompute=self._recompute):
             if parent_states is None:
                 continue
             parent_BLD = next(parent_states)
-            if "cosine" in terms:
+            if "cosine" in weights:
                 similar = F.cosine_similarity(child_BLD.float(), parent_BLD.float(), dim=-1)
-                cosine = cosine + (1 - similar).sum() / blocks
-        sums = {"cosine": cosine}
-        if {"lm", "kl"} & set(terms):
-            targets_BL = F.pad(ids_BL[:, 1:], (0, 1), value=_NO_TARGET)
+                loss = loss + (1 - similar).sum() * (weights["cosine"] / blocks)
+        if "cosine" in weights:
+            terms["cosine"] = loss.detach()
+        if {"lm", "kl"} & set(weights):
+            targets_BL = F.pad(ids_BL[:, 1:], (0, 1), value=NO_TARGET)
             ends_BL = F.pad(starts_BL[:, 1:], (0, 1), value=True)
-            targets_BL = targets_BL.masked_fill(ends_BL, _NO_TARGET)
-            sums |= self._logit_losses(child_BLD, parent_BLD, targets_BL, terms)
-        return {term: sums[term] for term in terms}
+            targets_BL = targets_BL.masked_fill(ends_BL, NO_TARGET)
+            of_logits, parts = self._logit_losses(child_BLD, parent_BLD, targets_BL, weights)
+            loss = loss + of_logits
+            terms |= dict(zip(("kl", "lm"), parts, strict=True))
+        return loss, {term: terms[term] for term in weights}
 
     @torch.no_grad()
     def _parent_states(self, ids_BL: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -97,41 +98,26 @@ class Distiller(nn.Module):
         child_BLD: torch.Tensor,
         parent_BLD: torch.Tensor | None,
         targets_BL: torch.Tensor,
-        terms: Collection[str],
-    ) -> dict[str, torch.Tensor]:
-        """Sums over chunks of tokens, whose logits are computed again in the backward pass."""
-        tokens = max(1, _CHUNK_LOGITS // self.child.config.vocab_size)
-        child = child_BLD.flatten(0, 1).split(tokens)
-        parent = parent_BLD.flatten(0, 1).split(tokens) if parent_BLD is not None else None
-        targets = targets_BL.flatten().split(tokens)
-        sums = torch.zeros(2, device=child_BLD.device)
-        for index, (child_TD, targets_T) in enumerate(zip(child, targets, strict=True)):
-            parent_TD = parent[index] if parent is not None and "kl" in terms else None
-            chunk = (child_TD, parent_TD, targets_T, "lm" in terms)
-            if len(child) == 1:
-                sums = sums + self._chunk_losses(*chunk)
-            else:
-                sums = sums + checkpoint(self._chunk_losses, *chunk, use_reentrant=False)
-        return {"kl": sums[0], "lm": sums[1]}
-
-    def _chunk_losses(
-        self,
-        child_TD: torch.Tensor,
-        parent_TD: torch.Tensor | None,
-        targets_T: torch.Tensor,
-        with_lm: bool,
-    ) -> torch.Tensor:
-        logits_TV = self.child.logits(child_TD)
-        sums = [torch.zeros((), device=child_TD.device) for _ in range(2)]
-        if parent_TD is not None:
-            with torch.no_grad():
-                parent_TV = self.parent.logits(parent_TD)
-            sums[0] = token_kl(parent_TV, logits_TV).sum()
-        if with_lm:
-            sums[1] = F.cross_entropy(
-                logits_TV.float(), targets_T, ignore_index=_NO_TARGET, reduction="sum"
+        weights: Mapping[str, float],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        device = child_BLD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        parent = None
+        with torch.autocast(device, enabled=False):
+            if parent_BLD is not None and "kl" in weights:
+                with torch.no_grad():
+                    states_ND = self.parent.normed(parent_BLD).flatten(0, 1)
+                    parent = Head(states_ND=states_ND, weight_VD=self.parent.head.weight)
+            child_ND = self.child.normed(child_BLD).flatten(0, 1)
+            losses: tuple[torch.Tensor, torch.Tensor] = LogitLosses.apply(  # type: ignore[no-untyped-call]
+                child_ND.to(dtype or child_ND.dtype),
+                self.child.head.weight,
+                parent,
+                targets_BL.flatten(),
+                {"kl": weights.get("kl", 0.0), "lm": weights.get("lm", 0.0)},
+                torch.is_grad_enabled(),
             )
-        return torch.stack(sums)
+        return losses
 
 
 def term_counts(blocks: TokenBlocks, terms: Collection[str]) -> dict[str, int]:

@@ -84,6 +84,7 @@ class Trainer:
     ) -> dict[str, float]:
         """Mean losses over the blocks of all processes; with gradients where ``train``."""
         world, counts = self._world, term_counts(blocks, terms)
+        weights = {term: 1 / count for term, count in counts.items()}
         length = blocks.ids.shape[1]
         share = -(-len(blocks.ids) // world.size)
         tokens = self._settings.micro_batch_tokens
@@ -98,14 +99,13 @@ class Trainer:
             with torch.autocast(
                 world.device.type, torch.bfloat16, enabled=self._settings.dtype == "bf16"
             ):
-                sums = self._distiller(
-                    piece.ids.to(world.device), piece.document_starts.to(world.device), terms
+                loss, means = self._distiller(
+                    piece.ids.to(world.device), piece.document_starts.to(world.device), weights
                 )
-            means = torch.stack([sums[term] / count for term, count in counts.items()]) * counted
             if train:
                 # FSDP takes the mean of the gradients of all processes; their sum is wanted.
-                (means.sum() * world.size).backward()
-            totals += means.detach().double().cpu()
+                (loss * (counted * world.size)).backward()
+            totals += torch.stack(list(means.values())).double().cpu() * counted
         totals = world.total(totals.to(world.device)).cpu()
         return dict(zip(counts, totals.tolist(), strict=True))
 

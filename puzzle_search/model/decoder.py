@@ -118,6 +118,10 @@ class HeterogeneousDecoder(nn.Module):
         """
         return deque(self.block_states(ids_BL, cache), maxlen=1).pop()
 
+    def normed(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """What the output head reads of final hidden states, scaled as logits are."""
+        return scaled(self.norm(x_BLD), self.config.scales.logits)
+
     def logits(self, x_BLD: torch.Tensor) -> torch.Tensor:
         """Logits (B, L, vocabulary) of final hidden states."""
         logits = F.linear(self.norm(x_BLD), self.head.weight)

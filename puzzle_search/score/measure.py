@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from puzzle_search.arch import Replacement
 from puzzle_search.errors import InputError
 from puzzle_search.score.metrics import COSINE, Estimate
-from puzzle_search.score.vocabulary import Tally, Target, TopTokens, Wanted, parent_targets
+from puzzle_search.score.vocabulary import Tally, Target, Tile, TopTokens, Wanted, parent_targets
 from puzzle_search.score.weights import Weights
 
 # Hidden states of one model, by chunk of rows: (rows, length, D) each.
@@ -29,7 +29,8 @@ class Judge:
         ids: the tokens, by chunk of rows.
         wanted: what is measured.
         known: the parent's likeliest tokens, where they need not be computed again.
-        one_by_one: measure each candidate by itself; else the head is read once for all.
+        one_by_one: measure each candidate by itself; else the head is read once for all, as it is
+            in bf16 in any case.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class Judge:
         one_by_one: bool,
     ) -> None:
         self._weights, self._ids, self._wanted = weights, ids, wanted
-        self._one_by_one = one_by_one
+        self._by_difference = weights.sources.dtype == torch.bfloat16
+        self._one_by_one = one_by_one and not self._by_difference
         self._hidden: Stream | None = None
         self._targets: list[Target] | None = None
-        if known is not None:
+        if known is not None and not self._by_difference:
             parts = known.split([part.numel() for part in ids], weights.device)
             self._targets = [Target(top=part) for part in parts]
 
@@ -75,7 +77,13 @@ class Judge:
             self._hidden = list(final)
         if self._targets is None:
             normed = [self._weights.normed(chunk) for chunk in final]
-            self._targets = parent_targets(normed, self._ids, self._weights.tiles(), self._wanted)
+            self._targets = parent_targets(
+                normed,
+                self._ids,
+                self._weights.tiles(),
+                self._wanted,
+                mean_rows=self._wanted.exact_kl and not self._by_difference,
+            )
 
     def measure(self, finals: Sequence[tuple[Replacement, Stream]]) -> Iterator[Measured]:
         """Metrics of candidates from their final hidden states, which are used up.
@@ -86,11 +94,22 @@ class Judge:
         groups = [[one] for one in finals] if self._one_by_one else [finals]
         for group in groups:
             candidates = [_Candidate(stream, self) for _, stream in group]
-            for start, tile in self._weights.tiles():
-                for candidate in candidates:
-                    candidate.add(start, tile)
+            for start, tile_VD in self._weights.tiles():
+                self._add_tile(candidates, start, tile_VD)
             for (replacement, _), candidate in zip(group, candidates, strict=True):
                 yield replacement, _finite(replacement, candidate.estimates(self._wanted))
+
+    def _add_tile(
+        self, candidates: Sequence[_Candidate], start: int, tile_VD: torch.Tensor
+    ) -> None:
+        assert self._targets is not None
+        for chunk, target in enumerate(self._targets):
+            if self._by_difference:
+                tile = Tile.beside(start, tile_VD, target)
+            else:
+                tile = Tile(start=start, head_VD=tile_VD)
+            for candidate in candidates:
+                candidate.tallies[chunk].add(tile)
 
     def cosine(self, stream: Stream) -> torch.Tensor | None:
         """1 - cosine with the parent's hidden states, mean of every block of tokens, if wanted."""
@@ -107,22 +126,22 @@ class Judge:
         assert self._targets is not None
         found = []
         for number, (target, ids) in enumerate(zip(self._targets, self._ids, strict=True)):
-            stream[number] = self._weights.normed(stream[number])
-            found.append(Tally(stream[number], ids, target, self._wanted))
+            states_ND = self._weights.normed(stream[number])
+            if self._by_difference:
+                assert target.normed_ND is not None
+                states_ND = (states_ND - target.normed_ND).bfloat16()
+            stream[number] = states_ND
+            found.append(Tally(states_ND, ids, target, self._wanted))
         return found
 
 
 class _Candidate:
     def __init__(self, stream: Stream, judge: Judge) -> None:
         self._cosine = judge.cosine(stream)
-        self._tallies = judge.tallies(stream)
-
-    def add(self, start: int, tile_VD: torch.Tensor) -> None:
-        for tally in self._tallies:
-            tally.add(start, tile_VD)
+        self.tallies = judge.tallies(stream)
 
     def estimates(self, wanted: Wanted) -> dict[str, Estimate]:
-        parts = [tally.metrics() for tally in self._tallies]
+        parts = [tally.metrics() for tally in self.tallies]
         blocks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if self._cosine is not None:
             blocks[COSINE] = self._cosine

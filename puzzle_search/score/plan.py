@@ -123,10 +123,9 @@ class _Memory:
         config, device = sources.config, torch.device(sources.device)
         width = sources.dtype.itemsize
         tokens = shape[0] * shape[1]
-        stream = tokens * config.hidden_size * width
-        normed = tokens * config.hidden_size * 4
+        stream = normed = tokens * config.hidden_size * 4
         tally = tokens * (20 + 12 * (1 + wanted.parent_top) + 4 * wanted.compared)
-        self.candidate_bytes = max(stream, normed) + tally
+        self.candidate_bytes = stream + tally
 
         chunk = chunk_rows(device, shape[1]) * shape[1]
         rows = min(tile_rows(device), config.vocab_size)
@@ -142,12 +141,14 @@ class _Memory:
         values = 3 * ffn_channels(ffn, config) + streams_inside * config.hidden_size
         inside = chunk * values * width
         logits = 2 * chunk * rows * 4
+        if width < 4:  # the parent's beside a candidate's, and its tile in both precisions
+            logits += 2 * chunk * rows * 4 + rows * config.hidden_size * width
         attentions: dict[int, set[str]] = defaultdict(set)
         for first, _, attention, _ in replacements:
             attentions[first].add(attention)
         # The base, where the next sweep begins, the parent beside a child, outputs of attention.
         streams = 4 + max(map(len, attentions.values()), default=0)
-        targets = 2 * normed * wanted.exact_kl + stream * (COSINE in wanted.metrics)
+        targets = normed * (1 + wanted.exact_kl) + stream * (COSINE in wanted.metrics)
         targets += tokens * (20 + 12 * wanted.parent_top)
         self.fixed_bytes = weights + max(inside, tile + logits) + streams * stream + targets
         self.fixed_bytes += _OVERHEAD_BYTES

@@ -20,6 +20,7 @@ from puzzle_search.files import Journal, value_hash
 from puzzle_search.model.decoder import check_context
 from puzzle_search.model.memory import gpu_memory_reported
 from puzzle_search.progress import Progress
+from puzzle_search.runtime import keep_freed_memory
 from puzzle_search.score.around import base_blocks, check_replacements
 from puzzle_search.score.measure import BASE, Judge, Measured
 from puzzle_search.score.metrics import DEFAULT_METRICS, check_metrics
@@ -78,7 +79,7 @@ def score_replacements(
         executor: where the jobs run; in this process by default.
         jobs: how many the replacements are divided into.
         device: torch device of the work.
-        dtype: of weights and hidden states; logits are computed in fp32.
+        dtype: that matrices are multiplied in; hidden states, and the parent's logits, are fp32.
         progress: shows how far it is.
 
     Raises:
@@ -183,6 +184,8 @@ def _sweeps(job: _Job) -> Iterator[Measured | TopTokens]:
     plan = plan_sweeps(
         job.sources, job.blocks, replacements, (rows, length), job.wanted, job.max_memory_bytes
     )
+    if job.max_memory_bytes is None:
+        keep_freed_memory(torch.device(job.sources.device))
     weights = Weights(job.sources, job.blocks if plan.resident else None)
     ids = job.ids_BL.to(weights.device).split(chunk_rows(weights.device, length))
     judge = Judge(weights, ids, job.wanted, known=job.known, one_by_one=plan.resident)

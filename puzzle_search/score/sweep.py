@@ -44,8 +44,8 @@ class Sweeper:
         self._base_is_parent = all(b[0] == b[1] and b[2:] == ("", "") for b in blocks)
         self._base: Stream = [weights.embed(part) for part in ids]
         self._at = 0  # the block that the base's hidden states stand before
-        length = ids[0].shape[1]
-        self._angles = Rotary(weights.config).slice(0, length, self._base[0])
+        like = self._base[0].to(weights.sources.dtype)
+        self._angles = Rotary(weights.config).slice(0, ids[0].shape[1], like)
         apart = judge.needs_parent and not self._base_is_parent
         self._parent = list(self._base) if apart else None
 

@@ -6,8 +6,12 @@ p from a candidate's is the Bregman divergence
     KL = F(W x_candidate) - F(W x_parent) - (x_candidate - x_parent) . W^T p
 
 so that of the parent two vectors a token are kept, x and the mean head row W^T p, and neither its
-log-probabilities nor a candidate's are ever held for the whole vocabulary. Logits are computed in
-fp32 whatever the precision of the blocks: rounded ones would not cancel in that difference.
+log-probabilities nor a candidate's are ever held for the whole vocabulary. Logits rounded to bf16
+would not cancel in that difference. Where blocks are computed in bf16, the parent's logits z are
+fp32, once for all candidates, and a candidate's are z + d with d = W (x_candidate - x_parent) in
+bf16: its rounding is a part of d alone, and the same d stands in both terms of
+
+    KL = F(z + d) - F(z) - p . d
 
 Shape suffixes: N tokens of a chunk, D hidden, V tokens of a tile, K likeliest tokens, P picked
 tokens.
@@ -77,12 +81,44 @@ class TopTokens:
 class Target:
     """What candidates are compared with on one chunk of (rows, length) tokens.
 
-    ``normed_ND`` and ``mean_row_ND`` are there for exact KL.
+    ``normed_ND`` is there unless the likeliest tokens come from disk, ``mean_row_ND`` for exact KL
+    in fp32.
     """
 
     top: TopTokens
     normed_ND: torch.Tensor | None = None
     mean_row_ND: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Some rows of the head, for one chunk of tokens.
+
+    Attributes:
+        start: number of the first token.
+        head_VD: the rows; in bf16 where candidates are computed by their difference.
+        parent_NV: the parent's logits, fp32, there.
+        probabilities_NV: the parent's, there.
+    """
+
+    start: int
+    head_VD: torch.Tensor
+    parent_NV: torch.Tensor | None = None
+    probabilities_NV: torch.Tensor | None = None
+
+    @classmethod
+    def beside(cls, start: int, tile_VD: torch.Tensor, target: Target) -> Tile:
+        """With the parent's logits, for candidates in bf16."""
+        assert target.normed_ND is not None
+        logits_NV = target.normed_ND @ tile_VD.T
+        probabilities_NV = (logits_NV - target.top.log_sum_N[:, None].float()).exp_()
+        head_VD = tile_VD.bfloat16()
+        return cls(
+            start=start,
+            head_VD=head_VD,
+            parent_NV=logits_NV,
+            probabilities_NV=probabilities_NV,
+        )
 
 
 def next_ids(ids_BL: torch.Tensor) -> torch.Tensor:
@@ -95,9 +131,14 @@ def parent_targets(
     ids: Sequence[torch.Tensor],
     tiles: Tiles,
     wanted: Wanted,
+    *,
+    mean_rows: bool,
 ) -> list[Target]:
-    """Targets from the parent's final normed hidden states, by chunk."""
-    sums = [_ParentSums(x, next_ids(part), wanted) for x, part in zip(normed, ids, strict=True)]
+    """Targets from the parent's final normed hidden states, by chunk; mean rows if asked for."""
+    sums = [
+        _ParentSums(x, next_ids(part), wanted, mean_rows)
+        for x, part in zip(normed, ids, strict=True)
+    ]
     for start, tile in tiles:
         for chunk in sums:
             chunk.add(start, tile)
@@ -136,13 +177,15 @@ class _LogSum:
 class _ParentSums:
     """The parent's log-sum, likeliest tokens and mean head row of one chunk."""
 
-    def __init__(self, normed_ND: torch.Tensor, next_N: torch.Tensor, wanted: Wanted) -> None:
+    def __init__(
+        self, normed_ND: torch.Tensor, next_N: torch.Tensor, wanted: Wanted, mean_rows: bool
+    ) -> None:
         self._normed_ND, self._wanted = normed_ND, wanted
         self._sum = _LogSum(next_N[:, None])
         empty = (len(next_N), 0)
         self._logits_NK = torch.empty(empty, device=normed_ND.device)
         self._ids_NK = torch.empty(empty, dtype=torch.int64, device=normed_ND.device)
-        self._mean_row_ND = torch.zeros_like(normed_ND) if wanted.exact_kl else None
+        self._mean_row_ND = torch.zeros_like(normed_ND) if mean_rows else None
 
     def add(self, start: int, tile_VD: torch.Tensor) -> None:
         logits_NV = self._normed_ND @ tile_VD.T
@@ -171,38 +214,42 @@ class _ParentSums:
             ids_NK=self._ids_NK,
             logits_NK=self._logits_NK,
         )
-        normed = self._normed_ND if mean is not None else None
-        return Target(top=top, mean_row_ND=mean, normed_ND=normed)
+        return Target(top=top, mean_row_ND=mean, normed_ND=self._normed_ND)
 
 
 class Tally:
     """One candidate's metrics on one chunk, tile by tile.
 
     Args:
-        normed_ND: final normed hidden states, fp32.
+        states_ND: final normed hidden states, fp32; or, in bf16, their difference to the parent's.
         ids_BL: the tokens.
         target: the parent's.
         wanted: what is measured.
     """
 
     def __init__(
-        self, normed_ND: torch.Tensor, ids_BL: torch.Tensor, target: Target, wanted: Wanted
+        self, states_ND: torch.Tensor, ids_BL: torch.Tensor, target: Target, wanted: Wanted
     ) -> None:
-        self._normed_ND, self._target, self._wanted = normed_ND, target, wanted
+        self._states_ND, self._target, self._wanted = states_ND, target, wanted
         self._shape = ids_BL.shape
         picked_NP = torch.cat([next_ids(ids_BL)[:, None], target.top.ids_NK], dim=1)
         self._sum = _LogSum(picked_NP)
-        self._best_NK = torch.empty((len(picked_NP), 0), device=normed_ND.device)
+        self._best_NK = torch.empty((len(picked_NP), 0), device=states_ND.device)
+        self._linear_N = torch.zeros(len(picked_NP), device=states_ND.device)
 
-    def add(self, start: int, tile_VD: torch.Tensor) -> None:
+    def add(self, tile: Tile) -> None:
         """Take in one tile of the head."""
-        logits_NV = self._normed_ND @ tile_VD.T
+        logits_NV = (self._states_ND @ tile.head_VD.T).float()
+        if tile.parent_NV is not None and tile.probabilities_NV is not None:
+            if self._wanted.exact_kl:
+                self._linear_N += (logits_NV * tile.probabilities_NV).sum(dim=1)
+            logits_NV += tile.parent_NV
         compared = self._wanted.compared
         if compared:
             best_NK = logits_NV.topk(min(compared, logits_NV.shape[1]), dim=1).values
             best_NK = torch.cat([self._best_NK, best_NK], dim=1)
             self._best_NK = best_NK.topk(min(compared, best_NK.shape[1]), dim=1).values
-        self._sum.add(start, logits_NV)
+        self._sum.add(tile.start, logits_NV)
 
     def metrics(self) -> dict[str, torch.Tensor]:
         """Mean damage of every block of tokens, (B,) in fp64, by metric; no cosine."""
@@ -225,8 +272,10 @@ class Tally:
 
     def _kl(self, log_sum_N: torch.Tensor) -> torch.Tensor:
         target = self._target
+        if self._wanted.exact_kl and target.mean_row_ND is None:
+            return log_sum_N - target.top.log_sum_N - self._linear_N
         if target.mean_row_ND is not None and target.normed_ND is not None:
-            difference_ND = self._normed_ND - target.normed_ND
+            difference_ND = self._states_ND - target.normed_ND
             linear_N = (difference_ND * target.mean_row_ND).sum(dim=1, dtype=torch.float64)
             return log_sum_N - target.top.log_sum_N - linear_N
         count = self._wanted.kl_top_k

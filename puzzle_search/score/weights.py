@@ -36,7 +36,7 @@ class Sources:
         entries: of the library, which need not be checked against the parent again.
         config: the parent's.
         device: torch device, by name.
-        dtype: of the blocks' weights and of hidden states.
+        dtype: that matrices are multiplied in; hidden states are fp32.
     """
 
     parent: Path
@@ -133,17 +133,17 @@ class Weights:
     def embed(self, ids_BL: torch.Tensor) -> torch.Tensor:
         """Hidden states before the first layer, (B, L, D); reads the rows that are asked for."""
         hidden = self._outside(EMBEDDING)[ids_BL.cpu()]
-        hidden = hidden.to(device=self.device, dtype=self.sources.dtype)
+        hidden = hidden.to(device=self.device, dtype=torch.float32)
         return scaled(hidden, self.config.scales.embedding)
 
     def normed(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         """Final hidden states after the last norm, scaled as logits are, (N, D) in fp32."""
         if self._norm is None:
-            weight = self._outside(FINAL_NORM).to(device=self.device, dtype=self.sources.dtype)
+            weight = self._outside(FINAL_NORM).to(device=self.device, dtype=torch.float32)
             self._norm = weight.clone()
         shape = (self.config.hidden_size,)
         normed_BLD = F.rms_norm(hidden_BLD, shape, self._norm, self.config.rms_norm_eps)
-        return scaled(normed_BLD.flatten(0, 1).float(), self.config.scales.logits)
+        return scaled(normed_BLD.flatten(0, 1), self.config.scales.logits)
 
     def tiles(self) -> Tiles:
         """Tiles of the head, in fp32."""

@@ -42,7 +42,7 @@ def arguments(pico: Pico, child: Path, out: Path) -> list[object]:
         "distill", "--parent", pico.parent, "--child", child, "--data", pico.corpus, "--out", out,
         "--tokens", 512 * 60, "--batch-tokens", 512, "--length", 32, "--held-out-tokens", 256,
         "--held-out-every", 7, "--checkpoint-every", 4, "--losses", "lm,cosine,kl",
-        "--learning-rate", 2e-3, "--out-dtype", "fp32",
+        "--learning-rate", 2e-3, "--out-dtype", "fp32", "--dtype", "fp32",
     ]  # fmt: skip
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from puzzle_search.arch import ArchitectureSpec, BlockChoice
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.data import TokenBlocks
-from puzzle_search.distill import DistillSettings, losses
+from puzzle_search.distill import DistillSettings, logit_losses
 from puzzle_search.distill.losses import Distiller
 from puzzle_search.distill.trainer import Trainer
 from puzzle_search.distill.world import World
 from puzzle_search.errors import InputError
 from puzzle_search.model import HeterogeneousDecoder
+from puzzle_search.model.dtypes import torch_dtype
 from tests.distill.helpers import blocks_of, make_child
 from tests.pico import Pico
 
@@ -38,7 +42,7 @@ def blocks(pico: Pico) -> TokenBlocks:
 def trainer_of(pico: Pico, child: Path, **settings: object) -> tuple[Trainer, Distiller]:
     chosen = DistillSettings(**({"tokens": 512, "batch_tokens": 512} | settings))
     distiller = Distiller(
-        load_decoder(pico.parent),
+        load_decoder(pico.parent, dtype=torch_dtype(chosen.dtype)),
         load_decoder(child),
         recompute=chosen.activation_checkpointing,
     )
@@ -68,7 +72,7 @@ def test_the_losses_by_their_definitions(pico: Pico, blocks: TokenBlocks) -> Non
     child = merged_child(pico)
     distiller = Distiller(load_decoder(pico.parent), child)
     with torch.no_grad():
-        found = distiller(blocks.ids, blocks.document_starts, TERMS)
+        _, found = distiller(blocks.ids, blocks.document_starts, dict.fromkeys(TERMS, 1.0))
     parent, after = LlamaForCausalLM.from_pretrained(pico.parent), []
     for layer in parent.model.layers:
         layer.register_forward_hook(
@@ -103,18 +107,73 @@ def test_a_copy_of_the_parent_has_nothing_to_learn(pico: Pico, blocks: TokenBloc
     assert found["held_out_lm"] > 1
 
 
-def test_chunks_of_logits_change_nothing(
+def by_autograd(distiller: Distiller, blocks: TokenBlocks, weights: dict[str, float]) -> list:
+    """The loss by torch's own functions on whole logits, and its gradients."""
+    child, parent = distiller.child, distiller.parent
+    logits, targets = child(blocks.ids), blocks.ids.roll(-1, dims=1)
+    with torch.no_grad():
+        parent_p = parent(blocks.ids).softmax(-1)
+    kl = F.kl_div(logits.log_softmax(-1), parent_p, reduction="sum")
+    counts = ~blocks.document_starts.roll(-1, dims=1)
+    counts[:, -1] = False
+    loss = weights["kl"] * kl
+    loss = loss + weights["lm"] * F.cross_entropy(logits[counts], targets[counts], reduction="sum")
+    loss.backward()
+    return [loss.item(), *(parameter.grad for parameter in child.parameters())]
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.25, 2.0)])
+def test_gradients_are_those_of_autograd(
+    pico: Pico,
+    child: Path,
+    blocks: TokenBlocks,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: tuple[float, float],
+    scale: float,
+) -> None:
+    """300 tokens in the vocabulary: a chunk of 200 of the 512 tokens, slices of 70."""
+    monkeypatch.setattr(logit_losses, "_CHUNK_LOGITS", 300 * 200)
+    monkeypatch.setattr(logit_losses, "_SLICE_LOGITS", 300 * 70)
+    named = dict(zip(("kl", "lm"), weights, strict=True))
+    expected = by_autograd(trainer_of(pico, child)[1], blocks, named)
+    _, distiller = trainer_of(pico, child)
+    asked = {term: weight for term, weight in named.items() if weight}
+    loss, parts = distiller(blocks.ids, blocks.document_starts, asked)
+    (loss * scale).backward()
+    assert sum(part.item() for part in parts.values()) == pytest.approx(expected[0], rel=1e-5)
+    assert loss.item() == pytest.approx(expected[0], rel=1e-5)
+    found = [parameter.grad / scale for parameter in distiller.child.parameters()]
+    largest = max(float(gradient.abs().max()) for gradient in expected[1:])
+    for one, other in zip(found, expected[1:], strict=True):
+        assert float((one - other).abs().max()) < 1e-5 * largest
+
+
+class Rows(TorchDispatchMode):
+    """The most rows of results that are as wide as the vocabulary, by number type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most: dict[torch.dtype, int] = defaultdict(int)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim > 1 and result.shape[-1] == 300:
+            rows = result.numel() // 300
+            self.most[result.dtype] = max(self.most[result.dtype], rows)
+        return result
+
+
+def test_logits_of_all_tokens_never_stand_in_memory(
     pico: Pico, child: Path, blocks: TokenBlocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients = []
-    for logits in (2**24, 300 * 100):  # 300 tokens in the vocabulary: all at once, 100 at a time
-        monkeypatch.setattr(losses, "_CHUNK_LOGITS", logits)
-        _, distiller = trainer_of(pico, child)
-        sums = distiller(blocks.ids, blocks.document_starts, TERMS)
-        sum(sums.values()).backward()
-        gradients.append([v.item() for v in sums.values()] + [distiller.child.head.weight.grad])
-    assert gradients[0][:3] == pytest.approx(gradients[1][:3], rel=1e-5)
-    torch.testing.assert_close(gradients[0][3], gradients[1][3], rtol=1e-4, atol=1e-3)
+    monkeypatch.setattr(logit_losses, "_CHUNK_LOGITS", 300 * 200)
+    monkeypatch.setattr(logit_losses, "_SLICE_LOGITS", 300 * 70)
+    trainer, _ = trainer_of(pico, child, dtype="bf16", losses=TERMS)
+    with Rows() as seen:
+        trainer._means(blocks, TERMS, train=True)
+    # The gradient of a chunk in bf16; in fp32 a slice.
+    assert seen.most == {torch.bfloat16: 200, torch.float32: 70}
 
 
 def gradients_of(pico: Pico, child: Path, blocks: TokenBlocks, **settings: object) -> list:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from puzzle_search.arch import ParentConfig
@@ -22,9 +23,12 @@ class SubblockModule(nn.Module, ABC):
         self.residual_scale = config.scales.residual
 
     def inputs(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        """What the subblock's matrices read of hidden states."""
-        inputs: torch.Tensor = x_BLD if self.norm_after else self.norm(x_BLD)
-        return inputs
+        """What the subblock's matrices read of hidden states, which may be more precise."""
+        weight = self.norm.weight
+        if self.norm_after:
+            return x_BLD.to(weight.dtype)
+        normed = F.rms_norm(x_BLD, weight.shape, weight.to(x_BLD.dtype), self.norm.eps)
+        return normed.to(weight.dtype)
 
     def forward(
         self, x_BLD: torch.Tensor, rotary: RotarySlice, cache: LayerCache | None

@@ -1,0 +1,22 @@
+"""What a command computes in, where that was left to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def computed_in(dtype: str, device: str) -> str:
+    """The precision asked for; for ``auto`` the fastest here, said in one line.
+
+    The processes of ``torchrun`` on CPUs take fp32: each would time its own.
+    """
+    from puzzle_search.model.dtypes import fastest_dtype
+
+    if dtype != "auto":
+        return dtype
+    if device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "fp32"
+    name, why = fastest_dtype(device)
+    print(f"computing in {name}: {why}", file=sys.stderr)
+    return name

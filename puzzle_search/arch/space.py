@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from puzzle_search.arch.config import ParentConfig
 from puzzle_search.arch.variants import (
     STOCK_WIDTH_MULTIPLE,
     Mlp,
+    NoOp,
     Subblock,
     check_variant,
     parse_variant,
 )
+from puzzle_search.arch.weight_types import WEIGHT_BYTES, shape_of, with_weights
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_yaml
 
@@ -91,12 +93,15 @@ class SearchSpace:
     def from_file(cls, path: str | Path, config: ParentConfig) -> SearchSpace:
         """Read a search-space YAML: defaults for all layers, exceptions by layer range, runs.
 
+        With ``precisions`` every layer may take each of its variants in each of these weight types
+        too, beside the serving precision's.
+
         Raises:
             InputError: unknown keys, variants that do not fit, widths that no serving engine
                 loads, or layers out of range.
         """
         data = read_yaml(path, format=FORMAT)
-        required, optional = {"format", "attention", "ffn"}, {"exceptions", "runs"}
+        required, optional = {"format", "attention", "ffn"}, {"exceptions", "precisions", "runs"}
         check_keys(data, path, required=required, optional=optional)
         layers = config.num_layers
         attention = [_checked("attention", data["attention"], config, str(path))] * layers
@@ -113,7 +118,11 @@ class SearchSpace:
                     attention[layer] = _checked("attention", chosen, config, where)
                 if "ffn" in exception:
                     ffn[layer] = _checked("ffn", exception["ffn"], config, where)
-        space = cls(attention=tuple(attention), ffn=tuple(ffn))
+        types = _checked_types(data.get("precisions", []), str(path))
+        space = cls(
+            attention=tuple(_in_types("attention", names, types) for names in attention),
+            ffn=tuple(_in_types("ffn", names, types) for names in ffn),
+        )
         _check_widths(space, config, str(path))
         runs = data.get("runs", [])
         if not isinstance(runs, list):
@@ -130,7 +139,7 @@ def _check_widths(space: SearchSpace, config: ParentConfig, where: str) -> None:
     """Refuse widths of which stock engines load no child; the parent's own may be any."""
     for name in space.all_variants("ffn"):
         variant = parse_variant("ffn", name)
-        if not isinstance(variant, Mlp) or name == config.ffn:
+        if not isinstance(variant, Mlp) or shape_of(name) == config.ffn:
             continue
         width = variant.intermediate_size
         if below := width % STOCK_WIDTH_MULTIPLE:
@@ -140,6 +149,26 @@ def _check_widths(space: SearchSpace, config: ParentConfig, where: str) -> None:
                 f"{STOCK_WIDTH_MULTIPLE}, {width} is not",
                 remedy=f"use {' or '.join(f'mlp_{n}' for n in near)}",
             )
+
+
+def _checked_types(types: object, where: str) -> list[str]:
+    known = isinstance(types, list) and all(str(name) in WEIGHT_BYTES for name in types)
+    if not isinstance(types, list) or not known or len(set(types)) != len(types):
+        raise InputError(
+            f"{where}: precisions {types!r} is not a list of weight types, each once",
+            remedy=f"write some of {', '.join(WEIGHT_BYTES)}, or leave it out",
+        )
+    return types
+
+
+def _in_types(subblock: Subblock, names: Iterable[str], types: list[str]) -> tuple[str, ...]:
+    """The variants, and each in every type that it can have and does not name already."""
+    found = dict.fromkeys(names)
+    for name in names:
+        variant = parse_variant(subblock, name)
+        if variant.weights is None and not isinstance(variant, NoOp):
+            found |= dict.fromkeys(str(with_weights(variant, one)) for one in types)
+    return tuple(found)
 
 
 def _runs(entry: object, space: SearchSpace, where: str) -> Iterator[Replacement]:

@@ -16,6 +16,7 @@ from puzzle_search.arch.parameters import (
 from puzzle_search.arch.space import Replacement, SearchSpace, canonical
 from puzzle_search.arch.spec import ArchitectureSpec, BlockChoice
 from puzzle_search.arch.variants import Gqa, Linear, Mlp, NoOp, Subblock, Variant, parse_variant
+from puzzle_search.arch.weight_types import shape_of
 
 __all__ = [
     "ArchitectureSpec",
@@ -40,5 +41,6 @@ __all__ = [
     "mean_kv_values_per_token",
     "parse_variant",
     "routed_copies",
+    "shape_of",
     "subblock_parameters",
 ]

@@ -43,7 +43,7 @@ class SubblockChange:
         variant: its canonical string.
         change: ``kept``, ``windowed`` (attention to fewer tokens, whatever its KV heads),
             ``reduced`` (fewer KV heads, narrower FFN; fewer or narrower experts, or fewer for a
-            token), ``linear`` or ``dropped``.
+            token; weights in a type of their own), ``linear`` or ``dropped``.
         size: KV heads, FFN width or experts that are left; 0 for linear and dropped.
         fraction: ``size`` by that of the parent.
     """
@@ -58,7 +58,8 @@ class SubblockChange:
         """What a variant leaves of a parent subblock of that size, which it may be itself."""
         size = size_of(variant)
         within = isinstance(variant, Moe) and not (variant.top_k is variant.width is None)
-        change: Change = "kept" if size == parent_size and not within else "reduced"
+        kept = size == parent_size and not within and variant.weights is None
+        change: Change = "kept" if kept else "reduced"
         if str(variant) == own:
             change = "kept"
         elif isinstance(variant, Gqa) and variant.own_window is not None:

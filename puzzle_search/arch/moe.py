@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from puzzle_search.arch.config import ParentConfig
+from puzzle_search.arch.weight_types import Weighted
 from puzzle_search.errors import InputError
 
 WIDTH_MULTIPLE = 8
@@ -17,7 +18,7 @@ _PATTERN = re.compile(rf"moe_{_SIZE}(?:_top_{_SIZE})?(?:_width_{_SIZE})?")
 
 
 @dataclass(frozen=True)
-class Moe:
+class Moe(Weighted):
     """SwiGLU experts of which a router picks some for each token (Shazeer et al. 2017).
 
     Attributes:
@@ -31,7 +32,9 @@ class Moe:
     width: int | None = None
     kind = "moe"
 
-    def __str__(self) -> str:
+    @property
+    def shape(self) -> str:
+        """Experts, and what differs from the parent's."""
         top_k = "" if self.top_k is None else f"_top_{self.top_k}"
         return f"moe_{self.experts}{top_k}" + ("" if self.width is None else f"_width_{self.width}")
 

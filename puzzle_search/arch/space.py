@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +12,13 @@ from puzzle_search.arch.variants import (
     STOCK_WIDTH_MULTIPLE,
     Gqa,
     Mlp,
+    NoOp,
     Subblock,
     Variant,
     check_variant,
     parse_variant,
 )
+from puzzle_search.arch.weight_types import WEIGHT_BYTES, shape_of, with_weights
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_yaml
 
@@ -94,13 +96,15 @@ class SearchSpace:
         """Read a search-space YAML: defaults for all layers, exceptions by layer range, runs.
 
         A layer of a parent that attends in a window takes those variants that bound it no less.
+        With ``precisions`` every layer may take each of its variants in each of these weight types
+        too, beside the serving precision's.
 
         Raises:
             InputError: unknown keys, variants that do not fit, widths that no serving engine
                 loads, or layers out of range.
         """
         data = read_yaml(path, format=FORMAT)
-        required, optional = {"format", "attention", "ffn"}, {"exceptions", "runs"}
+        required, optional = {"format", "attention", "ffn"}, {"exceptions", "precisions", "runs"}
         check_keys(data, path, required=required, optional=optional)
         layers = config.num_layers
         attention = [_checked("attention", data["attention"], config, str(path))] * layers
@@ -117,8 +121,12 @@ class SearchSpace:
                     attention[layer] = _checked("attention", chosen, config, where)
                 if "ffn" in exception:
                     ffn[layer] = _checked("ffn", exception["ffn"], config, where)
-        chosen_of = tuple(_of_layer(names, n, config) for n, names in enumerate(attention))
-        space = cls(attention=chosen_of, ffn=tuple(ffn))
+        chosen_of = (_of_layer(names, n, config) for n, names in enumerate(attention))
+        types = _checked_types(data.get("precisions", []), str(path))
+        space = cls(
+            attention=tuple(_in_types("attention", names, types) for names in chosen_of),
+            ffn=tuple(_in_types("ffn", names, types) for names in ffn),
+        )
         _check_widths(space, config, str(path))
         runs = data.get("runs", [])
         if not isinstance(runs, list):
@@ -135,7 +143,7 @@ def _check_widths(space: SearchSpace, config: ParentConfig, where: str) -> None:
     """Refuse widths of which stock engines load no child; the parent's own may be any."""
     for name in space.all_variants("ffn"):
         variant = parse_variant("ffn", name)
-        if not isinstance(variant, Mlp) or name == config.ffn:
+        if not isinstance(variant, Mlp) or shape_of(name) == config.ffn:
             continue
         width = variant.intermediate_size
         if below := width % STOCK_WIDTH_MULTIPLE:
@@ -145,6 +153,26 @@ def _check_widths(space: SearchSpace, config: ParentConfig, where: str) -> None:
                 f"{STOCK_WIDTH_MULTIPLE}, {width} is not",
                 remedy=f"use {' or '.join(f'mlp_{n}' for n in near)}",
             )
+
+
+def _checked_types(types: object, where: str) -> list[str]:
+    known = isinstance(types, list) and all(str(name) in WEIGHT_BYTES for name in types)
+    if not isinstance(types, list) or not known or len(set(types)) != len(types):
+        raise InputError(
+            f"{where}: precisions {types!r} is not a list of weight types, each once",
+            remedy=f"write some of {', '.join(WEIGHT_BYTES)}, or leave it out",
+        )
+    return types
+
+
+def _in_types(subblock: Subblock, names: Iterable[str], types: list[str]) -> tuple[str, ...]:
+    """The variants, and each in every type that it can have and does not name already."""
+    found = dict.fromkeys(names)
+    for name in names:
+        variant = parse_variant(subblock, name)
+        if variant.weights is None and not isinstance(variant, NoOp):
+            found |= dict.fromkeys(str(with_weights(variant, one)) for one in types)
+    return tuple(found)
 
 
 def _runs(entry: object, space: SearchSpace, where: str) -> Iterator[Replacement]:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator
 
 from puzzle_search.arch.config import ParentConfig
 from puzzle_search.arch.moe import MOE_FORMS, Moe, check_moe, parse_moe
+from puzzle_search.arch.weight_types import Weighted, with_weights
 from puzzle_search.errors import InputError
 
 Subblock = Literal["attention", "ffn"]
@@ -22,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Gqa:
+class Gqa(Weighted):
     """Grouped-query attention with ``kv_heads`` KV heads; query heads stay the parent's.
 
     ``own_window`` is a sliding window that the parent has not, or not so short.
@@ -32,7 +33,9 @@ class Gqa:
     own_window: int | None = None
     kind = "gqa"
 
-    def __str__(self) -> str:
+    @property
+    def shape(self) -> str:
+        """KV heads, and window if it has one."""
         window = "" if self.own_window is None else f"_window_{self.own_window}"
         return f"gqa_{self.kv_heads}{window}"
 
@@ -64,13 +67,15 @@ class Gqa:
 
 
 @dataclass(frozen=True)
-class Mlp:
+class Mlp(Weighted):
     """SwiGLU feed-forward network of a given intermediate size."""
 
     intermediate_size: int
     kind = "mlp"
 
-    def __str__(self) -> str:
+    @property
+    def shape(self) -> str:
+        """Intermediate size."""
         return f"mlp_{self.intermediate_size}"
 
     def tensors(self, config: ParentConfig) -> dict[str, Shape]:
@@ -91,12 +96,14 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Weighted):
     """One hidden-to-hidden matrix in place of the whole subblock."""
 
     kind = "linear"
 
-    def __str__(self) -> str:
+    @property
+    def shape(self) -> str:
+        """The only one."""
         return "linear"
 
     def tensors(self, config: ParentConfig) -> dict[str, Shape]:
@@ -109,6 +116,7 @@ class NoOp:
     """The subblock is left out, its norm with it: the residual stream passes through."""
 
     kind = "no_op"
+    weights = None
 
     def __str__(self) -> str:
         return "no_op"
@@ -135,22 +143,30 @@ _UNSIZED: dict[str, Variant] = {"linear": Linear(), "no_op": NoOp()}
 
 
 def parse_variant(subblock: Subblock, text: str) -> Variant:
-    """Parse the canonical string of a variant.
+    """Parse the canonical string of a variant: a shape such as ``gqa_2``, or ``gqa_2@q4_0``.
 
     Raises:
-        InputError: the string names no variant of that subblock.
+        InputError: the string names no variant of that subblock, or no type of weights.
     """
+    shape, at, weights = text.partition("@")
+    variant = _parse_shape(subblock, shape)
+    if variant is None:
+        raise InputError(
+            f"{text!r} is not a variant of {subblock}",
+            remedy=f"use {_SIZED[subblock][1]}, linear or no_op",
+        )
+    return with_weights(variant, weights) if at else variant
+
+
+def _parse_shape(subblock: Subblock, text: str) -> Variant | None:
     if text in _UNSIZED:
         return _UNSIZED[text]
     moe = parse_moe(text) if subblock == "ffn" else None
     if moe is not None:
         return moe
-    pattern, form = _SIZED[subblock]
-    match = re.fullmatch(pattern, text)
+    match = re.fullmatch(_SIZED[subblock][0], text)
     if match is None:
-        raise InputError(
-            f"{text!r} is not a variant of {subblock}", remedy=f"use {form}, linear or no_op"
-        )
+        return None
     sizes = [int(size) for size in match.groups() if size]
     return Gqa(*sizes) if subblock == "attention" else Mlp(*sizes)
 

@@ -18,7 +18,14 @@ import torch
 from pydantic import ConfigDict, Field
 
 from puzzle_search import __version__
-from puzzle_search.arch import ParentConfig, Replacement, Subblock, canonical, parse_variant
+from puzzle_search.arch import (
+    ParentConfig,
+    Replacement,
+    Subblock,
+    canonical,
+    parse_variant,
+    shape_of,
+)
 from puzzle_search.arch.variants import AttentionName, FfnName
 from puzzle_search.checkpoint.names import subblock_shapes
 from puzzle_search.checkpoint.reader import CheckpointReader, open_safetensors
@@ -199,11 +206,13 @@ class BlockLibrary:
         """Tensors of the block that stands for these layers.
 
         A pair that was trained together wins over the singles of its subblocks. Empty names, and
-        in a single layer the parent's own variants, are the parent's weights.
+        in a single layer the parent's own variants, are the parent's weights. The type of a
+        variant's weights is of no account: they come as they were trained.
 
         Raises:
             InputError: the library holds no such block, or its file is damaged.
         """
+        attention, ffn = shape_of(attention), shape_of(ffn)
         if first_layer < last_layer:
             return self._trained((first_layer, last_layer, attention, ffn))
         pair = canonical((first_layer, first_layer, attention, ffn), self.config)

@@ -4,7 +4,8 @@
 which engines compute ``ceil256(int(2 * ffn_mult * hidden / 3))``; another width, such as the
 29,568 of Qwen2.5-72B, as it is, in ``intermediate_size``; experts are counted in
 ``num_local_experts``, beside what else differs from the parent's. The parent's config is kept under
-``puzzle_search.parent_config``, but for what it says of quantised weights: a child's are not. Where
+``puzzle_search.parent_config``, but for what it says of quantised weights: a child's are not. Types
+that its variants name stand in ``puzzle_search.weights``, one pair a block. Where
 that format cannot say what the child computes, the type is ``puzzle-search``, so that a stock
 engine refuses the child instead of computing it wrongly.
 """
@@ -28,6 +29,7 @@ from puzzle_search.arch import (
 )
 from puzzle_search.arch.families import Scales
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE, check_variant
+from puzzle_search.arch.weight_types import with_weights
 from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
@@ -88,7 +90,9 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
             }
             for block in spec.blocks
         ],
-        "puzzle_search": {"parent": spec.parent, "parent_config": unquantised} | _runs(spec),
+        "puzzle_search": {"parent": spec.parent, "parent_config": unquantised}
+        | _runs(spec)
+        | _weights(spec),
     }
 
 
@@ -96,6 +100,12 @@ def _runs(spec: ArchitectureSpec) -> dict[str, Any]:
     """The parent layers of every block, where a block stands for several."""
     layers = [list(block.layers) for block in spec.blocks]
     return {"layers": layers} if len(layers) < spec.num_layers else {}
+
+
+def _weights(spec: ArchitectureSpec) -> dict[str, Any]:
+    """Types of every block's weights, None for the serving precision's, if any is named."""
+    types = [[block.attention_variant.weights, block.ffn_variant.weights] for block in spec.blocks]
+    return {"weights": types} if any(map(any, types)) else {}
 
 
 def fits_stock_format(config: ParentConfig) -> bool:
@@ -161,8 +171,10 @@ def _ffn_entry(variant: Variant, config: ParentConfig) -> dict[str, Any]:
 
 
 def _fits_stock_block(block: BlockChoice, hidden_size: int) -> bool:
-    """Whether DeciLM's entry of a block can say it: no windows, no experts, no odd widths."""
+    """Whether DeciLM's entry of a block can say it: no windows, experts, types, odd widths."""
     attention, ffn = block.attention_variant, block.ffn_variant
+    if attention.weights or ffn.weights:
+        return False
     if isinstance(attention, Gqa) and attention.own_window is not None:
         return False
     if isinstance(ffn, Mlp):
@@ -214,7 +226,9 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     for _, ffn in variants:
         if isinstance(ffn, Moe):  # their tensors have names by the parent's type
             check_variant(ffn, config)
-    layers = _layers(raw.get("puzzle_search") or {}, len(variants), file)
+    own = raw.get("puzzle_search") or {}
+    layers = _layers(own, len(variants), file)
+    variants = _typed(own, variants, file)
     choices = (
         BlockChoice(attention=str(attention), ffn=str(ffn), layers=covered)
         for (attention, ffn), covered in zip(variants, layers, strict=True)
@@ -229,7 +243,8 @@ def _parent_of(
     own = raw.get("puzzle_search")
     if own is not None:
         where = f"{file}: puzzle_search"
-        check_keys(own, where, required={"parent", "parent_config"}, optional={"layers"})
+        optional = {"layers", "weights"}
+        check_keys(own, where, required={"parent", "parent_config"}, optional=optional)
         if not isinstance(own["parent"], str) or not isinstance(own["parent_config"], dict):
             raise InputError(
                 f"{file}: puzzle_search names no parent or no parent_config",
@@ -265,6 +280,27 @@ def _layers(own: Mapping[str, Any], blocks: int, file: Path) -> list[tuple[int, 
             remedy="write the child again",
         )
     return layers
+
+
+def _typed(
+    own: Mapping[str, Any], variants: list[tuple[Variant, Variant]], file: Path
+) -> list[tuple[Variant, Variant]]:
+    """The variants with the types of their weights."""
+    types = own.get("weights", [[None, None]] * len(variants))
+    pairs = isinstance(types, list) and all(isinstance(p, list) and len(p) == 2 for p in types)
+    if not pairs or len(types) != len(variants):
+        raise InputError(
+            f"{file}: puzzle_search names weights {types!r} for {len(variants)} blocks",
+            remedy="write the child again",
+        )
+
+    def typed(variant: Variant, weights: object) -> Variant:
+        return variant if weights is None else with_weights(variant, str(weights))
+
+    return [
+        (typed(attention, of_attention), typed(ffn, of_ffn))
+        for (attention, ffn), (of_attention, of_ffn) in zip(variants, types, strict=True)
+    ]
 
 
 def _size(raw: Mapping[str, Any], key: str, where: object) -> int:

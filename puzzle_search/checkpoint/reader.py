@@ -23,6 +23,7 @@ from puzzle_search.checkpoint.names import (
     subblock_shapes,
 )
 from puzzle_search.checkpoint.quantised import FLOATS, StoredForm, dequantised
+from puzzle_search.checkpoint.rounding import rounded
 from puzzle_search.errors import InputError
 from puzzle_search.files import file_hash, read_json, value_hash
 
@@ -222,11 +223,12 @@ class CheckpointReader:
     def subblock(
         self, subblock: Subblock, block: int, variant: Variant, config: ParentConfig
     ) -> dict[str, torch.Tensor]:
-        """Tensors of one subblock by local name."""
-        return {
+        """Tensors of one subblock by local name, rounded to the type that its variant names."""
+        stored = {
             local: self._joined(list(stored_parts(subblock, block, local, shape, config)), shape)
             for local, shape in subblock_shapes(variant, config).items()
         }
+        return rounded(stored, variant.weights)
 
     def _joined(self, parts: list[StoredPart], shape: Shape) -> torch.Tensor:
         first = self.tensor(parts[0].name, parts[0].shape)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from puzzle_search.arch import Gqa, ParentConfig, Variant, kept_tokens
+from puzzle_search.arch.weight_types import WEIGHT_BYTES
 from puzzle_search.errors import InputError
 
 
@@ -34,15 +35,19 @@ class Dtype:
         """Of matrix products but those with experts."""
         return self.vector_dtype if self.expert_dtype else self.name
 
+    def bytes_of(self, variant: Variant) -> float:
+        """Bytes per number of a variant's matrices, which may be of a type of their own."""
+        return self.matrix_bytes if variant.weights is None else WEIGHT_BYTES[variant.weights]
+
 
 _DTYPES = {
     dtype.name: dtype
     for dtype in (
         # Quantised engines keep norms, biases, embedding and output head in bf16; those of NVFP4
-        # the KV cache in fp8. NVFP4 shares an fp8 scale between 16 values.
+        # the KV cache in fp8.
         Dtype(
             name="nvfp4",
-            matrix_bytes=1 / 2 + 1 / 16,
+            matrix_bytes=WEIGHT_BYTES["nvfp4"],
             vector_bytes=2,
             kv_bytes=1,
             kv_dtype="fp8",
@@ -96,14 +101,14 @@ _DTYPES = {
         *(
             Dtype(
                 name=name,
-                matrix_bytes=matrix_bytes,
+                matrix_bytes=WEIGHT_BYTES[name],
                 vector_bytes=4,
                 kv_bytes=2,
                 kv_dtype="f16",
                 vector_dtype="fp32",
-                table_bytes=max(matrix_bytes, 34 / 32),
+                table_bytes=max(WEIGHT_BYTES[name], WEIGHT_BYTES["q8_0"]),
             )
-            for name, matrix_bytes in (("f16", 2), ("q8_0", 34 / 32), ("q4_0", 18 / 32))
+            for name in ("f16", "q8_0", "q4_0")
         ),
     )
 }
@@ -137,6 +142,7 @@ def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) 
     ``tp`` are replicated; so are routers, which stay in the dtype of vectors, and the biases of
     matrices that are cut along their inputs, since these are added to the sum over devices.
     """
+    matrix_bytes = dtype.bytes_of(variant)
     shapes = variant.tensors(config)
     total = 0.0
     # A norm over all heads has weights for the heads of a device alone.
@@ -148,8 +154,8 @@ def weight_bytes(variant: Variant, config: ParentConfig, dtype: Dtype, tp: int) 
         is_vector = len(shape) == 1 or name == _ROUTER or name.endswith("_bias")
         if is_vector and name not in cut:
             share = 1
-        value_bytes: float = dtype.vector_bytes if is_vector else dtype.matrix_bytes
-        if dtype.expert_bytes is not None and len(shape) == 3:
+        value_bytes: float = dtype.vector_bytes if is_vector else matrix_bytes
+        if dtype.expert_bytes is not None and variant.weights is None and len(shape) == 3:
             value_bytes = dtype.expert_bytes
         total += math.prod(shape) * share * value_bytes
     norm = config.hidden_size * dtype.vector_bytes if shapes else 0

@@ -3,14 +3,15 @@
 llama.cpp computes children as ``deci``, whose blocks have their own KV heads and FFN width
 (``src/models/deci.cpp``). It drops attention without an FFN in silence, and wants attention in the
 first block; both get a substitute of zeros. A child whose blocks are all alike is written as its
-parent's own architecture.
+parent's own architecture. Every tensor has a type of its own: a subblock's matrices that which its
+variant names, all others the file's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -169,7 +170,8 @@ def _part(setting: _Setting, number: int, slot: Subblock, part: Part) -> Iterato
             assert isinstance(part.variant, Gqa)
             heads = setting.config.num_heads if stem == "q_proj" else part.variant.kv_heads
         source = checkpoint_name(part.subblock, part.block, local)
-        yield _read(setting, f"blk.{number}.{name}.{kind}", source, shape, heads=heads)
+        own = replace(setting, dtype=part.variant.weights or setting.dtype)
+        yield _read(own, f"blk.{number}.{name}.{kind}", source, shape, heads=heads)
 
 
 def _read(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from puzzle_search.arch.variants import Shape
+from puzzle_search.arch.weight_types import GGUF_BYTES, gguf_type
 
 TYPES = {
     "f32": 0,
@@ -18,12 +19,6 @@ TYPES = {
 }
 """Name to llama.cpp's number of a file of that type (``general.file_type``)."""
 
-_BLOCK = 32
-_BYTES_OF_BLOCK = {
-    "f32": 128, "f16": 64, "bf16": 64, "q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18,
-}  # fmt: skip
-_QUANTISED = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-
 
 def stored_type(shape: Shape, dtype: str, *, table: bool) -> str:
     """The type of one tensor in a file of this type.
@@ -33,13 +28,11 @@ def stored_type(shape: Shape, dtype: str, *, table: bool) -> str:
     """
     if len(shape) == 1:
         return "f32"
-    if dtype not in _QUANTISED:
-        return dtype
-    if shape[-1] % _BLOCK:
-        return "f16"
-    return "q8_0" if table else dtype
+    if table and GGUF_BYTES[dtype] < GGUF_BYTES["q8_0"]:
+        dtype = "q8_0"
+    return gguf_type(shape, dtype)
 
 
 def stored_bytes(shape: Shape, dtype: str) -> int:
     """Bytes of a tensor of this type."""
-    return math.prod(shape) * _BYTES_OF_BLOCK[dtype] // _BLOCK
+    return int(math.prod(shape) * GGUF_BYTES[dtype])

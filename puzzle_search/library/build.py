@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from puzzle_search.arch import ParentConfig, Replacement, SearchSpace, Subblock
+from puzzle_search.arch import ParentConfig, Replacement, SearchSpace, Subblock, shape_of
 from puzzle_search.checkpoint import CheckpointReader
 from puzzle_search.checkpoint.block_library import (
     BlockLibrary,
@@ -172,17 +172,23 @@ def build_library(
 def planned_replacements(
     space: SearchSpace, config: ParentConfig, *, coupled: bool
 ) -> Iterator[Replacement]:
-    """What is trained: the singles of every layer, pairs if coupled, and the runs."""
+    """What is trained: the singles of every layer, pairs if coupled, and the runs.
+
+    Shapes alone: in another type a variant has its shape's weights, rounded.
+    """
     for layer in range(config.num_layers):
-        attention = [
-            name for name in space.attention[layer] if name != config.own("attention", layer)
-        ]
-        ffn = [name for name in space.ffn[layer] if name != config.ffn]
+        attention, ffn = (
+            [name for name in dict.fromkeys(map(shape_of, names)) if name != own]
+            for names, own in (
+                (space.attention[layer], config.own("attention", layer)),
+                (space.ffn[layer], config.ffn),
+            )
+        )
         yield from ((layer, layer, name, "") for name in attention)
         yield from ((layer, layer, "", name) for name in ffn)
         if coupled:
             yield from ((layer, layer, *pair) for pair in itertools.product(attention, ffn))
-    yield from space.runs
+    yield from dict.fromkeys((*run[:2], shape_of(run[2]), shape_of(run[3])) for run in space.runs)
 
 
 def _windows(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]:

@@ -132,6 +132,8 @@ class _Memory:
         # Loading into another precision holds both for a moment.
         stored = sources.open_parent().tensor(FINAL_NORM, (config.hidden_size,)).dtype
         loaded = width + (stored.itemsize if stored != sources.dtype else 0)
+        if any("@" in name for block in (*blocks, *replacements) for name in block[2:]):
+            loaded = stored.itemsize + 4 + width  # rounded in fp32
         tile = rows * config.hidden_size * (4 + (stored.itemsize if stored.itemsize < 4 else 0))
         own = _block_parameters(config, "", "")  # which no variant exceeds
         one_by_one = all(map(sources.shares_subblocks, (*blocks, *replacements)))

@@ -9,10 +9,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from puzzle_search.arch import ParentConfig, Replacement, Subblock, parse_variant
+from puzzle_search.arch import (
+    ParentConfig,
+    Replacement,
+    Subblock,
+    canonical,
+    parse_variant,
+    shape_of,
+)
 from puzzle_search.checkpoint import CheckpointReader, outside_names, subblock_from_tensors
 from puzzle_search.checkpoint.block_library import BlockLibrary, LibraryEntry
 from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD
+from puzzle_search.checkpoint.rounding import rounded
 from puzzle_search.model import SubblockModule
 from puzzle_search.model.subblocks.base import scaled
 from puzzle_search.score.vocabulary import Tiles
@@ -49,7 +57,8 @@ class Sources:
     def shares_subblocks(self, block: Replacement) -> bool:
         """Whether a block's subblocks are those of others: one layer, not trained together."""
         first, last, attention, ffn = block
-        together = bool(attention and ffn) and block in self.entries
+        shape = canonical((first, last, shape_of(attention), shape_of(ffn)), self.config)
+        together = bool(shape[2] and shape[3]) and shape in self.entries
         return first == last and not together
 
     def open_parent(self) -> CheckpointReader:
@@ -125,6 +134,7 @@ class Weights:
     ) -> SubblockModule:
         variant = parse_variant(subblock, name)
         dtype, device = self.sources.dtype, self.device
+        tensors = rounded(tensors, variant.weights)
         return subblock_from_tensors(variant, self.config, tensors, dtype=dtype, device=device)
 
     def _outside(self, name: str) -> torch.Tensor:

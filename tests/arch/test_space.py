@@ -49,6 +49,27 @@ def test_defaults_exceptions_and_the_parents_own(tmp_path: Path, pico_config: Pa
     assert space.all_variants("attention") == ["gqa_2", "gqa_1", "no_op", "linear"]
 
 
+def test_precisions_are_every_variant_with_weights_in_every_type(
+    tmp_path: Path, pico_config: ParentConfig
+) -> None:
+    listed = GOOD | {"ffn": ["mlp_256", "mlp_256@q4_0"], "precisions": ["q8_0", "q4_0"]}
+    space = SearchSpace.from_file(write(tmp_path, listed), pico_config)
+    shapes = ("gqa_2", "linear")
+    assert set(space.attention[1]) == {
+        *shapes,
+        *(f"{s}@{t}" for s in shapes for t in ("q8_0", "q4_0")),
+    }
+    assert space.ffn[0] == (
+        "mlp_512",
+        "mlp_256",
+        "mlp_256@q4_0",
+        "mlp_512@q8_0",
+        "mlp_512@q4_0",
+        "mlp_256@q8_0",
+    )
+    assert space.ffn[2] == ("mlp_512", "no_op", "mlp_512@q8_0", "mlp_512@q4_0")
+
+
 def test_runs_are_every_window_of_their_lengths(tmp_path: Path, pico_config: ParentConfig) -> None:
     run = {"lengths": [2, 3], "attention": ["gqa_2"], "ffn": ["mlp_256", "mlp_512"]}
     data = {key: value for key, value in GOOD.items() if key != "exceptions"} | {"runs": [run]}
@@ -110,6 +131,11 @@ def test_uniform_refuses_what_does_not_fit(pico_config: ParentConfig) -> None:
         ({"ffn": None}, "ffn"),
         ({"ffn": ["mlp_256", "mlp_256"]}, "twice"),
         ({"ffn": ["mlp_513"]}, "mlp_513"),
+        ({"precisions": "q4_0"}, "precisions 'q4_0'"),
+        ({"precisions": ["q9"]}, "precisions ['q9']"),
+        ({"precisions": ["q4_0", "q4_0"]}, "each once"),
+        ({"precisions": [["q4_0"]]}, "precisions"),
+        ({"ffn": ["mlp_256@q9"]}, "'mlp_256@q9'"),
         ({"exceptions": 3}, "exceptions"),
         ({"exceptions": {"layers": 1}}, "exceptions"),
         ({"exceptions": False}, "exceptions"),

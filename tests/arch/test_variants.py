@@ -13,15 +13,18 @@ from puzzle_search.arch.variants import check_variant
 from puzzle_search.errors import InputError
 
 SIZES = st.integers(1, 999_999_999)
-ATTENTION = st.builds(Gqa, SIZES, st.none() | SIZES) | st.builds(Linear) | st.builds(NoOp)
-EXPERTS = st.builds(Moe, SIZES, st.none() | SIZES, st.none() | SIZES)
-FFN = st.builds(Mlp, SIZES) | EXPERTS | st.builds(Linear) | st.builds(NoOp)
+TYPES = st.sampled_from([None, "q8_0", "q4_0", "f16", "fp8"])
+LINEAR = st.builds(Linear, weights=TYPES)
+ATTENTION = st.builds(Gqa, SIZES, st.none() | SIZES, weights=TYPES) | LINEAR | st.builds(NoOp)
+EXPERTS = st.builds(Moe, SIZES, st.none() | SIZES, st.none() | SIZES, weights=TYPES)
+FFN = st.builds(Mlp, SIZES, weights=TYPES) | EXPERTS | LINEAR | st.builds(NoOp)
 
 
 def test_canonical_strings() -> None:
     assert parse_variant("attention", "gqa_8") == Gqa(8)
     assert parse_variant("attention", "gqa_8_window_8192") == Gqa(8, 8192)
     assert parse_variant("ffn", "mlp_28672") == Mlp(28672)
+    assert parse_variant("ffn", "mlp_28672@q4_0") == Mlp(28672, weights="q4_0")
     assert parse_variant("ffn", "moe_64") == Moe(64)
     assert parse_variant("ffn", "moe_64_top_4") == Moe(64, top_k=4)
     assert parse_variant("ffn", "moe_64_width_512") == Moe(64, width=512)
@@ -41,7 +44,7 @@ def test_ffn_round_trip(variant: Variant) -> None:
     assert parse_variant("ffn", str(variant)) == variant
 
 
-@given(st.text() | st.from_regex(r"(gqa|mlp|moe|linear|no_op)_?.*"))
+@given(st.text() | st.from_regex(r"(gqa|mlp|moe|linear|no_op)_?.*|gqa_1@.*"))
 def test_text_parses_to_itself_or_is_refused(text: str) -> None:
     for subblock in ("attention", "ffn"):
         try:
@@ -79,6 +82,16 @@ def test_other_strings_are_refused(subblock: Any, text: str) -> None:
     with pytest.raises(InputError, match="is not a variant of") as caught:
         parse_variant(subblock, text)
     assert "no_op" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("gqa_2@", "''"), ("gqa_2@q9", "'q9'"), ("gqa_2@q4_0@q4_0", "'q4_0@q4_0'"),
+     ("no_op@q4_0", "no weights")],
+)  # fmt: skip
+def test_types_of_weights_that_are_refused(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=f"'{text}': .*{told}"):
+        parse_variant("attention", text)
 
 
 @pytest.mark.parametrize(

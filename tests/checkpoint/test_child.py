@@ -186,6 +186,19 @@ def test_a_block_with_a_window_of_its_own_is_no_stock_block(tmp_path: Path) -> N
     assert read_model_config(tmp_path)[1] == spec
 
 
+def test_types_of_weights_are_told_and_no_stock_engines_business(tmp_path: Path) -> None:
+    spec = ArchitectureSpec.of("pico", [("gqa_2@q8_0", "mlp_256"), ("gqa_4", "linear@q4_0")])
+    written = child_config(parent_config(), spec, dtype="bfloat16")
+    assert written["model_type"] == "puzzle-search"
+    assert written["puzzle_search"]["weights"] == [["q8_0", None], [None, "q4_0"]]
+    write(tmp_path, written)
+    assert read_model_config(tmp_path)[1] == spec
+    for wrong in (3, [["q8_0", None]], [["q8_0"]] * 2, [["q9", None]] * 2, [[3, None]] * 2):
+        written["puzzle_search"]["weights"] = wrong
+        with pytest.raises(InputError):
+            read_model_config(write(tmp_path, written))
+
+
 def test_a_parent_is_its_own_identity(tmp_path: Path) -> None:
     write(tmp_path, LLAMA)
     config, spec = read_model_config(tmp_path)

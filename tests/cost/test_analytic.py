@@ -174,6 +174,21 @@ def test_a_dtype_that_the_gpu_lacks() -> None:
         AnalyticLatency(LLAMA_70B, load_cost_model("cpu"), "torch", "bf16")
 
 
+def test_weights_of_another_type_cost_what_they_do_where_all_are_of_it() -> None:
+    model = load_cost_model("h100")
+    bf16, fp8 = (AnalyticLatency(LLAMA_70B, model, "vllm", dtype) for dtype in ("bf16", "fp8"))
+    ask = step("decode", batch=8, tp=1, context=500)
+    for subblock, variant in VARIANTS:
+        typed = float(bf16.subblock_us(subblock, f"{variant}@fp8", ask))
+        plain, whole = (float(of.subblock_us(subblock, variant, ask)) for of in (bf16, fp8))
+        assert typed < plain, variant
+        # Attention reads a bf16 KV cache beside weights in fp8.
+        assert (typed == whole) is not variant.startswith("gqa")
+        assert float(bf16.subblock_us(subblock, f"{variant}@bf16", ask)) == plain
+    with pytest.raises(InputError, match="no constants of products in q4_0"):
+        bf16.subblock_us("ffn", "mlp_2816@q4_0", ask)
+
+
 def test_a_cpu_stands_alone() -> None:
     latency = AnalyticLatency(LLAMA_70B, load_cost_model("cpu"), "torch", "fp32")
     ask = {"batch": 1, "tokens": 1, "context": 128}

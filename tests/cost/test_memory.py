@@ -139,6 +139,19 @@ def test_activations_by_hand() -> None:
     assert of(64, 2048, 1) == 8192 * (4 * 4096 + 2 * 14336) * 2 + 64 * 128256 * 4
 
 
+@pytest.mark.parametrize("serving", ["q8_0", "bf16"])
+def test_matrices_of_a_type_of_their_own_have_its_bytes(serving: str) -> None:
+    # llama.cpp's q4_0 is a scale of 2 bytes and 16 bytes of numbers for 32 weights.
+    vector = {"q8_0": 4, "bf16": 2}[serving]
+    dtype = parse_dtype(serving)
+    ffn = weight_bytes(parse_variant("ffn", "mlp_14336@q4_0"), LLAMA, dtype, 1)
+    assert ffn == 3 * 8192 * 14336 * 18 // 32 + vector * 8192
+    attention = parse_variant("attention", "gqa_8@f16")
+    expected = 2 * (2 * 8192 * 8192 + 2 * 8192 * 1024) + vector * 8192
+    assert weight_bytes(attention, LLAMA, dtype, 1) == expected
+    assert kv_bytes_per_token(attention, LLAMA, dtype, 1) == 2 * 1024 * 2
+
+
 def test_an_unknown_dtype_names_those_there_are() -> None:
     with pytest.raises(InputError, match="int3") as caught:
         parse_dtype("int3")

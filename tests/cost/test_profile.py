@@ -125,6 +125,17 @@ def test_steps_of_a_phase_are_its_own_where_it_has_some() -> None:
         assert measured.outside_us(step("prefill", batch=1, tokens=20, tp=1)) == expected_us
 
 
+def test_a_type_of_weights_has_rows_of_its_own_or_is_the_serving_precision() -> None:
+    rows = curve_rows("ffn", "mlp_64", (1, 10), lambda m: 10.0 + m)
+    rows += curve_rows("ffn", "mlp_64@q8_0", (1, 10), lambda m: 5.0 + m)
+    measured = Profile(rows, [], GROUPS, sidecar(dtype="bf16"))
+    at = step("decode", batch=4, tokens=1, context=1, tp=1)
+    names = ("mlp_64", "mlp_64@bf16", "mlp_64@q8_0")
+    assert [float(measured.subblock_us("ffn", name, at)) for name in names] == [14, 14, 9]
+    with pytest.raises(InputError, match="ffn mlp_64@q4_0"):
+        measured.subblock_us("ffn", "mlp_64@q4_0", at)
+
+
 def test_a_no_op_takes_no_time() -> None:
     assert (decode(whole_profile(), np.array([1, 2]), 10, variant="no_op") == 0).all()
 

@@ -97,6 +97,36 @@ def test_rows_that_blocks_of_32_do_not_divide_stay_f16(tmp_path: Path) -> None:
     assert any("stored as f16" in note for note in plan.notes)
 
 
+def test_a_file_of_mixed_types_holds_what_our_runtime_computes_with(tmp_path: Path) -> None:
+    config = config_of(2)
+    pairs = [("gqa_1@q8_0", "mlp_512@q4_0"), ("gqa_2", "linear@f16")]
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    spec = ArchitectureSpec.of("pico", pairs)
+    child = write_random_child(tmp_path / "child", config, spec, tokenizer)
+    plan = plan_export(child, "llama.cpp", dtype="q5_0")
+    write_export(plan, child, tmp_path / "a.gguf")
+    stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    types = {name: stored[f"blk.{name}.weight"].tensor_type.name for name in (
+        "0.attn_v", "0.attn_output", "0.ffn_gate", "0.ffn_down", "1.attn_v", "2.attn_output",
+        "0.ffn_norm",
+    )}  # fmt: skip
+    assert types == {
+        "0.attn_v": "Q8_0", "0.attn_output": "Q8_0", "0.ffn_gate": "Q4_0", "0.ffn_down": "Q4_0",
+        "1.attn_v": "Q5_0", "2.attn_output": "F16", "0.ffn_norm": "F32",
+    }  # fmt: skip
+    decoder = load_decoder(child)
+    for name, module in (
+        ("0.attn_v", decoder.blocks[0].attention.v_proj),
+        ("0.ffn_down", decoder.blocks[0].ffn.down_proj),
+        ("2.attn_output", decoder.blocks[1].ffn.linear),
+    ):
+        tensor = stored[f"blk.{name}.weight"]
+        found = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        assert torch.equal(found.view(module.weight.shape), module.weight.float())
+    kept = load_file(child / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    assert not torch.equal(kept, decoder.blocks[0].ffn.down_proj.weight)
+
+
 def test_a_full_disk_leaves_nothing(child: Path, small_disk: SmallDisk) -> None:
     small_disk.resize(kib=200)
     with pytest.raises(InputError, match="no space is left"):

@@ -124,6 +124,34 @@ def test_fewer_bits_err_more(engine: EngineProcess, tokenizer: Path, tmp_path: P
     assert errors[2] < 0.05 * float(logits.std())
 
 
+def test_mixed_types_compute_what_our_runtime_does(
+    engine: EngineProcess, tokenizer: Path, tmp_path: Path
+) -> None:
+    typed = [
+        ("gqa_2@q8_0", "mlp_512@q4_0"),
+        ("linear@q4_0", "mlp_256@q5_0"),
+        ("gqa_1@q4_0", "mlp_256"),
+    ]
+    pairs = [(attention.partition("@")[0], ffn.partition("@")[0]) for attention, ffn in typed]
+    files = {
+        name: write_random_child(
+            tmp_path / name, config_of(3), ArchitectureSpec.of("pico", blocks), tokenizer
+        )
+        for name, blocks in (("typed", typed), ("plain", pairs))
+    }
+    file = tmp_path / "child.gguf"
+    write_export(plan_export(files["typed"], "llama.cpp", dtype="f16"), files["typed"], file)
+    answer = engine.ask(file=str(file), prompt=PROMPT, tokens=1, vocabulary=VOCABULARY)
+    found = torch.tensor(answer["logprobs"][0], dtype=torch.float64)
+    errors = {}
+    for name, child in files.items():
+        with torch.inference_mode():
+            logits = load_decoder(child, dtype=torch.float64)(torch.tensor([PROMPT]))[0, -1]
+        errors[name] = float((found - logits.log_softmax(-1)).abs().mean())
+    # What is left is that llama.cpp rounds activations to 8 bits.
+    assert errors["typed"] < 0.25 * errors["plain"]
+
+
 def test_a_parent_folder(engine: EngineProcess, tokenizer: Path, tmp_path: Path) -> None:
     write_parent(tmp_path / "parent", vocab_size=VOCABULARY)
     shutil.copytree(tokenizer, tmp_path / "parent", dirs_exist_ok=True)

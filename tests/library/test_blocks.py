@@ -12,6 +12,7 @@ from puzzle_search.arch import NoOp, Replacement, SearchSpace, parse_variant
 from puzzle_search.checkpoint.block_library import BlockLibrary
 from puzzle_search.errors import InputError
 from puzzle_search.library import BldSettings, build_library
+from puzzle_search.library.build import planned_replacements
 from puzzle_search.model import HeterogeneousDecoder, SubblockModule, make_subblock
 from tests.pico import Pico
 
@@ -96,6 +97,17 @@ def test_everything_is_trained(library: BlockLibrary) -> None:
         assert entry.initial_errors[entry.initialised_by] == entry.loss_initial
         untrained = set(key[2:]) <= {"no_op", ""}
         assert entry.tokens == (0 if untrained else TOKENS)
+
+
+def test_a_type_of_weights_is_nothing_to_train(pico: Pico, library: BlockLibrary) -> None:
+    typed = SearchSpace.uniform(
+        pico.config,
+        attention=["gqa_2", "gqa_1", "gqa_1@q8_0", "gqa_2@q4_0", "no_op"],
+        ffn=["mlp_512", "mlp_256", "mlp_256@q4_0", "no_op"],
+    )
+    runs = (*RUNS, *((*run[:2], f"{run[2]}@q4_0", run[3]) for run in RUNS if run[2] != "no_op"))
+    wanted = planned_replacements(replace(typed, runs=runs), pico.config, coupled=True)
+    assert sorted(wanted) == sorted(library.entries)
 
 
 def test_losses_are_those_of_the_stored_blocks(pico: Pico, library: BlockLibrary) -> None:

@@ -40,7 +40,8 @@ def measure(tmp_path: Path) -> Measure:
     def run(grid: EngineGrid = GRID, config: ParentConfig | None = None, **mode: Any) -> Profile:
         config = config or parent()
         attention = ["gqa_2", "gqa_1", "no_op"]
-        space = SearchSpace.uniform(config, attention=attention, ffn=["mlp_512", "mlp_256"])
+        ffn = ["mlp_512", "mlp_256", "mlp_256@q4_0"]
+        space = SearchSpace.uniform(config, attention=attention, ffn=ffn)
         return measure_engine_profile(
             LlamaCpp(),
             config,
@@ -58,7 +59,7 @@ def measure(tmp_path: Path) -> Measure:
 def true_us(row: LatencyRow) -> float:
     if row.subblock == "outside":
         return ENGINE_US
-    size = int(row.variant.partition("_")[2])
+    size = int(row.variant.partition("@")[0].partition("_")[2])
     if row.subblock == "ffn":
         return ffn_us(size, row.batch * row.tokens)
     return attention_us(size, [(row.tokens, row.context)] * row.batch)
@@ -66,7 +67,8 @@ def true_us(row: LatencyRow) -> float:
 
 def test_the_ffn_beside_an_attention_is_taken_off(measure: Measure) -> None:
     profile = measure()
-    assert {row.variant for row in profile.rows} == {"gqa_2", "gqa_1", "mlp_512", "mlp_256", "step"}
+    ffns = {"mlp_512", "mlp_256", "mlp_256@q4_0"}
+    assert {row.variant for row in profile.rows} == {"gqa_2", "gqa_1", "step"} | ffns
     for row in profile.rows:
         # The context of a decode step is met within a few tokens.
         assert row.latency_us == pytest.approx(true_us(row), rel=0.02, abs=1e-3), row
@@ -99,7 +101,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("children")
     config = parent()
     space = SearchSpace.uniform(
-        config, attention=["gqa_1", "linear"], ffn=["mlp_256", "linear", "no_op"]
+        config,
+        attention=["gqa_1", "linear", "gqa_2@q4_0", "linear@q4_0"],
+        ffn=["mlp_256", "linear", "no_op", "mlp_512@q4_0"],
     )
     stacks, skipped = LlamaCpp().stacks(config, space, (1,))
     assert not skipped
@@ -110,10 +114,28 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_variant_alone_is_written_in_its_type(files: Path) -> None:
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(files / "attention-gqa_2@q4_0-q8_0" / "model.gguf").tensors
+    types = {t.tensor_type.name for t in tensors if "attn_" in t.name and "norm" not in t.name}
+    beside = {t.tensor_type.name for t in tensors if "ffn_" in t.name and "norm" not in t.name}
+    assert (types, beside) == ({"Q4_0"}, {"Q8_0"})
+
+
 @pytest.mark.engines
 @pytest.mark.parametrize("dtype", LlamaCpp.dtypes)
 @pytest.mark.parametrize(
-    "name", ["attention-gqa_2", "attention-linear", "ffn-mlp_512", "ffn-linear"]
+    "name",
+    [
+        "attention-gqa_2",
+        "attention-linear",
+        "ffn-mlp_512",
+        "ffn-linear",
+        "attention-gqa_2@q4_0",
+        "attention-linear@q4_0",
+        "ffn-mlp_512@q4_0",
+    ],
 )
 def test_llama_cpp_serves_every_stack(name: str, dtype: str, files: Path) -> None:
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")

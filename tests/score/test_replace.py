@@ -95,6 +95,48 @@ def test_a_score_is_the_kl_of_the_child_with_that_block(
     assert row.stderr == pytest.approx(per_block.std(ddof=1) / np.sqrt(len(per_block)), abs=1e-5)
 
 
+def test_scores_of_weights_in_another_type(pico: Pico, pico_library: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="pip install 'puzzle-search[gguf]'")
+    wanted = {
+        (0, "gqa_2@q4_0", ""): ("gqa_2", "mlp_512"),
+        (1, "", "mlp_256@q4_0"): ("gqa_2", "mlp_256"),
+        (2, "linear@q4_0", "mlp_512@q8_0"): ("linear", "mlp_512"),
+    }
+    ids = pico.tokens("validation", TOKENS)
+    found = score_replacements(
+        pico.parent,
+        pico.open_library(pico_library),
+        [(layer, layer, attention, ffn) for layer, attention, ffn in wanted],
+        ids,
+        journal=Journal(tmp_path / "journal.jsonl"),
+        metrics=("kl",),
+    ).table("parent", data="text")
+    parent = log_probabilities(pico.parent, ids)
+    for (layer, *typed), shapes in wanted.items():
+        pairs = [("gqa_2", "mlp_512")] * 3
+        pairs[layer] = shapes
+        spec = ArchitectureSpec.of("parent", pairs)
+        child = build_child(pico.parent, pico_library, spec, tmp_path / f"{layer}", dtype="fp32")
+        weights = load_file(child / "model.safetensors")
+        for name, matrix in weights.items():
+            of = typed["mlp" in name].partition("@")[2]
+            if f"layers.{layer}." in name and matrix.ndim == 2 and of:
+                stored = gguf.GGMLQuantizationType[of.upper()]
+                data = gguf.quants.quantize(matrix.numpy(), stored)
+                weights[name] = torch.from_numpy(gguf.quants.dequantize(data, stored))
+        save_file(weights, child / "model.safetensors")
+        student = log_probabilities(child, ids)
+        kl = (np.exp(parent) * (parent - student)).sum(axis=-1).mean()
+        [row] = [row for row in found.rows if row.first_layer == layer]
+        assert row.value == pytest.approx(kl, rel=1e-3, abs=1e-6)
+        assert row.value > 1e-4
+        # A child that names the types computes the same.
+        pairs[layer] = tuple(t or s for t, s in zip(typed, shapes, strict=True))
+        spec = ArchitectureSpec.of("parent", pairs)
+        child = build_child(pico.parent, pico_library, spec, tmp_path / "typed", dtype="fp32")
+        assert np.allclose(log_probabilities(child, ids), student, atol=1e-5)
+
+
 def test_every_pair_but_the_parents_own_is_scored(table: ScoreTable) -> None:
     keys = {(row.first_layer, row.attention, row.ffn) for row in table.rows}
     attention, ffn = ("", "gqa_1", "linear", "no_op"), ("", "mlp_256", "no_op")

@@ -116,6 +116,22 @@ def test_a_window_of_its_own_loads_nowhere(engine: str) -> None:
     assert any("a sliding window of its own" in reason for reason in told.reasons)
 
 
+@pytest.mark.parametrize("engine", REFUSED)
+def test_weights_of_a_type_of_their_own_go_to_llama_cpp_alone(engine: str) -> None:
+    takes = engine == "llama.cpp"
+    for weights in ("q4_0", "fp8"):
+        pair = ("gqa_4", f"mlp_512@{weights}")
+        exported = takes and weights == "q4_0"
+        assert allows(engine, *pair, 1, CONFIG) is exported
+        spec = ArchitectureSpec.of("tiny", [pair] * 4)
+        [told] = [verdict for verdict in verdicts(spec, CONFIG) if verdict.engine == engine]
+        assert (told.as_built, told.exported) == (False, exported)
+        assert exported or any(f"{weights}" in r or "GGUF" in r for r in told.reasons)
+        if not exported:
+            with pytest.raises(InputError, match=r"weights in .* of their own in block 0"):
+                check_exportable(engine, spec, CONFIG)
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(InputError, match="steam"):
         allows("steam", "gqa_4", "mlp_512", 0, CONFIG)

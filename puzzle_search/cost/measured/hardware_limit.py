@@ -113,7 +113,7 @@ def _floor(row: LatencyRow, config: ParentConfig, dtype: Dtype) -> tuple[float, 
     if row.subblock != "outside":
         variant = parse_variant(row.subblock, row.variant)
         at = {"batch": row.batch, "tokens": row.tokens, "context": row.context, "tp": row.tp}
-        return *subblock_floor(variant, config, dtype, **at), dtype.name
+        return *subblock_floor(variant, config, dtype, **at), variant.weights or dtype.name
     if row.variant == HEAD:
         head = head_work(config, dtype, batch=row.batch, tp=row.tp)
         return head.flops, head.moved_bytes, head.dtype

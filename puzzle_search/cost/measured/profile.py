@@ -174,6 +174,10 @@ class Profile:
         """As `subblock_us`, with NaN outside the measured."""
         if variant == "no_op":
             return np.zeros(step.shape)
+        if (subblock, variant) not in self._names:
+            # In the serving precision a shape is what it is without a type.
+            shape, _, weights = variant.partition("@")
+            variant = shape if weights == self.dtype.name else variant
         if not _attends(variant):
             return self._curve(subblock, variant, step.tp).at(step.rows)
         prefills = step.prompts > 0
@@ -212,6 +216,10 @@ class Profile:
         """Beyond its window attention does the same work, and takes as long as at it."""
         parsed = parse_variant("attention", variant)
         return parsed.window(self.config) if isinstance(parsed, Gqa) else None
+
+    @cached_property
+    def _names(self) -> set[tuple[str, str]]:
+        return {(row.subblock, row.variant) for row in self.rows}
 
     @cached_property
     def _curves(self) -> dict[_Key, Curve]:

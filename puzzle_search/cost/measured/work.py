@@ -68,9 +68,9 @@ def subblock_work(
     def matrix(name: str, columns: float, inner: float) -> OperatorWork:
         return OperatorWork(
             name=name,
-            dtype=dtype.name,
+            dtype=variant.weights or dtype.name,
             flops=2 * rows * columns * inner,
-            moved_bytes=columns * inner * dtype.matrix_bytes,
+            moved_bytes=columns * inner * dtype.bytes_of(variant),
         )
 
     if isinstance(variant, NoOp):

@@ -5,6 +5,7 @@ Used where no profile exists: adds up the operators of `puzzle_search.cost.model
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,14 @@ class AnalyticLatency:
         """Microseconds of one subblock with its norm, residual and all-reduce; see `LatencyModel`.
 
         Raises:
-            InputError: the variant or the TP degree is not known.
+            InputError: the variant or the TP degree is not known, or products in the type of its
+                weights are not.
         """
         parsed = parse_variant(subblock, variant)
         if isinstance(parsed, NoOp):
             return np.zeros(step.shape)
+        if parsed.weights not in (None, self.dtype):
+            return self._in_type(parsed.weights).subblock_us(subblock, parsed.shape, step)
         config, rows, tp = self.config, step.rows, step.tp
         hidden, head_dim = config.hidden_size, config.head_dim
         latency_us: Microseconds = self._norm(rows) + self._all_reduce(rows, tp)
@@ -138,6 +142,21 @@ class AnalyticLatency:
         constants = self.constants.step
         own_us = constants.engine_us(step.decoding + step.prompts, tp)
         return np.asarray(kernels * constants.engine_scalar + own_us)
+
+    def _in_type(self, weights: str) -> AnalyticLatency:
+        """The same engine where products are in another type, the KV cache in its own.
+
+        Raises:
+            InputError: there are no constants of it.
+        """
+        if weights not in self.constants.gemm:
+            raise InputError(
+                f"the cost model has no constants of products in {weights}",
+                remedy=f"use {' or '.join(self.constants.gemm)}, or a profile of such variants",
+            )
+        typed = copy.copy(self)
+        typed.dtype = weights
+        return typed
 
     def _gemm(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from puzzle_search.arch import ArchitectureSpec, Mlp, ParentConfig, SearchSpace
+from puzzle_search.arch import ArchitectureSpec, Mlp, ParentConfig, SearchSpace, shape_of
 from puzzle_search.arch.variants import Shape
 from puzzle_search.cost import Dtype
 from puzzle_search.engines import LLAMA_CPP
@@ -59,7 +59,7 @@ class LlamaCpp(ServingEngine):
             if not allows(self.installed.name, *pair, 1, config):
                 skipped.append({"point": str(stack), "why": "llama.cpp does not compute it"})
             elif stack != shared:
-                beside = shared if subblock == "attention" or name == "linear" else None
+                beside = shared if subblock == "attention" or shape_of(name) == "linear" else None
                 found.append(replace(stack, beside=beside))
         return found, skipped
 
@@ -87,7 +87,7 @@ def _spec(stack: Stack, blocks: int) -> ArchitectureSpec:
     beside = stack.beside.local if stack.beside else "no_op"
     if stack.subblock == "ffn":
         pairs = [("gqa_1", beside)] + [("no_op", stack.local)] * blocks
-    elif stack.local == "linear":
+    elif shape_of(stack.local) == "linear":
         pairs = [("gqa_1", beside)] + [(stack.local, beside)] * blocks
     else:
         pairs = [(stack.local, beside)] * blocks

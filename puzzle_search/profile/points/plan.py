@@ -16,6 +16,7 @@ from puzzle_search.arch import (
 )
 from puzzle_search.cost.measured.profile_rows import EMBEDDING, HEAD, STEP, Part
 from puzzle_search.cost.memory import Dtype, kv_bytes_per_token
+from puzzle_search.errors import InputError
 from puzzle_search.profile.points.grid import ProfileGrid
 from puzzle_search.profile.points.series import Series, outside_series, step_series, subblock_series
 from puzzle_search.profile.points.step_inputs import StepInputs
@@ -83,6 +84,11 @@ class ProfilePlan:
             for subblock in subblocks:
                 for name in space.all_variants(subblock):
                     variant = parse_variant(subblock, name)
+                    if variant.weights:
+                        raise InputError(
+                            f"{subblock} {name}: torch has no products in {variant.weights} here",
+                            remedy="profile with --engine llama.cpp, or leave it out of the space",
+                        )
                     if not isinstance(variant, NoOp):
                         series = self._subblock_series(variant, tp)
                         self.targets.append(

@@ -14,6 +14,7 @@ from typing import Literal
 
 from puzzle_search.arch import Gqa, Linear, Mlp, Moe, NoOp, ParentConfig, Variant
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
+from puzzle_search.arch.weight_types import GGUF_BYTES
 
 Native = Literal["right", "refused", "wrong in silence"]
 
@@ -178,7 +179,19 @@ FEATURES = {
         applies=lambda at: _odd_width(at.ffn),
     ),
     "experts": Feature(text="a mixture of experts", applies=lambda at: isinstance(at.ffn, Moe)),
+    "gguf_weights": Feature(
+        text="weights in a GGUF type of their own",
+        applies=lambda at: any(weights in GGUF_BYTES for weights in _own_weights(at)),
+    ),
+    "other_weights": Feature(
+        text="weights in fp8 or nvfp4 of their own",
+        applies=lambda at: any(weights not in GGUF_BYTES for weights in _own_weights(at)),
+    ),
 }
+
+
+def _own_weights(at: Place) -> list[str]:
+    return [part.weights for part in (at.attention, at.ffn) if part.weights is not None]
 
 
 def _other_heads(at: Place) -> bool:
@@ -206,6 +219,7 @@ _ZERO_FFN = Form(text="into the next block's FFN, else an FFN of 32 zeros")
 _UNWRITTEN = Form(text="not written")
 _ATTENTION_SLOT = Form(text="a linear attention")
 _OWN_NAME = Form(text="mlx-lm's own tensor name")
+_BY_TENSOR = Form(text="by tensor")
 _ZERO_BIAS = Form(text="a bias of zeros on o")
 
 
@@ -218,35 +232,35 @@ _COLUMNS: dict[str, tuple[Cell, ...]] = {
     "trtllm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _REFUSED, _RIGHT, _RIGHT,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
-        _REFUSED, _REFUSED, _REFUSED, _NEVER, _REFUSED, _NEVER,
+        _REFUSED, _REFUSED, _REFUSED, _NEVER, _REFUSED, _NEVER, _NEVER, _NEVER,
     ),
     "vllm": (
         _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _NEVER, _form(_SWIGLU), _form(_SWIGLU),
         _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED,
-        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER, _NEVER, _NEVER,
     ),
     "sglang": (
         _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED, _REFUSED,
         _RIGHT, _REFUSED, _REFUSED, _REFUSED, _RIGHT, _REFUSED,
-        _REFUSED, _REFUSED, _REFUSED, _NEVER, _REFUSED, _NEVER,
+        _REFUSED, _REFUSED, _REFUSED, _NEVER, _REFUSED, _NEVER, _NEVER, _NEVER,
     ),
     "llama.cpp": (
         _RIGHT, _RIGHT, _form(_ZERO_MATRIX), _form(_ZERO_FFN, "wrong in silence"),
         _form(_UNWRITTEN), _NEVER, _RIGHT, _form(_ATTENTION_SLOT),
         _RIGHT, _REFUSED, _NEVER, _RIGHT, _NEVER, _NEVER,
-        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER, _form(_BY_TENSOR), _NEVER,
     ),
     "mlx-lm": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _form(_OWN_NAME), _form(_OWN_NAME),
         # Of a model all of whose layers have the window, it computes full attention.
         _REFUSED, _REFUSED, _NEVER, _form(_ZERO_BIAS), _REFUSED, _NEVER,
-        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER, _NEVER, _NEVER,
     ),
     # Its class takes the attention of Llama, Mistral, Qwen2 and Qwen3, and no experts.
     "transformers": (
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _NEVER, _RIGHT, _RIGHT,
         _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
-        _NEVER, _NEVER, _NEVER, _NEVER, _RIGHT, _NEVER,
+        _NEVER, _NEVER, _NEVER, _NEVER, _RIGHT, _NEVER, _NEVER, _NEVER,
     ),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from puzzle_search.arch.experts import Experts, SwigluClamp
 from puzzle_search.arch.families import FAMILIES, Family, Scales
-from puzzle_search.arch.fields import Fields
+from puzzle_search.arch.fields import LARGEST_SIZE, Fields
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
 from puzzle_search.resources import resource
@@ -263,7 +263,7 @@ def stop_tokens_of(raw: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """
     given = raw.get("eos_token_id")
     tokens = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(type(token) is int and 0 <= token < _LARGEST_SIZE for token in tokens):
+    if not all(type(token) is int and 0 <= token < LARGEST_SIZE for token in tokens):
         raise InputError(
             f"{where}: eos_token_id is {given!r:.80}, neither a token nor a list of tokens",
             remedy="correct eos_token_id",

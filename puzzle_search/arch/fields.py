@@ -7,7 +7,7 @@ from typing import Any
 
 from puzzle_search.errors import InputError
 
-_LARGEST_SIZE = 2**31
+LARGEST_SIZE = 2**31
 
 
 class Fields:
@@ -28,7 +28,7 @@ class Fields:
         value = self._raw.get(key)
         if value is None and default is not None:
             return default
-        if type(value) is not int or not 0 < value < _LARGEST_SIZE:
+        if type(value) is not int or not 0 < value < LARGEST_SIZE:
             raise self._wrong(key, "a positive whole number")
         return value
 

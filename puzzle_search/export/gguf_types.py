@@ -1,4 +1,4 @@
-"""Types in which GGUF stores weights, of those that the `gguf` package can write."""
+"""Types in which GGUF stores weights."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ TYPES = {
     "q5_0": 8,
     "q4_1": 3,
     "q4_0": 2,
+    "q4_k": 14,
 }
 """Name to llama.cpp's number of a file of that type (``general.file_type``)."""
 
 _BLOCK = 32
+_LARGE_BLOCK = 256  # of q4_k
 _BYTES_OF_BLOCK = {
     "f32": 128, "f16": 64, "bf16": 64, "q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18,
+    "q4_k": 18,
 }  # fmt: skip
-_QUANTISED = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+_QUANTISED = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 
 
 def stored_type(shape: Shape, dtype: str, *, table: bool) -> str:
     """The type of one tensor in a file of this type.
 
-    Vectors stay f32, as llama.cpp wants them. Rows that no block of 32 divides stay f16. Embedding
-    and output head get 8 bits at least: they lose most by less.
+    Vectors stay f32, as llama.cpp wants them. Rows that no block of 32 divides stay f16, those
+    that none of 256 divides are q5_0 for q4_k, as llama.cpp has them. Embedding and output head
+    get 8 bits at least: they lose most by less.
     """
     if len(shape) == 1:
         return "f32"
@@ -37,7 +41,9 @@ def stored_type(shape: Shape, dtype: str, *, table: bool) -> str:
         return dtype
     if shape[-1] % _BLOCK:
         return "f16"
-    return "q8_0" if table else dtype
+    if table:
+        return "q8_0"
+    return "q5_0" if dtype == "q4_k" and shape[-1] % _LARGE_BLOCK else dtype
 
 
 def stored_bytes(shape: Shape, dtype: str) -> int:

@@ -24,8 +24,8 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of matrices: f32, f16, bf16; for llama.cpp also q8_0, q5_1, q5_0, q4_1, q4_0. "
-            "(default: f16 for llama.cpp, else bf16)",
+            help="Of matrices: f32, f16, bf16; for llama.cpp also q8_0, q5_1, q5_0, q4_1, q4_0, "
+            "q4_k. (default: f16 for llama.cpp, else bf16)",
             show_default=False,
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,6 +90,8 @@ def _converted(tensor: PlannedTensor) -> Iterator[np.ndarray[Any, Any]]:
     """The tensor in the file's type, a few rows at a time."""
     from gguf.quants import quantize
 
+    with installed():
+        quantise = _by_llama_cpp() if tensor.dtype == "q4_k" else quantize
     whole = tensor.make()
     rows = whole.view(-1, whole.shape[-1])
     for part in rows.split(max(1, _NUMBERS_AT_ONCE // rows.shape[1])):
@@ -98,7 +101,27 @@ def _converted(tensor: PlannedTensor) -> Iterator[np.ndarray[Any, Any]]:
                 f"{tensor.source} holds numbers that are not finite",
                 remedy="build the child again from sound weights",
             )
-        yield quantize(numbers.contiguous().numpy(), _type(tensor))
+        yield quantise(numbers.contiguous().numpy(), _type(tensor))
+
+
+def _by_llama_cpp() -> Callable[[np.ndarray[Any, Any], Any], np.ndarray[Any, Any]]:
+    """llama.cpp's own quantisation, by the library inside `xllamacpp`: `gguf` has no K-quants."""
+    from xllamacpp import xllamacpp
+
+    chunk = ctypes.CDLL(xllamacpp.__file__).ggml_quantize_chunk
+    chunk.restype = ctypes.c_size_t
+
+    def quantise(rows: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
+        from gguf.quants import quant_shape_to_byte_shape
+
+        made = np.empty(quant_shape_to_byte_shape(rows.shape, kind), np.uint8)
+        number, width = map(ctypes.c_int64, rows.shape)
+        source, target = (ctypes.c_void_p(array.ctypes.data) for array in (rows, made))
+        written = chunk(int(kind), source, target, ctypes.c_int64(0), number, width, None)
+        assert written == made.nbytes
+        return made
+
+    return quantise
 
 
 def _read_back(file: Path, plan: ExportPlan, digests: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's completions and chat completions, models, health and metrics."""
+"""The HTTP side: OpenAI's completions and chat completions, a chat page, health and metrics."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +29,8 @@ from puzzle_search.serve.worker import BusyError, ClientRequest, Piece, Worker, 
 T = TypeVar("T")
 _GONE = 499  # the client has closed the connection: nobody reads the answer
 _INVALID = "invalid_request_error"
+# Of pages whose scripts may read answers: a chat page asks two servers of this machine.
+_LOOPBACK_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 Choice = dict[str, Any]
 
 
@@ -116,6 +120,11 @@ def make_app(
         "max_model_len": worker.max_length,
     }
 
+    page = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
+
+    def chat_page() -> Response:
+        return HTMLResponse(page)
+
     def health() -> Response:
         return Response(status_code=200 if worker.alive else 503)
 
@@ -172,6 +181,7 @@ def make_app(
         return head | {"object": form.whole, "choices": choices, "usage": _usage(asked, tokens)}
 
     for path, answer in (
+        ("/", chat_page),
         ("/health", health),
         ("/metrics", metrics),
         ("/v1/models", models),
@@ -182,7 +192,12 @@ def make_app(
         app.add_api_route(path, generate, methods=["POST"], response_model=None)
     for error, told in _ERRORS.items():
         app.add_exception_handler(error, told)
-    return Guard(app, api_key=api_key)
+    return CORSMiddleware(
+        Guard(app, api_key=api_key),
+        allow_origin_regex=_LOOPBACK_ORIGIN,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type"],
+    )
 
 
 def _invalid(_: Request, error: RequestValidationError) -> Response:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from puzzle_search.arch import ArchitectureSpec
@@ -121,6 +122,16 @@ def test_what_the_engine_would_compute_otherwise_is_refused(
     child = child_of(tmp_path, tokenizer, [("gqa_2", "mlp_256"), ("gqa_1", "mlp_256")], **changes)
     with pytest.raises(InputError, match=told):
         plan_export(child, engine)
+
+
+def test_linear_subblocks_have_mlx_lms_own_names(tokenizer: Path, tmp_path: Path) -> None:
+    child = child_of(tmp_path, tokenizer, [("gqa_2", "linear"), ("linear", "mlp_256")])
+    write_export(plan_export(child, "mlx-lm", dtype="f32"), child, tmp_path / "out")
+    written, own = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", child))
+    # [gqa, linear] [-, linear] [-, mlp]: it computes a matrix in the place of an FFN.
+    for block, name in enumerate(("0.mlp.linear_mlp", "1.self_attn.linear_attn")):
+        matrix = own[f"model.layers.{name}.weight"]
+        assert torch.equal(written[f"model.layers.{block}.mlp.linear.weight"], matrix)
 
 
 def test_no_attention_at_all_is_refused(tokenizer: Path, tmp_path: Path) -> None:

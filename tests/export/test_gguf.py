@@ -86,6 +86,25 @@ def test_quantised_weights_are_near(dtype: str, step: float, child: Path, tmp_pa
     assert stored["blk.4.ffn_norm.weight"].tensor_type.name == "F32"
 
 
+def test_q4_k_is_llama_cpps_own(child: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
+    for name in "ab":
+        write_export(plan_export(child, "llama.cpp", dtype="q4_k"), child, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "a").tensors}
+    tensor = stored["blk.4.ffn_down.weight"]
+    assert tensor.tensor_type.name == "Q4_K"
+    found = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+    own = load_file(child / "model.safetensors")["model.layers.3.mlp.down_proj.weight"]
+    # 15 steps from a block's least to its largest number, and the width of a step in 6 bits.
+    parts = own.view(-1, 32)
+    span = parts.amax(-1).clamp_min(0) - parts.amin(-1).clamp_max(0)
+    error = (found.view(-1, 32) - parts).abs().amax(-1)
+    assert bool((error <= span * (1 / 15 + 1 / 32)).all())
+    # No block of 256 divides rows of 64.
+    assert stored["blk.4.ffn_up.weight"].tensor_type.name == "Q5_0"
+
+
 def test_rows_that_blocks_of_32_do_not_divide_stay_f16(tmp_path: Path) -> None:
     config = config_of(2, hidden_size=48, head_dim=12)
     tokenizer = write_tokenizer(tmp_path / "tokenizer")

@@ -114,7 +114,7 @@ def test_fewer_bits_err_more(engine: EngineProcess, tokenizer: Path, tmp_path: P
     with torch.inference_mode():
         logits = load_decoder(child, dtype=torch.float64)(torch.tensor([PROMPT]))[0, -1]
     errors = []
-    for dtype in ("f32", "f16", "q8_0", "q5_0", "q4_0"):
+    for dtype in ("f32", "f16", "q8_0", "q5_0", "q4_k", "q4_0"):
         file = tmp_path / f"{dtype}.gguf"
         write_export(plan_export(child, "llama.cpp", dtype=dtype), child, file)
         answer = engine.ask(file=str(file), prompt=PROMPT, tokens=1, vocabulary=VOCABULARY)

@@ -111,6 +111,25 @@ def test_a_noisy_engine_is_found_within_its_noise_and_called_unsteady(measure: M
             assert row.latency_us == pytest.approx(true_us(row), rel=0.15), row
 
 
+def test_on_a_processor_both_children_run_in_turn(
+    measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def children() -> list[tuple[str, int]]:
+        lines = map(json.loads, (tmp_path / "journal.jsonl").read_text().splitlines()[1:])
+        return [(line["stack"], line["blocks"]) for line in lines if "stack" in line]
+
+    apart = measure().rows
+    stack = "attention gqa_2, tp 1"
+    points = children().count((stack, 4))
+    assert children()[: 2 * points] == [(stack, 8)] * points + [(stack, 4)] * points
+    (tmp_path / "journal.jsonl").unlink()
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert [row.latency_us for row in measure().rows] == pytest.approx(
+        [row.latency_us for row in apart], rel=0.02
+    )
+    assert children()[: 2 * points] == [(stack, 8), (stack, 4)] * points
+
+
 def test_a_quiet_engine_is_steady(measure: Measure) -> None:
     rows = measure(replace(GRID, prefill_tokens=(64,))).rows
     assert all(row.steady for row in rows if row.phase == "prefill")

@@ -22,14 +22,16 @@ class ServingEngine(ABC):
         installed: the engine.
         dtypes: precisions that it serves, the default first.
         chunk_tokens: most new tokens in a step, by default.
-        side_by_side: whether two children are held in memory at once, so that a drift of the
-            machine falls on both alike.
     """
 
     installed: InstalledEngine
     dtypes: Sequence[str]
     chunk_tokens: int
-    side_by_side: bool
+
+    @property
+    @abstractmethod
+    def side_by_side(self) -> bool:
+        """Whether two children are in memory at once: a drift of the machine falls on both."""
 
     def grid(self, config: ParentConfig, sizes: ProfileGrid) -> EngineGrid:
         """Where to measure a parent's variants, of sizes as every profile names them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ class Vllm(ServingEngine):
     installed = VLLM
     dtypes = tuple(_ENGINE_DTYPES)
     chunk_tokens = PREFILL_CHUNK_TOKENS
-    side_by_side = False  # each takes the whole memory of the device
+
+    @property
+    def side_by_side(self) -> bool:
+        """Where the cache's size is set, as on processors; else each takes all of the memory."""
+        return "VLLM_CPU_KVCACHE_SPACE" in os.environ
 
     def stacks(
         self, config: ParentConfig, space: SearchSpace, tp_degrees: Sequence[int]

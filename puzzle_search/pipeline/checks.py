@@ -6,12 +6,15 @@ from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.checkpoint import load_tokenizer
 from puzzle_search.data import text_tokens
 from puzzle_search.distill import DistillSettings
+from puzzle_search.distill.halving import probe_tokens
 from puzzle_search.errors import InputError
 from puzzle_search.model.decoder import check_context
 from puzzle_search.pipeline.recipe import DistillSection, Recipe
 from puzzle_search.score import DEFAULT_METRICS
 from puzzle_search.solve.problem.builder import check_linear_limits
 from puzzle_search.solve.problem.score_table import parse_metric
+
+_PROBES_SHARE = 0.25  # of the tokens of the final distillation
 
 
 def check_early(recipe: Recipe, config: ParentConfig, space: SearchSpace) -> None:
@@ -50,6 +53,8 @@ def check_early(recipe: Recipe, config: ParentConfig, space: SearchSpace) -> Non
             )
     if recipe.distill is not None:
         distill_settings(recipe.distill, recipe.dtype).steps(length)
+        if recipe.solve.candidates > 1:
+            tokens_of_probes(recipe, recipe.solve.candidates)
     tokenizer = load_tokenizer(recipe.parent)
     for prompt in recipe.generate.prompts:
         tokens = len(text_tokens(prompt, tokenizer, "a prompt of the recipe"))
@@ -70,3 +75,15 @@ def distill_settings(section: DistillSection, dtype: str) -> DistillSettings:
         losses=section.losses,
         dtype=dtype,
     )
+
+
+def tokens_of_probes(recipe: Recipe, children: int) -> list[int]:
+    """Tokens of each rung for each child in it.
+
+    Raises:
+        InputError: the recipe distils too little for as many candidates.
+    """
+    assert recipe.distill is not None
+    settings = distill_settings(recipe.distill, recipe.dtype)
+    batch = settings.step_tokens(recipe.data.length)
+    return probe_tokens(children, int(_PROBES_SHARE * settings.tokens), batch)

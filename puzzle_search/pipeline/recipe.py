@@ -132,6 +132,12 @@ class SolveSection(_Section):
     trust_layers: int = Field(
         default=4, ge=1, le=_MOST, description="layers that a round may change"
     )
+    candidates: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="children of different kinds to distil a little, the best of which is built",
+    )
     max_seconds: float = Field(default=60.0, gt=0, le=1e8, description="time limit of a search")
 
 
@@ -272,5 +278,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     solve = recipe.solve
     if solve.target_tps is not None and solve.target_speedup is not None:
         yield "solve: target_tps and target_speedup are the same wish: keep one of them"
+    if solve.candidates > 1 and recipe.distill is None:
+        yield "solve.candidates: distillation chooses among them, and there is no distill section"
     if solve.rounds and solve.goal != "score":
         yield f"solve.rounds: rounds lower the damage, and the goal is {solve.goal}"

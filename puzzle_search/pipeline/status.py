@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal, read_json, read_yaml
-from puzzle_search.pipeline.run_directory import BEGUN, DONE, JOURNAL
+from puzzle_search.pipeline.run_directory import BEGUN, DONE, JOURNAL, PROBES
 from puzzle_search.solve.question.run_folder import RECIPE, RECIPE_FORMAT
 
 State = Literal["done", "running", "interrupted", "left"]
 STAGES = (
-    "profile", "baseline", "library", "score", "solve", "build", "distill", "evaluate", "bench",
-    "generate",
+    "profile", "baseline", "library", "score", "solve", "probe", "build", "distill", "evaluate",
+    "bench", "generate",
 )  # fmt: skip
 # Where a stage writes a line for every result, besides what it began with.
 _PROGRESS = {
@@ -87,9 +87,10 @@ def run_status(folder: Path) -> RunStatus:
         )
     running = journal.is_held()
     begun_at = {e["stage"]: float(e["time"]) for e in entries if e.get("event") == "begun"}
-    dropped = {"distill"}
-    if recipe.is_file() and read_yaml(recipe, format=RECIPE_FORMAT).get("distill"):
-        dropped = set()
+    asked = read_yaml(recipe, format=RECIPE_FORMAT) if recipe.is_file() else {}
+    dropped = set() if asked.get("distill") else {"distill"}
+    if asked.get("solve", {}).get("candidates", 1) == 1:
+        dropped.add("probe")
     stages = tuple(
         _stage(folder / name, begun_at.get(name), running=running)
         for name in STAGES
@@ -149,6 +150,11 @@ def _solve(folder: Path) -> str:
     return f"{found['status']}, score {found['score']:.4g}, {speed:,.0f} tok/s predicted"
 
 
+def _probe(folder: Path) -> str:
+    found = _read(folder / PROBES)
+    return f"candidate {found['chosen'] + 1} of {len(found['candidates'])}"
+
+
 def _build(folder: Path) -> str:
     size = sum(file.stat().st_size for file in (folder / "child").glob("*.safetensors"))
     return f"child of {size / 1e6:,.1f} MB"
@@ -183,6 +189,7 @@ _TOLD = {
     "library": _library,
     "score": _score,
     "solve": _solve,
+    "probe": _probe,
     "build": _build,
     "distill": _distill,
     "evaluate": _evaluate,

@@ -7,6 +7,7 @@ from pathlib import Path
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.checkpoint import load_tokenizer
 from puzzle_search.distill import DistillSettings
+from puzzle_search.distill.halving import probe_tokens
 from puzzle_search.errors import InputError
 from puzzle_search.model.decoder import check_context
 from puzzle_search.pipeline.recipe import DistillSection, Recipe
@@ -14,6 +15,8 @@ from puzzle_search.pipeline.served import prompt_tokens
 from puzzle_search.score import DEFAULT_METRICS
 from puzzle_search.solve.problem.builder import check_linear_limits
 from puzzle_search.solve.problem.score_table import parse_metric
+
+_PROBES_SHARE = 0.25  # of the tokens of the final distillation
 
 
 def check_early(
@@ -54,6 +57,8 @@ def check_early(
             )
     if recipe.distill is not None:
         distill_settings(recipe.distill, recipe.dtype).steps(length)
+        if recipe.solve.candidates > 1:
+            tokens_of_probes(recipe, recipe.solve.candidates)
     tokenizer = load_tokenizer(parent)
     for prompt in recipe.generate.prompts:
         tokens = len(prompt_tokens(recipe, prompt, tokenizer))
@@ -75,3 +80,15 @@ def distill_settings(section: DistillSection, dtype: str) -> DistillSettings:
         losses=section.losses,
         dtype=dtype,
     )
+
+
+def tokens_of_probes(recipe: Recipe, children: int) -> list[int]:
+    """Tokens of each rung for each child in it.
+
+    Raises:
+        InputError: the recipe distils too little for as many candidates.
+    """
+    assert recipe.distill is not None
+    settings = distill_settings(recipe.distill, recipe.dtype)
+    batch = settings.step_tokens(recipe.data.length)
+    return probe_tokens(children, int(_PROBES_SHARE * settings.tokens), batch)

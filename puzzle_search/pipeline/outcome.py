@@ -9,6 +9,8 @@ from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.cost import OperatingPoint
 from puzzle_search.distill import kept_state
 from puzzle_search.evaluate import spread_remarks
+from puzzle_search.pipeline.probes import told
+from puzzle_search.pipeline.run_directory import PROBES
 from puzzle_search.report import Comparison
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def outcome(run: Run) -> Comparison:
 
 def _remarks(run: Run, spec: ArchitectureSpec, bench: dict[str, Any]) -> Iterator[str]:
     yield from spec.solution.get("remarks", [])
+    if run.recipe.solve.candidates > 1:
+        yield told(run.read(run.spec.with_name(PROBES)))
     if run.recipe.distill is not None and (kept := kept_state(run.child)):
         yield kept
     if run.recipe.engine is not None:

@@ -149,6 +149,12 @@ class SolveSection(_Section):
     trust_layers: int = Field(
         default=4, ge=1, le=_MOST, description="layers that a round may change"
     )
+    candidates: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="children of different kinds to distil a little, the best of which is built",
+    )
     max_seconds: float = Field(default=60.0, gt=0, le=1e8, description="time limit of a search")
 
 
@@ -349,5 +355,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield f"solve.portable: {solve.portable}, but the engine is {name}: leave it out"
         if recipe.profile.max_minutes is not None:
             yield f"profile.max_minutes: {name} is measured to the end: leave it out"
+    if solve.candidates > 1 and recipe.distill is None:
+        yield "solve.candidates: distillation chooses among them, and there is no distill section"
     if solve.rounds and solve.goal != "score":
         yield f"solve.rounds: rounds lower the damage, and the goal is {solve.goal}"

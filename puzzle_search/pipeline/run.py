@@ -22,7 +22,7 @@ from puzzle_search.cost import (
 from puzzle_search.cost.scaled import ScaledLatency
 from puzzle_search.cost.serving import ServingOptions
 from puzzle_search.data import Split, TokenStream, load_documents, sample_tokens
-from puzzle_search.distill import distill
+from puzzle_search.distill import DistillSettings, distill
 from puzzle_search.errors import InputError
 from puzzle_search.evaluate import measure_quality
 from puzzle_search.files import Journal, file_hash, read_json, write_text
@@ -37,6 +37,7 @@ from puzzle_search.pipeline.given import (
     text_source,
 )
 from puzzle_search.pipeline.outcome import outcome
+from puzzle_search.pipeline.probes import CANDIDATES, probe, write_candidates
 from puzzle_search.pipeline.recipe import Recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run_directory import RunDirectory
@@ -131,8 +132,14 @@ class Run:
         self.scores = stage("score", scored, ["library"], self._score) / "scores.csv"
         asked = recipe.solve.model_dump()
         solved = stage("solve", asked, ["baseline", "score"], self._solve)
-        self.spec = solved / "architecture.yaml"
-        self.built = stage("build", None, ["solve", "library"], self._build) / "child"
+        self.spec, made_by = solved / "architecture.yaml", "solve"
+        if recipe.solve.candidates > 1:
+            heals = [data, recipe.distill and recipe.distill.model_dump()]
+            self.spec = stage("probe", heals, ["solve", "library"], self._probe) / self.spec.name
+            made_by = "probe"
+        else:
+            self.directory.drop("probe")
+        self.built = stage("build", None, [made_by, "library"], self._build) / "child"
         self.child, made_by = self.built, "build"
         if recipe.distill is not None:
             distilled = [data, recipe.distill.model_dump()]
@@ -294,6 +301,8 @@ class Run:
             print(f"note: {remark}", file=sys.stderr)
         answer = replace(answer, origins={**answer.origins, **rounds})
         answer.spec.write(folder / "architecture.yaml")
+        if section.candidates > 1:
+            write_candidates(asked, solution, section, folder / CANDIDATES)
         write_text(folder / "solution.json", json.dumps(answer.as_dict(), indent=1))
 
     def _judge(self, folder: Path) -> ScoringJudge:
@@ -308,13 +317,21 @@ class Run:
             dtype=torch_dtype(self.recipe.dtype),
         )
 
+    def _probe(self, folder: Path) -> None:
+        probe(self, sorted((self.directory.folder / "solve" / CANDIDATES).iterdir()), folder)
+
     def _build(self, folder: Path) -> None:
         spec = ArchitectureSpec.from_file(self.spec)
         build_child(self.parent, self.library, spec, folder / "child")
 
     def _distill(self, folder: Path) -> None:
-        section, data = self.recipe.distill, self.recipe.data
-        assert section is not None
+        assert self.recipe.distill is not None
+        settings = distill_settings(self.recipe.distill, self.recipe.dtype)
+        self.distil(self.built, folder / "child", settings, Progress("distill"))
+
+    def distil(self, child: Path, out: Path, settings: DistillSettings, progress: Progress) -> None:
+        """Distil a child on the recipe's train split."""
+        data = self.recipe.data
         tokenizer = load_tokenizer(self.parent)
         held_out = sample_tokens(
             load_documents(self.source, "validation"),
@@ -324,13 +341,13 @@ class Run:
         )
         distill(
             self.parent,
-            self.built,
-            folder / "child",
+            child,
+            out,
             TokenStream(load_documents(self.source, "train"), tokenizer, length=data.length),
             held_out,
-            distill_settings(section, self.recipe.dtype),
+            settings,
             device=self.recipe.device,
-            progress=Progress("distill"),
+            progress=progress,
         )
 
     def _export(self, folder: Path) -> None:

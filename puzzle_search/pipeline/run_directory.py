@@ -14,6 +14,7 @@ from puzzle_search import __version__
 from puzzle_search.files import Journal, check_own_folder, read_json, value_hash, write_text
 
 JOURNAL, BEGUN, DONE = "journal.jsonl", "begun.json", "done.json"
+PROBES = "probes.json"
 
 
 class RunDirectory:

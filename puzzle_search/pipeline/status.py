@@ -13,14 +13,14 @@ from puzzle_search.data.documents import SELF, is_self
 from puzzle_search.data.self_text import FORMAT, SIDECAR
 from puzzle_search.errors import InputError
 from puzzle_search.files import Journal, damage_told, read_json, read_yaml
-from puzzle_search.pipeline.run_directory import BEGUN, DONE, JOURNAL
+from puzzle_search.pipeline.run_directory import BEGUN, DONE, JOURNAL, PROBES
 from puzzle_search.solve.question.run_folder import RECIPE, RECIPE_FORMAT
 
 _LONGEST_SECONDS = 1e9
 State = Literal["done", "running", "interrupted", "left"]
 STAGES = (
-    "import", "text", "profile", "baseline", "library", "score", "solve", "build", "distill",
-    "export", "evaluate", "bench", "generate",
+    "import", "text", "profile", "baseline", "library", "score", "solve", "probe", "build",
+    "distill", "export", "evaluate", "bench", "generate",
 )  # fmt: skip
 # Where a stage writes a line for every result, besides what it began with.
 _PROGRESS = {
@@ -97,6 +97,7 @@ def run_status(folder: Path) -> RunStatus:
     stages_asked = {
         "import": str(asked.get("parent", "")).endswith(".gguf"),
         "text": is_self(asked["data"]["source"]) if "data" in asked else False,
+        "probe": asked.get("solve", {}).get("candidates", 1) > 1,
         "distill": "distill" in asked,
         "export": "engine" in asked,
     }
@@ -170,6 +171,11 @@ def _solve(folder: Path) -> str:
     return f"{found['status']}, score {found['score']:.4g}, {speed:,.0f} tok/s predicted"
 
 
+def _probe(folder: Path) -> str:
+    found = _read(folder / PROBES)
+    return f"candidate {found['chosen'] + 1} of {len(found['candidates'])}"
+
+
 def _build(folder: Path) -> str:
     return _sized("child", (folder / "child").glob("*.safetensors"))
 
@@ -213,6 +219,7 @@ _TOLD = {
     "library": _library,
     "score": _score,
     "solve": _solve,
+    "probe": _probe,
     "build": _build,
     "distill": _distill,
     "export": _export,

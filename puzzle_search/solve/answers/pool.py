@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ def diverse(
     *,
     solutions: int,
     min_distance: int,
+    beside: Sequence[Solution] = (),
     max_seconds: float = 60.0,
     backend: Backend = DEFAULT_BACKEND,
 ) -> list[Solution]:
@@ -30,6 +32,7 @@ def diverse(
         problem: damages, costs and limits.
         solutions: how many answers; fewer are returned where no more exist.
         min_distance: layers in which any two differ, at least.
+        beside: answers that are there already and count among them.
         max_seconds: time limit of all searches together.
         backend: solver of the exact step.
 
@@ -46,24 +49,25 @@ def diverse(
             remedy="ask for at least one solution, at a distance of at least one layer",
         )
     deadline = time.perf_counter() + max_seconds
-    found = [solve(problem, max_seconds=max_seconds, backend=backend)]
+    found = list(beside) or [solve(problem, max_seconds=max_seconds, backend=backend)]
+    new = found
     while len(found) < solutions:
-        problem = replace(
-            problem,
-            bounds=(*problem.bounds, _differs(problem, found[-1], min_distance)),
-        )
-        try:
-            another = search(
-                problem,
-                max_seconds=max(0.0, deadline - time.perf_counter()),
-                backend=backend,
-            )
-        except InfeasibleError:  # not found in time
-            break
+        unlike = (_differs(problem, solution, min_distance) for solution in new)
+        problem = replace(problem, bounds=(*problem.bounds, *unlike))
+        another = found_in_time(problem, max(0.0, deadline - time.perf_counter()), backend)
         if another is None:
             break
         found.append(another)
+        new = [another]
     return found
+
+
+def found_in_time(problem: Problem, max_seconds: float, backend: Backend) -> Solution | None:
+    """The best architecture within the limits, None where there is none or time ends before."""
+    try:
+        return search(problem, max_seconds=max_seconds, backend=backend)
+    except InfeasibleError:
+        return None
 
 
 def _differs(problem: Problem, solution: Solution, min_distance: int) -> Bound:

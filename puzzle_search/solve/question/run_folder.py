@@ -108,9 +108,11 @@ class RunFolder:
 
     @cached_property
     def spec(self) -> ArchitectureSpec:
-        """The child that was chosen."""
-        self._check_there("solve", "architecture.yaml")
-        return ArchitectureSpec.from_file(self.folder / "solve" / "architecture.yaml")
+        """The child that was chosen: by the solver, or by probes among its candidates."""
+        probed = self.recipe["solve"].get("candidates", 1) > 1
+        stage = "probe" if probed else "solve"
+        self._check_there(stage, "architecture.yaml")
+        return ArchitectureSpec.from_file(self.folder / stage / "architecture.yaml")
 
     @property
     def child(self) -> Path:

@@ -93,7 +93,7 @@ class Lab:
         self._journal = Journal(folder / "journal.jsonl")
         made_from = {"parent": self._reader.sha256, "settings": value_hash(asdict(settings))}
         self._known = {
-            line["key"]: line["value"] for line in resume_journal(self._journal, made_from)
+            line["key"]: line["value"] for line in resume_journal(self._journal, made_from, dict)
         }
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:

@@ -78,7 +78,7 @@ class RealModel:
             "profile": measured.sidecar["latency_sha256"],
         }
         self.known = {
-            line["key"]: line["value"] for line in resume_journal(self.journal, made_from)
+            line["key"]: line["value"] for line in resume_journal(self.journal, made_from, dict)
         }
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:

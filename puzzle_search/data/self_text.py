@@ -9,11 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from puzzle_search import __version__
@@ -120,17 +123,15 @@ def write_self_text(
         return folder
     journal = Journal(folder / _JOURNAL)
     with journal.held():
-        known = resume_journal(journal, made_from)
-        _write_records(Path(parent), tokens, journal, known, torch.device(device))
-        entries = sorted(
-            (entry for entry in journal.read() if "record" in entry), key=lambda e: int(e["number"])
-        )
-    write_text(text, "".join(json.dumps(entry["record"]) + "\n" for entry in entries))
+        known: list[_Written] = resume_journal(journal, made_from, _Written)
+        known += _more_records(Path(parent), tokens, journal, known, torch.device(device))
+    known.sort(key=lambda one: one.number)
+    write_text(text, "".join(json.dumps(one.record) + "\n" for one in known))
     told = {
         "format": FORMAT,
         "package_version": __version__,
         "made_from": made_from,
-        "texts": len(entries),
+        "texts": len(known),
         "sha256": file_hash(text),
     }
     write_text(sidecar, yaml.safe_dump(told, sort_keys=False))
@@ -147,15 +148,24 @@ def _made_from(parent: str | Path, tokens: int) -> dict[str, Any]:
     }
 
 
-def _write_records(
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """A text in the journal; its number is that of its prompt."""
+
+    number: Annotated[int, Field(ge=0)]
+    tokens: Annotated[int, Field(ge=0)]
+    record: dict[str, Any]
+
+
+def _more_records(
     parent: Path,
     tokens: int,
     journal: Journal,
-    known: list[dict[str, Any]],
+    known: list[_Written],
     device: torch.device,
-) -> None:
-    """Journal records, each with its number and its tokens, until there are enough."""
-    written, done = sum(entry["tokens"] for entry in known), {entry["number"] for entry in known}
+) -> Iterator[_Written]:
+    """Journal records until there are enough with those that are known."""
+    written, done = sum(one.tokens for one in known), {one.number for one in known}
     if written >= tokens:
         return
     tokenizer, stops = load_tokenizer(parent), stop_tokens(parent, load_tokenizer(parent))
@@ -183,9 +193,9 @@ def _write_records(
                 ids = [*(served.request.ids_L.tolist() if message is None else []), *served.tokens]
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
                 count = len(served.request.ids_L) + len(served.tokens)
-                journal.append(
-                    {"number": number, "tokens": count, "record": _record(message, text)}
-                )
+                one = _Written(number=number, tokens=count, record=_record(message, text))
+                journal.append(asdict(one))
+                yield one
                 before, written = written, written + count
                 for _ in range(before // length, min(written, tokens) // length):
                     advance(f"{written:,} tokens")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ _TOPICS = (
     "gardening", "the printing press", "sleep", "networks", "earthquakes", "painting", "sharks",
     "a birthday party", "solar power", "grammar", "exercise", "the Silk Road", "dates and times",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """A text, by the number that decides its prompt and its sampling."""
+
+    number: int
+    tokens: int
+    record: dict[str, Any]
 
 
 def find_source(source: str, parent: str | Path, *, device: torch.device | str = "cpu") -> str:
@@ -120,12 +130,10 @@ def write_self_text(
         return folder
     journal = Journal(folder / _JOURNAL)
     with journal.held():
-        known = resume_journal(journal, made_from)
-        _write_records(Path(parent), tokens, journal, known, torch.device(device))
-        entries = sorted(
-            (entry for entry in journal.read() if "record" in entry), key=lambda e: int(e["number"])
-        )
-    write_text(text, "".join(json.dumps(entry["record"]) + "\n" for entry in entries))
+        entries: list[_Written] = resume_journal(journal, made_from, _Written)
+        _write_more(entries, Path(parent), tokens, journal, torch.device(device))
+    entries.sort(key=lambda entry: entry.number)
+    write_text(text, "".join(json.dumps(entry.record) + "\n" for entry in entries))
     told = {
         "format": FORMAT,
         "package_version": __version__,
@@ -147,15 +155,11 @@ def _made_from(parent: str | Path, tokens: int) -> dict[str, Any]:
     }
 
 
-def _write_records(
-    parent: Path,
-    tokens: int,
-    journal: Journal,
-    known: list[dict[str, Any]],
-    device: torch.device,
+def _write_more(
+    entries: list[_Written], parent: Path, tokens: int, journal: Journal, device: torch.device
 ) -> None:
-    """Journal records, each with its number and its tokens, until there are enough."""
-    written, done = sum(entry["tokens"] for entry in known), {entry["number"] for entry in known}
+    """Add texts to a list and a journal until there are enough."""
+    written, done = sum(entry.tokens for entry in entries), {entry.number for entry in entries}
     if written >= tokens:
         return
     tokenizer, stops = load_tokenizer(parent), stop_tokens(parent, load_tokenizer(parent))
@@ -183,9 +187,8 @@ def _write_records(
                 ids = [*(served.request.ids_L.tolist() if message is None else []), *served.tokens]
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
                 count = len(served.request.ids_L) + len(served.tokens)
-                journal.append(
-                    {"number": number, "tokens": count, "record": _record(message, text)}
-                )
+                entries.append(_Written(number=number, tokens=count, record=_record(message, text)))
+                journal.append(asdict(entries[-1]))
                 before, written = written, written + count
                 for _ in range(before // length, min(written, tokens) // length):
                     advance(f"{written:,} tokens")

@@ -9,14 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import yaml
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from puzzle_search import __version__
@@ -60,6 +58,15 @@ _TOPICS = (
     "gardening", "the printing press", "sleep", "networks", "earthquakes", "painting", "sharks",
     "a birthday party", "solar power", "grammar", "exercise", "the Silk Road", "dates and times",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """A text, by the number that decides its prompt and its sampling."""
+
+    number: int
+    tokens: int
+    record: dict[str, Any]
 
 
 def find_source(source: str, parent: str | Path, *, device: torch.device | str = "cpu") -> str:
@@ -123,15 +130,15 @@ def write_self_text(
         return folder
     journal = Journal(folder / _JOURNAL)
     with journal.held():
-        known: list[_Written] = resume_journal(journal, made_from, _Written)
-        known += _more_records(Path(parent), tokens, journal, known, torch.device(device))
-    known.sort(key=lambda one: one.number)
-    write_text(text, "".join(json.dumps(one.record) + "\n" for one in known))
+        entries: list[_Written] = resume_journal(journal, made_from, _Written)
+        _write_more(entries, Path(parent), tokens, journal, torch.device(device))
+    entries.sort(key=lambda entry: entry.number)
+    write_text(text, "".join(json.dumps(entry.record) + "\n" for entry in entries))
     told = {
         "format": FORMAT,
         "package_version": __version__,
         "made_from": made_from,
-        "texts": len(known),
+        "texts": len(entries),
         "sha256": file_hash(text),
     }
     write_text(sidecar, yaml.safe_dump(told, sort_keys=False))
@@ -148,24 +155,11 @@ def _made_from(parent: str | Path, tokens: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    """A text in the journal; its number is that of its prompt."""
-
-    number: Annotated[int, Field(ge=0)]
-    tokens: Annotated[int, Field(ge=0)]
-    record: dict[str, Any]
-
-
-def _more_records(
-    parent: Path,
-    tokens: int,
-    journal: Journal,
-    known: list[_Written],
-    device: torch.device,
-) -> Iterator[_Written]:
-    """Journal records until there are enough with those that are known."""
-    written, done = sum(one.tokens for one in known), {one.number for one in known}
+def _write_more(
+    entries: list[_Written], parent: Path, tokens: int, journal: Journal, device: torch.device
+) -> None:
+    """Add texts to a list and a journal until there are enough."""
+    written, done = sum(entry.tokens for entry in entries), {entry.number for entry in entries}
     if written >= tokens:
         return
     tokenizer, stops = load_tokenizer(parent), stop_tokens(parent, load_tokenizer(parent))
@@ -193,9 +187,8 @@ def _more_records(
                 ids = [*(served.request.ids_L.tolist() if message is None else []), *served.tokens]
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
                 count = len(served.request.ids_L) + len(served.tokens)
-                one = _Written(number=number, tokens=count, record=_record(message, text))
-                journal.append(asdict(one))
-                yield one
+                entries.append(_Written(number=number, tokens=count, record=_record(message, text)))
+                journal.append(asdict(entries[-1]))
                 before, written = written, written + count
                 for _ in range(before // length, min(written, tokens) // length):
                     advance(f"{written:,} tokens")

@@ -28,7 +28,8 @@ CPU_SECONDS = 2.0
 GROWTH_BYTES = 300e6
 _LARGEST = 1e19  # above every rate and size of real hardware
 # Kept, shown, and compared as they were read.
-_VERBATIM = {"raw", "solution", "sidecar", "data", "notes", "rows", "quality", "identity"}
+_VERBATIM = {"raw", "solution", "sidecar", "data", "notes", "rows", "quality", "identity",
+             "messages", "text"}  # fmt: skip
 # Differences of losses may be below 0.
 _SIGNED = {"value", "loss", "held_out_loss", "kl", "lm_loss"}
 _SYSTEM = (sys.prefix, sys.base_prefix, "/proc", "/sys", "/usr", "/lib", "/dev", "/etc/ssl")

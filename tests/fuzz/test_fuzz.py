@@ -126,6 +126,7 @@ def test_a_damaged_line_of_an_engines_profile(
 @pytest.mark.parametrize(
     ("file", "line", "changes"),
     [("metrics.jsonl", 2, {"step": None}), ("metrics.jsonl", 2, {"step": 7}),
+     ("metrics.jsonl", 2, {"step": 1.0}), ("metrics.jsonl", 2, {"held_out_loss": float("nan")}),
      ("metrics.jsonl", 2, {"held_out_loss": []}),
      ("checkpoints/step_000000002/state.json", 1, {"position__document": -1})],
 )  # fmt: skip
@@ -204,6 +205,25 @@ def test_settings_that_transformers_does_not_take(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="transformers cannot read the config"):
         load_decoder(tmp_path)
+
+
+def test_a_layer_of_puzzletron_that_is_none(tmp_path: Path, pico: Pico) -> None:
+    READERS["Puzzletron"].prepare(tmp_path, pico)
+    file = tmp_path / "puzzle" / "subblock_stats.json"
+    stats = json.loads(file.read_text())
+    for value, key in (([], "parent_layer_index"), (10**30, "num_params")):
+        stats[0]["subblocks"][0] |= {"parent_layer_index": 0, "num_params": 700, key: value}
+        file.write_text(json.dumps(stats))
+        with pytest.raises(InputError, match=f"{key} is "):
+            READERS["Puzzletron"].read(tmp_path, pico)
+
+
+def test_a_path_that_is_too_long(tmp_path: Path, pico: Pico) -> None:
+    READERS["recipe"].prepare(tmp_path, pico)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(file.read_text().replace("space.yaml", "x" * 5000))
+    with pytest.raises(InputError, match=r"space: .*does not exist"):
+        READERS["recipe"].read(tmp_path, pico)
 
 
 def test_records_that_are_nested_without_end(tmp_path: Path) -> None:

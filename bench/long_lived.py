@@ -2,8 +2,8 @@
 
     python bench/long_lived.py [--solves 300] [--frontiers 20]
 
-Questions about Llama-3.1-70B on an H100 and SmolLM2-135M in llama.cpp, each another target. Prints
-the resident memory after the tenth solve and at the end, and one JSON line; fails where it has
+Ten questions about Llama-3.1-70B on an H100 and SmolLM2-135M in llama.cpp, in turn. Prints the
+resident memory when each was answered once and at the end, and one JSON line; fails where it has
 grown by more than 5%.
 """
 
@@ -50,8 +50,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made:
         total = options.solves + options.frontiers
         for number in range(total):
-            speedup = 1.05 + (number % 40) / 100
-            model = LLAMA if number % 10 == 0 else SMOLLM2
+            speedup = 1.05 + (number % _WARM) / 25
+            model = LLAMA if number % _WARM == 0 else SMOLLM2
             # Frontiers among the first solves too: they load what solves do not.
             if number % (total // options.frontiers) == 2:
                 ask("frontier", *SMOLLM2, "--to", f"speedup={speedup}", "--points", 5,

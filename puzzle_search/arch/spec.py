@@ -124,7 +124,7 @@ class ArchitectureSpec:
                 raise InputError(f"{here}: {error.message}", remedy=error.remedy) from error
             read.append(block)
             covered += len(layers)
-        if not isinstance(parent, str) or not parent:
+        if not isinstance(parent, str) or not parent.isprintable() or not parent:
             raise InputError(f"{where}: parent {parent!r} is not a name", remedy="quote the name")
         if not isinstance(solution, dict):
             raise InputError(f"{where}: solution is not a mapping", remedy="write one, or none")

@@ -32,6 +32,7 @@ from puzzle_search.checkpoint.reader import CheckpointReader, open_safetensors
 from puzzle_search.checkpoint.writer import save_tensors
 from puzzle_search.errors import InputError
 from puzzle_search.files import (
+    Count,
     Journal,
     Text,
     check_keys,
@@ -48,8 +49,7 @@ FORMAT = "puzzle-search.library/2"
 # Tensors of a block by subblock and local name; a no-op has none.
 BlockTensors = dict[Subblock, dict[str, torch.Tensor]]
 
-_Count = Annotated[int, Field(ge=0)]
-_Loss = Annotated[float, Field(ge=0)]  # of a variant that diverged it is no number
+_Loss = Annotated[float, Field(ge=0)]
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
 
 
@@ -68,13 +68,13 @@ class LibraryEntry:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    first_layer: _Count
-    last_layer: _Count
+    first_layer: Count
+    last_layer: Count
     attention: AttentionName
     ffn: FfnName
     initialised_by: Text
     initial_errors: dict[Text, _Loss]
-    tokens: _Count
+    tokens: Count
     loss_initial: _Loss
     loss_trained: _Loss
     sha256: Text

@@ -6,17 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import Field
 
 from puzzle_search import __version__
 from puzzle_search.arch import Subblock, parse_variant
 from puzzle_search.errors import InputError
 from puzzle_search.files import (
+    Count,
+    NotNegative,
     Record,
     Row,
+    Size,
+    Text,
     check_record,
     read_rows,
     read_yaml,
@@ -26,11 +29,6 @@ from puzzle_search.files import (
 
 FORMAT = "puzzle-search.block-costs/1"
 _SUBBLOCKS: tuple[Subblock, Subblock] = ("attention", "ffn")
-
-_Count = Annotated[int, Field(ge=0)]
-_Size = Annotated[int, Field(ge=1)]
-_Time = Annotated[float, Field(ge=0)]
-_Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,21 +41,21 @@ class BlockCost(Row):
         parameters: weights of the block.
     """
 
-    first_layer: _Count
-    last_layer: _Count
+    first_layer: Count
+    last_layer: Count
     attention: str
     ffn: str
-    memory_bytes: _Count
-    runtime_us: _Time | None = None
-    parameters: _Count
+    memory_bytes: Count
+    runtime_us: NotNegative | None = None
+    parameters: Count
 
 
 class OutsideCost(Record):
     """Cost of embedding, head and all else outside the blocks; 0 where the source does not say."""
 
-    memory_bytes: _Count
-    runtime_us: _Time
-    parameters: _Count
+    memory_bytes: Count
+    runtime_us: NotNegative
+    parameters: Count
 
 
 class _Pair(Record):
@@ -68,17 +66,17 @@ class _Pair(Record):
 class _Sidecar(Record):
     format: str
     package_version: Any
-    source: _Text
+    source: Text
     inputs: dict[str, str]
-    evidence: _Text
-    gpu: _Text | None
-    dtype: _Text
-    batch: _Size
-    sequence_length: _Size
-    num_layers: _Size
+    evidence: Text
+    gpu: Text | None
+    dtype: Text
+    batch: Size
+    sequence_length: Size
+    num_layers: Size
     parent: _Pair | None
     outside: OutsideCost
-    model: _Text | None = None
+    model: Text | None = None
     notes: str = ""
 
 

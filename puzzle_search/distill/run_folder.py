@@ -23,6 +23,7 @@ from puzzle_search.files import (
 
 FORMAT = "puzzle-search.distillation-state/1"
 WEIGHTS = "weights.safetensors"
+_LARGEST = 1e18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class RunFolder:
         check_keys(state["position"], file, required={"epoch", "document", "token"})
         numbers = [state["step"], *state["position"].values()]
         if state["format"] != FORMAT or any(
-            type(number) is not int or number < 0 for number in numbers
+            type(number) is not int or not 0 <= number < _LARGEST for number in numbers
         ):
             raise InputError(f"{file} is damaged, or not of format {FORMAT}", remedy=remedy)
         return Checkpoint(
@@ -169,8 +170,9 @@ class RunFolder:
         """The metrics, one line a step."""
         entries = self._metrics.read()
         for number, entry in enumerate(entries):
-            values = entry.values()
-            if entry.get("step") != number or not all(type(v) in (int, float) for v in values):
+            numbers = all(type(value) in (int, float) for value in entry.values())
+            finite = numbers and all(abs(value) < _LARGEST for value in entry.values())
+            if not finite or type(entry.get("step")) is not int or entry["step"] != number:
                 raise InputError(
                     f"{self._metrics.path}, line {number + 1} is damaged",
                     remedy=f"delete {self.folder} to distil anew",

@@ -11,9 +11,15 @@ from puzzle_search.files.reading import (
     read_yaml,
 )
 from puzzle_search.files.records import (
+    Count,
     Flag,
+    Line,
+    NotNegative,
+    Positive,
+    Real,
     Record,
     Row,
+    Size,
     Text,
     check_line,
     check_record,
@@ -31,10 +37,16 @@ from puzzle_search.files.writing import (
 )
 
 __all__ = [
+    "Count",
     "Flag",
     "Journal",
+    "Line",
+    "NotNegative",
+    "Positive",
+    "Real",
     "Record",
     "Row",
+    "Size",
     "Text",
     "check_keys",
     "check_line",

@@ -34,8 +34,16 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 """Yes or no in a CSV: 1 or 0."""
 
 
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""At least one character, none that moves a terminal's cursor."""
+# What no real thing comes near is a slip, or damage.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**63)]
+Real = Annotated[float, Field(gt=-1e18, lt=1e18)]
+NotNegative = Annotated[float, Field(ge=0, lt=1e18)]
+Positive = Annotated[float, Field(gt=0, lt=1e18)]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""No character that moves a terminal's cursor."""
+Text = Annotated[Line, Field(min_length=1)]
+"""A line that is not empty."""
 
 
 class Record(BaseModel):

@@ -248,7 +248,12 @@ def _subblock_costs(stats: Mapping[str, Any], file: Path) -> _Costs:
                 remedy=f"use {' or '.join(_CLASSES)}",
             )
         variant = _variant(kind, mapping(data.get("subblock_config"), where), where)
-        costs[kind, variant, data.get("parent_layer_index")] = data
+        layer = data.get("parent_layer_index")
+        if layer is not None and type(layer) is not int:
+            raise InputError(
+                f"{where}: parent_layer_index is {layer!r:.80}, no layer", remedy=_REMEDY
+            )
+        costs[kind, variant, layer] = data
     return costs
 
 

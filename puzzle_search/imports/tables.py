@@ -16,6 +16,7 @@ from puzzle_search.solve.problem.score_table import FORMAT as SCORE_FORMAT
 from puzzle_search.solve.problem.score_table import ScoreRow, ScoreTable
 
 _MIB_BYTES = 2**20
+_LARGEST = 1e18  # no size or time of a model comes near
 _FILES = {"scores.csv", "scores.yaml", "block_costs.csv", "block_costs.yaml"}
 _KL_NAMES = {"kl_div", "kl_div_loss"}
 
@@ -146,11 +147,13 @@ def finite(data: Mapping[str, Any], key: str, where: str) -> float:
     """
     value = data.get(key)
     # JSON as Python reads it knows NaN and Infinity, and its booleans are integers.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not abs(number) < _LARGEST:
         raise InputError(
-            f"{where}: {key} is {value!r}, not a number", remedy="correct the file, or make it anew"
+            f"{where}: {key} is {value!r:.80}, not a number",
+            remedy="correct the file, or make it anew",
         )
-    return float(value)
+    return float(number)
 
 
 def whole(data: Mapping[str, Any], key: str, where: str) -> int:

@@ -313,6 +313,13 @@ def _idle(question: Question) -> Iterator[str]:
         )
 
 
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # such as a name that is too long
+        return False
+
+
 def _refused(file: Path, faults: list[str]) -> InputError:
     if len(faults) == 1:
         return InputError(f"{file}: {faults[0]}", remedy="correct that key")
@@ -323,7 +330,7 @@ def _refused(file: Path, faults: list[str]) -> InputError:
 def _faults(recipe: Recipe) -> Iterator[str]:
     """What is wrong with values that have the right type."""
     for key in ("parent", "space"):
-        if not Path(getattr(recipe, key)).exists():
+        if not _exists(getattr(recipe, key)):
             yield f"{key}: {getattr(recipe, key)} does not exist"
     if is_self(recipe.judged_on):
         yield "evaluate.source: what a parent writes itself is no text to judge its children on"
@@ -335,7 +342,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
                 self_tokens(source)
             except InputError as error:
                 yield f"{key}.source: {error.message}; {error.remedy}"
-        elif not Path(source).exists():
+        elif not _exists(source):
             yield f"{key}.source: {source} does not exist; or write {PYTHON_STDLIB}"
     try:
         recipe.workload()

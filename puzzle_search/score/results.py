@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from puzzle_search import __version__
 from puzzle_search.arch import Replacement
 from puzzle_search.arch.variants import AttentionName, FfnName
-from puzzle_search.files import Journal, check_keys, resume_journal, value_hash
+from puzzle_search.files import Journal, NotNegative, Real, check_keys, resume_journal, value_hash
 from puzzle_search.score.metrics import Estimate
 from puzzle_search.solve import ScoreRow, ScoreTable
 from puzzle_search.solve.problem.score_table import FORMAT
@@ -66,12 +66,12 @@ class _Line:
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    first_layer: Annotated[int, Field(ge=-1)]
-    last_layer: Annotated[int, Field(ge=-1)]
+    first_layer: Annotated[int, Field(ge=-1, lt=2**31)]
+    last_layer: Annotated[int, Field(ge=-1, lt=2**31)]
     attention: AttentionName
     ffn: FfnName
-    value: dict[str, float]
-    stderr: dict[str, Annotated[float, Field(ge=0)] | None]
+    value: dict[str, Real]
+    stderr: dict[str, NotNegative | None]
 
     @model_validator(mode="after")
     def _is_base_or_replacement(self) -> Self:

@@ -246,6 +246,9 @@ def test_an_edited_table_is_refused(folder: Path, table: str) -> None:
 @pytest.mark.parametrize(
     ("table", "column", "value"),
     [
+        ("memory", "tp", "0"),
+        ("groups", "throttle", "\x1b[2J"),
+        ("latency", "repeats", "9" * 30),
         ("latency", "latency_us", "nan"),
         ("latency", "latency_us", "inf"),
         ("latency", "latency_us", "-1"),

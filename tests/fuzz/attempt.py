@@ -27,23 +27,11 @@ from tests.pico import ROOT, Pico
 CPU_SECONDS = 2.0
 GROWTH_BYTES = 300e6
 _LARGEST = 1e19  # above every rate and size of real hardware
-_VERBATIM = {
-    "raw",
-    "solution",
-    "sidecar",
-    "data",
-    "notes",
-    "rows",
-    "quality",
-    "_values",
-}  # kept as they were read
-_SIGNED = {
-    "value",
-    "loss",
-    "held_out_loss",
-    "kl",
-    "lm_loss",
-}  # differences of losses may be below 0
+# Kept, shown, and compared as they were read.
+_VERBATIM = {"raw", "solution", "sidecar", "data", "notes", "rows", "quality", "identity",
+             "messages", "text"}  # fmt: skip
+# Differences of losses may be below 0.
+_SIGNED = {"value", "loss", "held_out_loss", "kl", "lm_loss"}
 _SYSTEM = (sys.prefix, sys.base_prefix, "/proc", "/sys", "/usr", "/lib", "/dev", "/etc/ssl")
 
 

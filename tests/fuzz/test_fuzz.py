@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def edit(file: Path, line: int, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"value": None}, {"attention": ["gqa_1"]}, {"attention": "gqa_0"}, {"first_layer": -1},
-     {"value__kl": "x"}, {"value__kl": float("nan")}, {"stderr__kl": -1}, {"more": 1}],
+     {"value__kl": "x"}, {"value__kl": float("nan")}, {"value__kl": 1e30},
+     {"last_layer": 10**30}, {"stderr__kl": -1}, {"more": 1}],
 )  # fmt: skip
 def test_a_damaged_line_of_scores(tmp_path: Path, pico: Pico, changes: dict[str, Any]) -> None:
     score_journal(tmp_path, pico)
@@ -80,10 +82,23 @@ def test_a_damaged_line_of_scores(tmp_path: Path, pico: Pico, changes: dict[str,
         ScoreJournal(Journal(file), {"metrics": ["kl"]})
 
 
+@pytest.mark.parametrize(("column", "value"), [("tokens", "9" * 30), ("value", "1e30")])
+def test_numbers_that_nothing_has(tmp_path: Path, pico: Pico, column: str, value: str) -> None:
+    READERS["scores"].prepare(tmp_path, pico)
+    file = tmp_path / "scores.csv"
+    rows = list(csv.DictReader(file.open()))
+    rows[1][column] = value
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=rf"row 3: {column} is "):
+        READERS["scores"].read(tmp_path, pico)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"group": True}, {"group__seconds": -1.0}, {"readings": 1}, {"readings__0__us": []},
-     {"readings__0__us": [-1.0]}, {"readings__0__part": None}, {"readings__0__point": "x"},
+     {"readings__0__us": [-1.0]}, {"readings__0__us": [1e30]},
+     {"readings__0__part": None}, {"readings__0__point": "x"},
      {"readings__0__point__context": 0}, {"readings__0__subject": {}}],
 )  # fmt: skip
 def test_a_damaged_line_of_readings(tmp_path: Path, pico: Pico, changes: dict[str, Any]) -> None:
@@ -111,6 +126,7 @@ def test_a_damaged_line_of_an_engines_profile(
 @pytest.mark.parametrize(
     ("file", "line", "changes"),
     [("metrics.jsonl", 2, {"step": None}), ("metrics.jsonl", 2, {"step": 7}),
+     ("metrics.jsonl", 2, {"step": 1.0}), ("metrics.jsonl", 2, {"held_out_loss": float("nan")}),
      ("metrics.jsonl", 2, {"held_out_loss": []}),
      ("checkpoints/step_000000002/state.json", 1, {"position__document": -1})],
 )  # fmt: skip
@@ -189,6 +205,25 @@ def test_settings_that_transformers_does_not_take(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="transformers cannot read the config"):
         load_decoder(tmp_path)
+
+
+def test_a_layer_of_puzzletron_that_is_none(tmp_path: Path, pico: Pico) -> None:
+    READERS["Puzzletron"].prepare(tmp_path, pico)
+    file = tmp_path / "puzzle" / "subblock_stats.json"
+    stats = json.loads(file.read_text())
+    for value, key in (([], "parent_layer_index"), (10**30, "num_params")):
+        stats[0]["subblocks"][0] |= {"parent_layer_index": 0, "num_params": 700, key: value}
+        file.write_text(json.dumps(stats))
+        with pytest.raises(InputError, match=f"{key} is "):
+            READERS["Puzzletron"].read(tmp_path, pico)
+
+
+def test_a_path_that_is_too_long(tmp_path: Path, pico: Pico) -> None:
+    READERS["recipe"].prepare(tmp_path, pico)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(file.read_text().replace("space.yaml", "x" * 5000))
+    with pytest.raises(InputError, match=r"space: .*does not exist"):
+        READERS["recipe"].read(tmp_path, pico)
 
 
 def test_records_that_are_nested_without_end(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from puzzle_search.arch import ParentConfig
 from puzzle_search.cost.measured.profile_rows import (
@@ -18,7 +18,11 @@ from puzzle_search.cost.measured.profile_rows import (
 from puzzle_search.cost.memory import parse_dtype
 from puzzle_search.errors import InputError
 from puzzle_search.files import (
+    Count,
+    NotNegative,
+    Positive,
     Record,
+    Size,
     check_record,
     file_hash,
     read_rows,
@@ -34,21 +38,20 @@ _REMEDY = "measure again; a profile is never edited"
 _ROWS_REMEDY = "name a folder written by 'puzzle-search profile', or measure again"
 
 Tables = tuple[list[LatencyRow], list[MemoryRow], list[GroupRow]]
-_Rate = Annotated[float, Field(gt=0)]
 
 
 class _Device(Record, extra="allow"):
     """What is known of the device differs between kinds."""
 
     name: str
-    memory_bytes: int
+    memory_bytes: Size
 
 
 class _Ceilings(Record):
     """``copy_bytes_per_second`` is None where it was not measured."""
 
-    copy_bytes_per_second: _Rate | None
-    matmul_flops_per_second: dict[str, _Rate]
+    copy_bytes_per_second: Positive | None
+    matmul_flops_per_second: dict[str, Positive]
 
 
 class _Skipped(Record):
@@ -59,10 +62,10 @@ class _Skipped(Record):
 class _HeldOut(Record):
     """Relative errors of interpolated points; None where none was held out."""
 
-    points: int
-    median: float | None
-    p90: float | None
-    worst: float | None
+    points: Count
+    median: NotNegative | None
+    p90: NotNegative | None
+    worst: NotNegative | None
 
     @model_validator(mode="after")
     def _has_errors(self) -> Self:
@@ -81,8 +84,8 @@ class _Sidecar(Record):
     dtype: str
     model: str
     parent_config: dict[str, Any]
-    memory_limit_bytes: int = Field(ge=1)
-    prefill_chunk_tokens: int = Field(ge=1)
+    memory_limit_bytes: Size
+    prefill_chunk_tokens: Size
     ceilings: _Ceilings
     skipped: list[_Skipped]
     interpolation: _HeldOut

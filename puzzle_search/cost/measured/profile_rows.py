@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from puzzle_search.arch import NoOp, parse_variant
 from puzzle_search.cost.latency import Phase
-from puzzle_search.files import Flag, Row
+from puzzle_search.files import Count, Flag, Line, Positive, Row, Size
 
 Part = Literal["attention", "ffn", "outside"]
 EMBEDDING, HEAD, STEP = "embedding", "head", "step"
 OUTSIDE = (EMBEDDING, HEAD, STEP)
 """What is measured outside the blocks, in the place of a variant."""
-
-_Size = Annotated[int, Field(ge=1)]
-_Count = Annotated[int, Field(ge=0)]
-_Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +59,16 @@ class LatencyRow(_Measured):
     """
 
     phase: Phase
-    batch: _Size
-    tokens: _Size
-    context: _Size
-    tp: _Size
-    latency_us: _Positive
-    latency_us_p10: _Positive
-    latency_us_p90: _Positive
-    repeats: _Size
+    batch: Size
+    tokens: Size
+    context: Size
+    tp: Size
+    latency_us: Positive
+    latency_us_p10: Positive
+    latency_us_p90: Positive
+    repeats: Size
     steady: Flag
-    group: _Count
+    group: Count
 
     @model_validator(mode="after")
     def _is_a_step(self) -> Self:
@@ -95,11 +91,11 @@ class MemoryRow(_Measured):
     inputs.
     """
 
-    tp: _Count
-    weight_bytes: _Count
-    kv_bytes_per_token: _Count
-    workspace_bytes: _Count
-    workspace_rows: _Count
+    tp: Size
+    weight_bytes: Count
+    kv_bytes_per_token: Count
+    workspace_bytes: Count
+    workspace_rows: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +115,11 @@ class GroupRow(Row):
         other_processes: processes on the device besides the profiler.
     """
 
-    group: _Count
-    seconds: _Positive
-    sm_clock_mhz: _Count | None = None
-    memory_clock_mhz: _Count | None = None
-    temperature_c: _Count | None = None
-    power_watts: _Positive | None = None
-    throttle: str
-    other_processes: _Count | None = None
+    group: Count
+    seconds: Positive
+    sm_clock_mhz: Count | None = None
+    memory_clock_mhz: Count | None = None
+    temperature_c: Count | None = None
+    power_watts: Positive | None = None
+    throttle: Line
+    other_processes: Count | None = None

@@ -8,13 +8,11 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from puzzle_search.errors import InputError
-from puzzle_search.files import Journal, Text, resume_journal
+from puzzle_search.files import Count, Journal, Positive, Text, resume_journal
 from puzzle_search.profile.engines.stacks import Stack
 from puzzle_search.profile.points.point import Point
 
 _Place = tuple[str, int, Point]  # stack, blocks, point
-_Blocks = Annotated[int, Field(ge=0)]
-_Seconds = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +28,14 @@ class _Identity(_Line):
 @dataclass(frozen=True, kw_only=True)
 class _TooLarge(_Line):
     stack: Text
-    blocks: _Blocks
+    blocks: Count
     too_large: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Skipped(_Line):
     stack: Text
-    blocks: _Blocks
+    blocks: Count
     point: Point
     skipped: str
 
@@ -45,10 +43,10 @@ class _Skipped(_Line):
 @dataclass(frozen=True, kw_only=True)
 class _Timed(_Line):
     stack: Text
-    blocks: _Blocks
+    blocks: Count
     point: Point
-    seconds: Annotated[list[_Seconds], Field(min_length=1)]
-    took_seconds: _Seconds
+    seconds: Annotated[list[Positive], Field(min_length=1)]
+    took_seconds: Positive
 
 
 class Results:

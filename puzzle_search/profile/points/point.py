@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import Field
 
 from puzzle_search.cost.latency import Phase
-
-_Size = Annotated[int, Field(ge=1)]
+from puzzle_search.files import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +13,9 @@ class Point:
     """New tokens of some sequences, over what each attends to at its end."""
 
     phase: Phase
-    batch: _Size
-    tokens: _Size
-    context: _Size
+    batch: Size
+    tokens: Size
+    context: Size
 
     @property
     def rows(self) -> int:

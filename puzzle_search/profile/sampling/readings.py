@@ -9,11 +9,9 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from puzzle_search.cost import GroupRow
-from puzzle_search.files import Journal, Text, resume_journal
+from puzzle_search.files import Journal, Positive, Text, resume_journal
 from puzzle_search.profile.points.point import Point
 from puzzle_search.profile.sampling.timing import SPREAD_LIMIT, Samples
-
-_Microseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +38,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Measured):
-    us: Annotated[
-        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)
-    ]
+    us: Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from puzzle_search.arch import ParentConfig, parse_variant
 from puzzle_search.errors import InputError
 from puzzle_search.files import (
+    Count,
+    NotNegative,
+    Real,
     Record,
     Row,
     check_record,
@@ -26,7 +29,6 @@ from puzzle_search.files import (
 )
 
 FORMAT = "puzzle-search.scores/1"
-_Count = Annotated[int, Field(ge=0)]
 
 
 class _Sidecar(Record):
@@ -49,14 +51,14 @@ class ScoreRow(Row):
     A ``stderr`` of None is not known: nobody told, or there was one block of tokens alone.
     """
 
-    first_layer: _Count
-    last_layer: _Count
+    first_layer: Count
+    last_layer: Count
     attention: str
     ffn: str
     metric: str
-    value: float
-    stderr: float | None = None
-    tokens: _Count
+    value: Real
+    stderr: NotNegative | None = None
+    tokens: Count
 
     @model_validator(mode="after")
     def _replaces_something(self) -> Self:

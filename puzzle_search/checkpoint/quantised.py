@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from puzzle_search.arch.variants import Shape
+from puzzle_search.checkpoint.mxfp4 import BLOCKS
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
 
@@ -69,7 +70,8 @@ class StoredForm:
                 f"{folder / 'config.json'}: quantization_config is not an object",
                 remedy="download it again",
             )
-        if name := _refused_method(found) or self._refused_algorithm():
+        packed = any(name.endswith(BLOCKS) for name in self._names)
+        if name := _refused_method(found, packed) or self._refused_algorithm():
             raise self._refused(name)
         # Shapes, too, tell packed numbers: a name gives the reason.
         for tensor in sorted(self._names):
@@ -162,8 +164,13 @@ def dequantised(stored: torch.Tensor, scales: torch.Tensor, grid: tuple[int, int
     return weights
 
 
-def _refused_method(found: dict[str, Any]) -> str | None:
-    """The name of what a ``quantization_config`` says, where it is not read."""
+def _refused_method(found: dict[str, Any], packed: bool) -> str | None:
+    """The name of what a ``quantization_config`` says, where it is not read.
+
+    Args:
+        found: the ``quantization_config``.
+        packed: whether there are blocks of MXFP4 as gpt-oss stores them.
+    """
     if not found:
         return None
     method = found.get("quant_method") or ("modelopt" if "quant_algo" in found else None)
@@ -176,7 +183,9 @@ def _refused_method(found: dict[str, Any]) -> str | None:
     if method == "modelopt":
         algorithm = found.get("quant_algo")
         return None if algorithm in _READ_ALGORITHMS else f"{algorithm}, by ModelOpt"
-    return None if method in ("fbgemm_fp8", "fp8", "mxfp4") else str(method)
+    if method == "mxfp4" and packed:
+        return None
+    return None if method in ("fbgemm_fp8", "fp8") else str(method)
 
 
 def _groups(found: dict[str, Any]) -> Iterator[dict[str, Any]]:

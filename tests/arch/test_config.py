@@ -103,7 +103,7 @@ def test_a_relative_path_has_a_name(
 
 ABSENT = Ellipsis
 EXPERTS = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-GPT_OSS = EXPERTS | {"model_type": "gpt_oss", "layer_types": ["full_attention"] * 2}
+GPT_OSS = EXPERTS | {"model_type": "gpt_oss", "layer_types": ["full_attention"] * 3}
 QWEN_EXPERTS = EXPERTS | {"model_type": "qwen3_moe", "moe_intermediate_size": 32}
 
 
@@ -136,9 +136,9 @@ QWEN_EXPERTS = EXPERTS | {"model_type": "qwen3_moe", "moe_intermediate_size": 32
         ({"use_sliding_window": True, "model_type": "qwen2"}, "layer_types"),
         ({"use_sliding_window": True, "model_type": "smollm3"}, "layer_types"),
         (GPT_OSS | {"layer_types": ["full_attention"]}, "layer_types"),
-        (GPT_OSS | {"layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        (GPT_OSS | {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
         (
-            GPT_OSS | {"layer_types": ["sliding_attention"] * 2, "sliding_window": None},
+            GPT_OSS | {"layer_types": ["sliding_attention"] * 3, "sliding_window": None},
             "sliding_window",
         ),
         (GPT_OSS | {"swiglu_limit": 0}, "swiglu_limit"),

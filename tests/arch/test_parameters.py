@@ -80,6 +80,12 @@ def test_tensor_names_and_shapes_equal_transformers(name: str) -> None:
             rows = [shapes.pop(f"{part}.weight") for part in parts if f"{part}.weight" in shapes]
             if rows:
                 shapes[f"{fused}.weight"] = (sum(out for out, _ in rows), config.hidden_size)
+        if config.family.stacked_experts:  # of which transformers has (experts, in, out)
+            shapes = {
+                key.replace("gate.", "router.") if key.startswith("gate.") else key: shape[:1]
+                + shape[:0:-1]
+                for key, shape in shapes.items()
+            }
         assert shapes == expected
 
 

@@ -16,7 +16,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
-from puzzle_search.cost.fitting.experts import expert_rows, predict_experts
 from puzzle_search.cost.fitting.residuals import Residuals, held_out
 from puzzle_search.cost.memory import parse_dtype
 from puzzle_search.cost.modelled.constants import (
@@ -343,7 +342,7 @@ def _residuals(
 
 
 def compare(constants: EngineConstants, sheet: Sheet, tables: OperatorTables) -> list[Residuals]:
-    """Every operator and dtype that both the constants and the tables have."""
+    """Every operator but experts, in every dtype that both the constants and the tables have."""
     found = []
     for dtype in tables.dtypes:
         if dtype in constants.dtypes:
@@ -357,8 +356,4 @@ def compare(constants: EngineConstants, sheet: Sheet, tables: OperatorTables) ->
                 ]
     if constants.all_reduce is not None and tables.all_reduce is not None:
         found.append(predict_all_reduce(tables.all_reduce, sheet, constants.all_reduce.by_tp))
-    for dtype, experts in constants.experts.items() if tables.experts is not None else ():
-        assert tables.experts is not None
-        rows = expert_rows(tables.experts, dtype)
-        found.append(predict_experts(rows, dtype, sheet, experts))
     return found

@@ -111,6 +111,11 @@ class CheckpointReader:
         return set(self._file_of)
 
     @property
+    def is_bf16(self) -> bool:
+        """Whether every tensor is stored in bf16."""
+        return all(self._described(name)[1] == "BF16" for name in self._file_of)
+
+    @property
     def sha256(self) -> str:
         """Hash of the config and of every weight file."""
         files = [self.folder / "config.json", *sorted(self.folder.glob("*.safetensors"))]

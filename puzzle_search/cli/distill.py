@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from puzzle_search.choices import TorchDtype, Tracker
+from puzzle_search.cli.compute import computed_in, let_threads_sleep
 from puzzle_search.cli.next_step import quoted, tell_next
 from puzzle_search.cli.options import (
     ComputeDtypeOption,
@@ -17,7 +18,6 @@ from puzzle_search.cli.options import (
     ParentOption,
     TrainingDataOption,
 )
-from puzzle_search.cli.precision import computed_in
 
 
 def distill(
@@ -63,6 +63,7 @@ def distill(
     seed: Annotated[int, typer.Option(min=0, help="Order of the documents.")] = 0,
 ) -> None:
     """Train the whole child against its parent (GKD); a killed run goes on."""
+    let_threads_sleep()
     from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import TokenStream, load_documents, sample_tokens
     from puzzle_search.data.documents import PYTHON_STDLIB

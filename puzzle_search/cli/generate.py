@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.cli.options import DeviceOption, TorchDtypeOption
+from puzzle_search.cli.compute import computed_in, let_threads_sleep
+from puzzle_search.cli.options import ComputeDtypeOption, DeviceOption
 
 
 def generate(
@@ -33,12 +34,18 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling. (default: 0)")] = None,
     device: DeviceOption = "cpu",
-    dtype: TorchDtypeOption = "fp32",
+    dtype: ComputeDtypeOption = "auto",
 ) -> None:
     """Complete a text or answer a message, streaming what comes."""
+    let_threads_sleep()
     import torch
 
-    from puzzle_search.checkpoint import load_decoder, load_tokenizer, stop_tokens
+    from puzzle_search.checkpoint import (
+        CheckpointReader,
+        load_decoder,
+        load_tokenizer,
+        stop_tokens,
+    )
     from puzzle_search.data import chat_tokens, text_tokens
     from puzzle_search.errors import InputError
     from puzzle_search.model import Sampling
@@ -84,7 +91,9 @@ def generate(
     if not ids:
         raise InputError("the prompt is empty", remedy="give some text with --prompt")
     opened = open_device(device)
-    decoder = load_decoder(model, dtype=torch_dtype(dtype), device=opened.torch_device)
+    rounds = dtype == "auto" and not CheckpointReader(model).is_bf16
+    precision = torch_dtype("fp32" if rounds else computed_in(dtype, device))
+    decoder = load_decoder(model, dtype=precision, device=opened.torch_device)
     print("" if chat else prompt, end="", flush=True)
     shown, tokens = "", []
     for token in generate_tokens(

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from puzzle_search.choices import TorchDtype
+from puzzle_search.cli.compute import computed_in, let_threads_sleep
 from puzzle_search.cli.options import (
     AddressOption,
+    ComputeDtypeOption,
     DeviceOption,
     ExecutorOption,
     GpusPerJobOption,
@@ -61,12 +62,10 @@ def library(
     address: AddressOption = None,
     gpus_per_job: GpusPerJobOption = None,
     device: DeviceOption = "cpu",
-    dtype: Annotated[
-        TorchDtype | None,
-        typer.Option(help="bf16 keeps fp32 masters. (default: fp32 on cpu, else bf16)"),
-    ] = None,
+    dtype: ComputeDtypeOption = "auto",
 ) -> None:
     """Initialise every variant and distil it block by block (BLD)."""
+    let_threads_sleep()
     from puzzle_search.arch import ParentConfig, SearchSpace
     from puzzle_search.checkpoint import load_tokenizer
     from puzzle_search.data import load_documents, sample_tokens
@@ -102,7 +101,7 @@ def library(
         start_from=start_from,
         initialisers=initialiser or (),
         max_memory_bytes=max_memory_bytes,
-        dtype=dtype or ("fp32" if device == "cpu" else "bf16"),
+        dtype=computed_in(dtype, device),
         device=opened.torch_device,
         executor=open_executor(
             executor, workers=workers, address=address, gpus_per_job=gpus_per_job

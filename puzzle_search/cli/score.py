@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from puzzle_search.cli.compute import computed_in, let_threads_sleep
 from puzzle_search.cli.options import (
     AddressOption,
     ComputeDtypeOption,
@@ -21,7 +22,6 @@ from puzzle_search.cli.options import (
     WorkersOption,
     file_to_write,
 )
-from puzzle_search.cli.precision import computed_in
 
 
 def score(
@@ -71,6 +71,7 @@ def score(
     dtype: ComputeDtypeOption = "auto",
 ) -> None:
     """Replace one block at a time and measure the damage to the parent's predictions."""
+    let_threads_sleep()
     from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
     from puzzle_search.checkpoint import CheckpointReader, load_tokenizer
     from puzzle_search.checkpoint.block_library import BlockLibrary

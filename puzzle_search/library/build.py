@@ -30,6 +30,7 @@ from puzzle_search.library.memory import plan_memory
 from puzzle_search.library.parent import Parent, ParentPass
 from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.progress import Progress
+from puzzle_search.runtime import keep_freed_memory
 
 _LAYERS_AT_ONCE = 8  # whose hidden states lie on disk for the workers of an executor
 _WITH_LESS_ON_DISK = (
@@ -77,7 +78,7 @@ def build_library(
         initialisers: names of those to try; none for all.
         max_memory_bytes: for weights, students and hidden states together, in each process; what
             does not fit lies in files below ``out`` while it is needed.
-        dtype: ``fp32``, or ``bf16`` with fp32 masters; entries are stored in it.
+        dtype: ``fp32``, or ``bf16`` with fp32 masters and hidden states; entries are stored in it.
         device: where to compute.
         executor: where layers are trained; in this process by default. Others read hidden
             states and parent from the file system, which they must share.
@@ -118,6 +119,8 @@ def build_library(
         "initialisers": sorted(initialisers),
         "singles_sha256": None if singles is None else singles.sha256,
     }
+    if max_memory_bytes is None:
+        keep_freed_memory(torch.device(device))
     where = Parent(config=config, reader=reader, dtype=number_type, device=torch.device(device))
     with full_disk_reported(library.folder, _WITH_LESS_ON_DISK), library.held():
         library.resume(made_from)

@@ -99,7 +99,7 @@ def plan_memory(
     needed = working + max((student_bytes(key, config) for key in replacements), default=0)
     run = max((last - first + 1 for first, last, *_ in replacements), default=1)
     places = 2 * run + 1  # before, in the middle of and after each layer
-    states = places * tokens * config.hidden_size * dtype.itemsize
+    states = places * tokens * config.hidden_size * 4
     if max_memory_bytes is None:
         return MemoryPlan(states_on_disk=files_needed, group_bytes=math.inf if files_needed else 0)
     if needed > max_memory_bytes:
@@ -120,9 +120,12 @@ def _working_bytes(
     length: int,
     dtype: torch.dtype,
 ) -> int:
-    """A parent layer, the activations of a step, and the sums of least squares."""
+    """A parent layer, activations of a step, sums of least squares, copies of initialisers."""
     attention, ffn = parse_variant("attention", config.attention), parse_variant("ffn", config.ffn)
-    layer = subblock_parameters(attention, config) + subblock_parameters(ffn, config)
+    subblocks = [subblock_parameters(variant, config) for variant in (attention, ffn)]
+    layer = sum(subblocks)
+    # The parent's subblock in fp32, what two initialisers make of it, and the best so far.
+    copies = 4 * 4 * max(subblocks)
     hidden = config.hidden_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     # Of a token: the residual stream around both subblocks, projections and attended values,
@@ -135,4 +138,4 @@ def _working_bytes(
     linear = any("linear" in key for key in replacements)
     sums = 4 * 8 * hidden**2 if linear else 0
     embedding = config.vocab_size * hidden * dtype.itemsize
-    return max(layer * dtype.itemsize + step + sums, embedding)
+    return max(layer * dtype.itemsize + step + sums + copies, embedding)

@@ -34,7 +34,7 @@ class Parent:
     Attributes:
         config: its shape.
         reader: its checkpoint.
-        dtype: what it computes in.
+        dtype: that its matrices are multiplied in; hidden states are fp32.
         device: where.
     """
 
@@ -88,14 +88,14 @@ class ParentPass:
         shape = (*ids.shape, table.shape[1])
         with self._writer(shape, f"before_000_{number}") as writer:
             for part in ids.split(self._rows):
-                rows = table[part].to(self._parent.dtype)
+                rows = table[part].float()
                 writer.append(scaled(rows, self._parent.config.scales.embedding))
             return writer.finish()
 
     def _writer(self, shape: tuple[int, ...], name: str) -> StatesWriter:
         blocks, length, hidden = shape
         file = None if self._folder is None else self._folder / name
-        return StatesWriter((blocks, length, hidden), self._parent.dtype, file)
+        return StatesWriter((blocks, length, hidden), torch.float32, file)
 
     @torch.no_grad()
     def next_layer(self) -> list[LayerActivations]:

@@ -58,7 +58,10 @@ class HeterogeneousDecoder(nn.Module):
         spec.check_fits(config)
         self.config = config
         self.spec = spec
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        shape = (config.vocab_size, config.hidden_size)
+        # Laid out on no device it gets no values: torch would load its compiler to draw them.
+        table = torch.empty(shape) if torch.empty(0).is_meta else None
+        self.embedding = nn.Embedding(*shape, _weight=table)
         self.blocks = nn.ModuleList(Block(choice, config) for choice in spec.blocks)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

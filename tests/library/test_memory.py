@@ -80,7 +80,7 @@ def whole(work: Callable[[Any], Iterator[Any]], job: Any) -> list[Any]:
     return list(work(job))
 
 
-@pytest.mark.parametrize("mebibytes", [18, 19.5, 21])
+@pytest.mark.parametrize("mebibytes", [19, 19.5, 21])
 def test_memory_changes_no_result(
     pico: Pico,
     space: SearchSpace,
@@ -172,7 +172,7 @@ def test_too_little_memory_says_how_much_is_needed(
     results(pico, space, out, max_memory_bytes=int(needed) * 2**20)
 
 
-@pytest.mark.parametrize("max_memory_bytes", [None, 18 * 2**20], ids=["blocks", "hidden states"])
+@pytest.mark.parametrize("max_memory_bytes", [None, 19 * 2**20], ids=["blocks", "hidden states"])
 def test_a_full_disk_is_reported_and_leaves_whole_files(
     pico: Pico,
     space: SearchSpace,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from puzzle_search.choices import ComputeDtype
-from puzzle_search.cli.precision import computed_in
+from puzzle_search.cli.compute import computed_in
 from puzzle_search.model import dtypes
+from tests.pico import Pico
 
 
 def slower(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
@@ -47,3 +51,29 @@ def test_processes_that_train_together_do_not_each_choose(monkeypatch: pytest.Mo
 
 def test_the_products_are_really_timed() -> None:
     assert 0 < dtypes._least_seconds(torch.float32) < 1
+
+
+LOADED = """
+import sys
+from puzzle_search.cli.compute import let_threads_sleep
+
+let_threads_sleep()
+from puzzle_search.checkpoint import load_decoder
+from puzzle_search.model import generate
+import os, torch
+
+decoder = load_decoder(sys.argv[1], dtype=torch.bfloat16)
+assert len(list(generate(decoder, torch.tensor([[1, 2, 3]]), max_new_tokens=2))) == 2
+print("torch._dynamo" in sys.modules, os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize(("policy", "kept"), [(None, "passive"), ("active", "active")])
+def test_a_model_loads_without_torchs_compiler_and_threads_sleep(
+    pico: Pico, monkeypatch: pytest.MonkeyPatch, policy: str | None, kept: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    said = subprocess.check_output([sys.executable, "-c", LOADED, pico.parent], text=True)
+    assert said.split() == ["False", kept]

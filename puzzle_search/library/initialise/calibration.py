@@ -100,7 +100,7 @@ class Calibration:
         experts, _, width = module.experts.down_proj.shape
         total = module.norm.weight.new_zeros(experts, 3 + width, dtype=torch.float64)
         for before, _ in self._chunks():
-            x_TD = module.norm(before).flatten(0, 1)
+            x_TD = module.inputs(before).flatten(0, 1)
             routing = module.route(x_TD)
             gates_R = routing.gates_R.double()
             channels_RI = module.channels(x_TD, routing)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from puzzle_search.model.subblocks.gqa import visible
 
@@ -79,6 +78,9 @@ def prefill_attention(
             q_BHLE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=grouped
         )
     else:
+        # Imported where it is used: torch's whole compiler comes with it.
+        from torch.nn.attention.bias import causal_lower_right
+
         attended_BHLE = F.scaled_dot_product_attention(
             q_BHLE,
             k_BKSE,

@@ -1,9 +1,19 @@
-"""What a command computes in, where that was left to it."""
+"""How a command computes, where that was left to it: in which precision, with what threads."""
 
 from __future__ import annotations
 
 import os
 import sys
+
+
+def let_threads_sleep() -> None:
+    """Let torch's threads sleep while they wait, unless the environment says otherwise.
+
+    By default they spin for each other: beside another busy process, one that waits takes the core
+    that the other needs. Has an effect before torch is loaded.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def computed_in(dtype: str, device: str) -> str:

@@ -20,7 +20,9 @@ ServingEngine = Literal["llama.cpp", "vllm"]
 ServingMode = Literal["in-flight", "static"]
 
 # Engines of which it is known what children they load.
-LoadingEngine = Literal["trtllm", "vllm", "sglang", "llama.cpp", "mlx-lm", "transformers"]
+LoadingEngine = Literal[
+    "trtllm", "vllm", "vllm-plugin", "sglang", "llama.cpp", "mlx-lm", "transformers"
+]
 
 # Precisions that models are served in, those of them that the runtime serves here, those that an
 # engine can be profiled in, and those that torch computes in here. The last three of the first are

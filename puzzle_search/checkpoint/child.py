@@ -207,7 +207,15 @@ def read_model_config(folder: str | Path) -> tuple[ParentConfig, ArchitectureSpe
     """
     file = Path(folder)
     file = file if file.is_file() else file / "config.json"
-    raw = read_json(file, remedy="name a checkpoint folder")
+    return parse_model_config(read_json(file, remedy="name a checkpoint folder"), file)
+
+
+def parse_model_config(raw: dict[str, Any], file: Path) -> tuple[ParentConfig, ArchitectureSpec]:
+    """The same, of a ``config.json`` that was read from ``file``.
+
+    Raises:
+        InputError: as `read_model_config`.
+    """
     if raw.get("model_type") not in (STOCK_TYPE, OWN_TYPE):
         if is_heterogeneous(raw):
             return read_heterogeneous(raw, file.resolve().parent.name, file)

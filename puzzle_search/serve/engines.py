@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from puzzle_search.checkpoint import read_model_config
@@ -75,7 +76,9 @@ def _check_readable(engine: str, model: Path) -> None:
         return
     config, spec = read_model_config(model)
     raw = read_json(model / "config.json", remedy="name a checkpoint folder")
-    (verdict,) = (one for one in verdicts(spec, config) if one.engine == engine)
+    # Where both are installed, vLLM has this package's plugin.
+    known_as = "vllm-plugin" if find_spec("vllm") else engine
+    (verdict,) = (one for one in verdicts(spec, config) if one.engine == known_as)
     # Any other type is that of a parent, which the engine knows.
     if raw["model_type"] in (STOCK_TYPE, OWN_TYPE) and not verdict.as_built:
         raise InputError(

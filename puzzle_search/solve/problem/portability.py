@@ -99,7 +99,8 @@ def _verdict(engine: str, spec: ArchitectureSpec, config: ParentConfig) -> Verdi
                 continue
             where = "" if of_parent else f" in block {number}"
             against.setdefault(feature, f"{FEATURES[feature].text}{where} ({found.native})")
-    if exported and not any(_attends(block) for block in spec.blocks):
+    if _engine(engine).known == "run" and not any(_attends(block) for block in spec.blocks):
+        as_built = False
         against["attention"] = "no attention in any block (refused)"
     return Verdict(
         engine=engine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from puzzle_search.files import (
 
 FORMAT = "puzzle-search.distillation-state/1"
 WEIGHTS = "weights.safetensors"
+
 _LARGEST = 1e18
 
 
@@ -171,7 +173,7 @@ class RunFolder:
         entries = self._metrics.read()
         for number, entry in enumerate(entries):
             numbers = all(type(value) in (int, float) for value in entry.values())
-            finite = numbers and all(abs(value) < _LARGEST for value in entry.values())
+            finite = numbers and all(abs(value) < math.inf for value in entry.values())
             if not finite or type(entry.get("step")) is not int or entry["step"] != number:
                 raise InputError(
                     f"{self._metrics.path}, line {number + 1} is damaged",

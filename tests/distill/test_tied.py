@@ -39,7 +39,7 @@ def test_two_processes_keep_the_head_tied_and_compute_what_one_does(
         "distill", "--parent", tied.parent, "--child", child, "--data", tied.corpus,
         "--tokens", STEPS * STEP_TOKENS, "--batch-tokens", STEP_TOKENS, "--length", 32,
         "--held-out-tokens", 256, "--held-out-every", 4, "--losses", "lm,cosine,kl",
-        "--learning-rate", 2e-3, "--out-dtype", "fp32", "--out",
+        "--learning-rate", 2e-3, "--dtype", "fp32", "--out-dtype", "fp32", "--out",
     ]  # fmt: skip
     run_here(*words, tmp_path / "one")
     finished = run_on_two(*words, tmp_path / "two")

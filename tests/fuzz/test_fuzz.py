@@ -201,7 +201,10 @@ def test_settings_that_transformers_does_not_take(
     tmp_path: Path, pico: Pico, changes: dict[str, Any]
 ) -> None:
     copied("config.json", "model.safetensors")(tmp_path, pico)
+    # Frequencies of any but the plain kind are transformers' own.
+    changes = changes | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}
     config = json.loads((tmp_path / "config.json").read_text()) | changes
+    config.pop("rope_parameters", None)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="transformers cannot read the config"):
         load_decoder(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +31,16 @@ from puzzle_search.arch import (
 )
 from puzzle_search.checkpoint import (
     CheckpointReader,
-    CheckpointWriter,
-    child_config,
     load_decoder,
     open_safetensors,
     outside_names,
     save_tensors,
     stored_tensors,
     subblock_from_tensors,
+    write_child,
 )
 from puzzle_search.checkpoint.names import subblock_shapes
 from puzzle_search.cost.memory import kv_bytes_per_token, parse_dtype, weight_bytes
-from puzzle_search.files import write_text
 from puzzle_search.model import KvCache, Rotary, SubblockModule, make_subblock
 from puzzle_search.model.cache import LayerCache
 from puzzle_search.model.subblocks import _BUILDERS
@@ -262,27 +259,25 @@ def test_child_checkpoint_round_trip(case: Case, tmp_path: Path) -> None:
     pairs = [dict(own) for _ in range(3)]
     pairs[1][case.subblock] = str(case.variant)
     spec = ArchitectureSpec.of("pico", [(pair["attention"], pair["ffn"]) for pair in pairs])
-    write_text(tmp_path / "config.json", json.dumps(child_config(config, spec, dtype="float32")))
-    writer = CheckpointWriter(tmp_path, shard_bytes=200_000)
     generator = torch.Generator().manual_seed(5)
-    for name, shape in outside_names(config).items():
-        writer.add(name, draw(shape, name, generator))
+    outside = outside_names(config).items()
+    tensors = [(name, draw(shape, name, generator)) for name, shape in outside]
     for index, pair in enumerate(pairs):
         for subblock, name in pair.items():
             variant = parse_variant(subblock, name)
-            tensors = Case(subblock=subblock, variant=variant, config=config).tensors(seed=index)
-            for stored, tensor in stored_tensors(subblock, index, tensors, config):
-                writer.add(stored, tensor)
-    writer.finish()
+            drawn = Case(subblock=subblock, variant=variant, config=config).tensors(seed=index)
+            tensors += stored_tensors(subblock, index, drawn, config)
+    child = tmp_path / "child"
+    write_child(child, config, spec, tensors, dtype="fp32", tokenizer_from=tmp_path)
 
-    decoder = load_decoder(tmp_path)
+    decoder = load_decoder(child)
     assert decoder.spec == spec
     loaded = getattr(decoder.blocks[1], case.subblock)
     expected = case.tensors(seed=1)
     assert loaded.state_dict().keys() == expected.keys()
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
-    read = CheckpointReader(tmp_path).subblock(case.subblock, 1, case.variant, config)
+    read = CheckpointReader(child).subblock(case.subblock, 1, case.variant, config)
     assert read.keys() == expected.keys()
 
 

@@ -105,6 +105,7 @@ def test_the_keys_of_the_answer(printed: dict[str, Any]) -> None:
     assert list(printed["scenarios"][0]) == [
         "input_len", "output_len", "gpu", "tp", "batch", "in_flight", "tokens_per_second_per_gpu",
         "tokens_per_second_per_user", "ttft_ms", "tpot_ms", "memory_bytes", "memory_limit_bytes",
+        "tokens_per_second_per_gpu_interval",
     ]  # fmt: skip
     assert list(printed["evidence"]) == ["scores", "cost"]
     assert (printed["scenarios"][0]["input_len"], printed["scenarios"][0]["output_len"]) == (

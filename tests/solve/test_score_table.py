@@ -211,7 +211,10 @@ keys = st.tuples(
 )
 
 
-@given(values=st.dictionaries(keys, st.tuples(finite, finite, st.integers(0, 2**53)), max_size=9))
+errors = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
+
+
+@given(values=st.dictionaries(keys, st.tuples(finite, errors, st.integers(0, 2**53)), max_size=9))
 def test_what_is_written_is_read(
     scratch: Path, values: dict[tuple[int, str, str, str], tuple[float, float, int]]
 ) -> None:

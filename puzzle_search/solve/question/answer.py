@@ -61,12 +61,12 @@ class Answer:
         parent = ArchitectureSpec.identity(self.config)
         return [w.table.best_cost(parent) for w in self.solution.problem.workloads]
 
-    def interval(self, cost: ScenarioCost) -> tuple[float, float] | None:
+    def interval(self, cost: ScenarioCost) -> list[float] | None:
         """Tokens/s/GPU that a measurement may find, nine in ten times; None where nobody knows."""
         error, predicted = self._target.error_p90, cost.tokens_per_second_per_gpu
         if error is None or error >= 1:
             return None
-        return predicted / (1 + error), predicted / (1 - error)
+        return [predicted / (1 + error), predicted / (1 - error)]
 
     @property
     def parameters(self) -> int:

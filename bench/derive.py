@@ -138,7 +138,7 @@ def variant_order(
     space = SearchSpace.from_file(resource("examples", "llama-3.1-70b", "space.yaml"), config)
     names = (space.all_variants("attention"), space.all_variants("ffn"))
     found = []
-    for dtype in measured.dtypes:
+    for dtype in measured.gemm:
         timed, carried = (
             MeasuredOperators(of, dtype, config.hidden_size) for of in (measured, points)
         )

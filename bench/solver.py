@@ -20,7 +20,7 @@ from typing import get_args
 
 import numpy as np
 
-from puzzle_search.arch import ParentConfig, SearchSpace
+from puzzle_search.arch import ArchitectureSpec, ParentConfig, SearchSpace
 from puzzle_search.choices import Backend
 from puzzle_search.cost import Scenario
 from puzzle_search.solve import (
@@ -232,6 +232,22 @@ def many_variants(seed: int, layers: int = 200, variants: int = 200) -> Problem:
     )  # fmt: skip
 
 
+def experts_and_windows(seed: int) -> Problem:
+    """Four windows and six numbers of experts, in random pairs, over TP 1/2/4/8."""
+    config = SearchInputs.find("gpt-oss-120b").config
+    space = SearchSpace.uniform(
+        config,
+        attention=["gqa_8", "gqa_8_window_32768", "gqa_8_window_8192", "gqa_8_window_128"],
+        ffn=[f"moe_{experts}" for experts in (128, 112, 96, 80, 64, 32)],
+    )
+    target, workloads = find_target("h100", config), []
+    for text, speedup in (("64k/64k", 1.5), ("4k/4k", 1.02), ("1k/1k", 1.01)):
+        table = cost_table(config, space, target, Scenario.parse(text), (1, 2, 4, 8))
+        limits = Limits(speedup=speedup).against(table, ArchitectureSpec.identity(config))
+        workloads.append(Workload.on_device(table, limits))
+    return formulate(config, space, random_scores(config, space, seed, sums=False), workloads)
+
+
 def main() -> None:
     """Print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -337,6 +353,11 @@ def main() -> None:
     timing = Timing.of("126 layers x 54, three scenarios, TP 1/2/4/8", solutions)
     timing.show()
     result["three scenarios"] = timing.as_dict()
+
+    solutions = [solve(experts_and_windows(seed), max_seconds=20) for seed in range(5)]
+    timing = Timing.of("36 x (4 x 6) of gpt-oss-120b, 3 scenarios, 4 TP", solutions)
+    timing.show()
+    result["experts and windows"] = timing.as_dict()
 
     solutions = [solve(many_variants(seed), max_seconds=10) for seed in range(5)]
     timing = Timing.of("200 layers x 200 variants, two limits", solutions)

@@ -13,7 +13,7 @@ from puzzle_search.arch.config import ParentConfig
 from puzzle_search.arch.space import Replacement
 from puzzle_search.arch.variants import Variant, check_variant, parse_variant
 from puzzle_search.errors import InputError
-from puzzle_search.files import check_keys, read_yaml, write_text
+from puzzle_search.files import CONTROL, check_keys, read_yaml, write_text
 
 FORMAT = "puzzle-search.architecture/1"
 
@@ -124,7 +124,7 @@ class ArchitectureSpec:
                 raise InputError(f"{here}: {error.message}", remedy=error.remedy) from error
             read.append(block)
             covered += len(layers)
-        if not isinstance(parent, str) or not parent.isprintable() or not parent:
+        if not isinstance(parent, str) or not parent or CONTROL.search(parent):
             raise InputError(f"{where}: parent {parent!r} is not a name", remedy="quote the name")
         if not isinstance(solution, dict):
             raise InputError(f"{where}: solution is not a mapping", remedy="write one, or none")

@@ -30,7 +30,12 @@ from puzzle_search.arch import (
 from puzzle_search.arch.families import Scales
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE, check_variant
 from puzzle_search.arch.weight_types import with_weights
-from puzzle_search.checkpoint.heterogeneous import is_heterogeneous, read_heterogeneous
+from puzzle_search.checkpoint.gpt_oss_puzzle import fits_puzzle_format, puzzle_config
+from puzzle_search.checkpoint.heterogeneous import (
+    is_heterogeneous,
+    read_heterogeneous,
+    told_parent,
+)
 from puzzle_search.errors import InputError
 from puzzle_search.files import check_keys, read_json
 
@@ -65,6 +70,9 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
     raw = config.raw
     kept = {key: raw[key] for key in _KEPT if key in raw}
     unquantised = {key: value for key, value in raw.items() if key != "quantization_config"}
+    own = {"parent": spec.parent, "parent_config": unquantised} | _runs(spec) | _weights(spec)
+    if fits_puzzle_format(config, spec):
+        return puzzle_config(unquantised, spec) | {"torch_dtype": dtype, "puzzle_search": own}
     stock = fits_stock_format(config) and all(
         _fits_stock_block(block, config.hidden_size) for block in spec.blocks
     )
@@ -90,9 +98,7 @@ def child_config(config: ParentConfig, spec: ArchitectureSpec, *, dtype: str) ->
             }
             for block in spec.blocks
         ],
-        "puzzle_search": {"parent": spec.parent, "parent_config": unquantised}
-        | _runs(spec)
-        | _weights(spec),
+        "puzzle_search": own,
     }
 
 
@@ -218,7 +224,8 @@ def parse_model_config(raw: dict[str, Any], file: Path) -> tuple[ParentConfig, A
     """
     if raw.get("model_type") not in (STOCK_TYPE, OWN_TYPE):
         if is_heterogeneous(raw):
-            return read_heterogeneous(raw, file.resolve().parent.name, file)
+            told = told_parent(raw, file)
+            return read_heterogeneous(raw, file.resolve().parent.name, file, told)
         config = ParentConfig.from_file(file)
         return config, ArchitectureSpec.identity(config)
     blocks = raw.get("block_configs")
@@ -248,17 +255,8 @@ def _parent_of(
     raw: dict[str, Any], variants: list[tuple[Variant, Variant]], file: Path
 ) -> tuple[str, dict[str, Any]]:
     """Name and config of the parent: as written by this package, or told from the child's own."""
-    own = raw.get("puzzle_search")
-    if own is not None:
-        where = f"{file}: puzzle_search"
-        optional = {"layers", "weights"}
-        check_keys(own, where, required={"parent", "parent_config"}, optional=optional)
-        if not isinstance(own["parent"], str) or not isinstance(own["parent_config"], dict):
-            raise InputError(
-                f"{file}: puzzle_search names no parent or no parent_config",
-                remedy="write the child again",
-            )
-        return own["parent"], own["parent_config"]
+    if (told := told_parent(raw, file)) is not None:
+        return told
     kept_keys = (*_KEPT, "attention_bias", "head_dim", "mlp_bias")
     kv_heads = [v.kv_heads for pair in variants for v in pair if isinstance(v, Gqa)]
     widths = [v.intermediate_size for pair in variants for v in pair if isinstance(v, Mlp)]

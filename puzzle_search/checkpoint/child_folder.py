@@ -12,7 +12,9 @@ import torch
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
 from puzzle_search.checkpoint.child import child_config
-from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, stored_parts
+from puzzle_search.checkpoint.families import Stored, stored_elsewhere
+from puzzle_search.checkpoint.heterogeneous import GPT_OSS_PUZZLE
+from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD, all_names, stored_parts
 from puzzle_search.checkpoint.writer import CheckpointWriter
 from puzzle_search.errors import InputError
 from puzzle_search.files import folder_written_whole
@@ -78,10 +80,14 @@ def write_child(
     written = torch_dtype(dtype)
     check_replaceable(target)
     described = child_config(config, spec, dtype=str(written).removeprefix("torch."))
+    elsewhere: dict[str, Stored] = {}
+    if described["model_type"] == GPT_OSS_PUZZLE:
+        elsewhere = stored_elsewhere(config.family, all_names(config, spec))
     with folder_written_whole(target) as folder:
         writer = CheckpointWriter(folder)
         for name, tensor in tensors:
-            writer.add(name, tensor.to(written))
+            stored = elsewhere.get(name, Stored(name=name, shape=tuple(tensor.shape)))
+            writer.add(stored.name, stored.give(tensor.to(written)))
         writer.finish()
         write_child_config(folder, described)
         spec.write(folder / "architecture.yaml")

@@ -21,11 +21,13 @@ class Stored:
         name: of the stored tensor.
         shape: of that tensor.
         take: makes the one that is meant of it.
+        give: makes it of the one that is meant, where it is made of no other.
     """
 
     name: str
     shape: Shape
     take: Callable[[torch.Tensor], torch.Tensor] = lambda stored: stored
+    give: Callable[[torch.Tensor], torch.Tensor] = lambda meant: meant
 
 
 def stored_elsewhere(family: Family, names: Mapping[str, Shape]) -> dict[str, Stored]:
@@ -65,8 +67,15 @@ def _stacked(name: str, shape: Shape) -> dict[str, Stored]:
         return {name: Stored(name=name.replace(".mlp.gate.", ".mlp.router."), shape=shape)}
     kind = name.rpartition(".")[2]
     turned = (shape[0], shape[2], shape[1]) if len(shape) == 3 else shape
-    take = {"gate_up_proj": _gate_then_up, "gate_up_proj_bias": _halves, "down_proj": _turned}
-    return {name: Stored(name=name, shape=turned, take=take[kind])} if kind in take else {}
+    both = {
+        "gate_up_proj": (_gate_then_up, lambda meant: _turned(_by_turns(meant))),
+        "gate_up_proj_bias": (_halves, _by_turns),
+        "down_proj": (_turned, _turned),
+    }
+    if kind not in both:
+        return {}
+    take, give = both[kind]
+    return {name: Stored(name=name, shape=turned, take=take, give=give)}
 
 
 def _turned(stored: torch.Tensor) -> torch.Tensor:
@@ -75,6 +84,11 @@ def _turned(stored: torch.Tensor) -> torch.Tensor:
 
 def _halves(stored: torch.Tensor) -> torch.Tensor:
     return torch.cat([stored[:, ::2], stored[:, 1::2]], dim=1)
+
+
+def _by_turns(halves: torch.Tensor) -> torch.Tensor:
+    turns: torch.Tensor = halves.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return turns
 
 
 def _gate_then_up(stored: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 from puzzle_search.arch import ArchitectureSpec, ParentConfig, Subblock
 from puzzle_search.errors import InputError
+from puzzle_search.files import check_keys
 
 _Pairs = list[tuple[str, str]]
 _SIZE: dict[Subblock, tuple[str, str]] = {
@@ -37,10 +38,36 @@ def is_heterogeneous(raw: Mapping[str, Any]) -> bool:
     return bool(raw.get("block_configs") or raw.get("per_layer_config"))
 
 
+def told_parent(raw: Mapping[str, Any], file: Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and config of the parent, where this package wrote them into the child.
+
+    Raises:
+        InputError: they are written in another way.
+    """
+    own = raw.get("puzzle_search")
+    if own is None:
+        return None
+    where, optional = f"{file}: puzzle_search", {"layers", "weights"}
+    check_keys(own, where, required={"parent", "parent_config"}, optional=optional)
+    if not isinstance(own["parent"], str) or not isinstance(own["parent_config"], dict):
+        raise InputError(
+            f"{file}: puzzle_search names no parent or no parent_config",
+            remedy="write the child again",
+        )
+    return own["parent"], own["parent_config"]
+
+
 def read_heterogeneous(
-    raw: Mapping[str, Any], name: str, file: Path
+    raw: Mapping[str, Any], name: str, file: Path, told: tuple[str, dict[str, Any]] | None
 ) -> tuple[ParentConfig, ArchitectureSpec]:
-    """The configuration whose sizes are the largest of any layer, and every layer's variants.
+    """The parent and every layer's variants.
+
+    Args:
+        raw: ``config.json`` of the child.
+        name: of a parent that the child does not name.
+        file: for messages.
+        told: name and config of the parent, where the child tells them; else it is taken to have
+            the largest sizes of any layer.
 
     Raises:
         InputError: a layer asks for what is not supported, or the layers are not those counted.
@@ -57,6 +84,7 @@ def read_heterogeneous(
             f"{file}: {len(pairs)} blocks are described for {layers} layers",
             remedy="use a config that describes every layer",
         )
+    name, own = told or (name, own)
     config = ParentConfig.from_dict(own, name=name, where=str(file))
     spec = ArchitectureSpec.of(name, pairs)
     spec.check_fits(config)

@@ -64,7 +64,7 @@ def generate(
     if model.suffix == ".gguf":
         from puzzle_search.engines.gguf_text import write_text
 
-        if (device, dtype) != ("cpu", "fp32"):
+        if (device, dtype) != ("cpu", "auto"):
             raise InputError(
                 "--device and --dtype are of checkpoint folders", remedy="leave them out"
             )

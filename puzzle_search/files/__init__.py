@@ -3,6 +3,7 @@
 from puzzle_search.files.hashes import file_hash, value_hash
 from puzzle_search.files.journal import Journal, resume_journal
 from puzzle_search.files.reading import (
+    CONTROL,
     check_keys,
     damage_told,
     parse_json,
@@ -37,6 +38,7 @@ from puzzle_search.files.writing import (
 )
 
 __all__ = [
+    "CONTROL",
     "Count",
     "Flag",
     "Journal",

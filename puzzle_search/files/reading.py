@@ -22,7 +22,7 @@ else:
 
 _MAX_DEPTH = 100
 _MAX_VALUES = 10_000_000  # of a document, its aliases followed
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MAX_BYTES = 512 * 2**20
 
 
@@ -34,7 +34,7 @@ class _Loader(_SafeLoader):
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        if isinstance(node, yaml.ScalarNode) and _CONTROL.search(node.value):
+        if isinstance(node, yaml.ScalarNode) and CONTROL.search(node.value):
             raise ConstructorError(
                 None, None, f"{node.value!r:.60} holds control characters", node.start_mark
             )

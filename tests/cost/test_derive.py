@@ -71,7 +71,7 @@ def test_an_ideal_device_becomes_the_other_ideal_device(h200: CostModel) -> None
 def test_the_same_sheet_changes_nothing(h200: CostModel) -> None:
     twin = derive(h200, gpu="twin", sheet=h200.sheet)
     for name, engine in h200.engines.items():
-        for dtype in engine.dtypes:
+        for dtype in engine.gemm:
             old, new = (
                 model.engine(name).decode_attention[dtype].head_dims for model in (h200, twin)
             )

@@ -62,7 +62,8 @@ def test_every_model_ships_with_constants() -> None:
         for name, engine in model.engines.items():
             # Experts in 4 bits are beside, where they were timed.
             assert set(engine.dtypes) - set(EXPERTS_ALONE) == set(engine.gemm)
-            assert bool(engine.experts) == ((gpu in ("h100", "h200")) and name != "trtllm")
+            timed = gpu not in ("a100", "cpu", "rtx4090") and name in ("vllm", "sglang")
+            assert bool(engine.experts) == (timed and (gpu, name) != ("rtx_pro_6000", "sglang"))
             # What is timed on a GPU is what its sheet has; of the H100's, rtx4090 has all.
             assert set(engine.gemm) == set(model.sheet.flops_per_second)
             groups = (*engine.gemm.values(), *engine.experts.values(), engine.step)
@@ -96,7 +97,7 @@ def test_a_device_is_known_by_the_name_of_its_driver(name: str, mib: int, gpu: s
 
 def test_files_are_small() -> None:
     sizes = [find_cost_model(gpu).stat().st_size for gpu in known_gpus()]
-    assert max(sizes) < 150 * 1024
+    assert max(sizes) < 160 * 1024
     assert sum(sizes) < 1.5 * 1024**2
 
 

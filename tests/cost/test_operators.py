@@ -28,7 +28,7 @@ CASES = [
     (gpu, engine, dtype)
     for gpu in ("h100", "a100", "l40s", "b200", "rtx4090", "b60", "cpu")
     for engine in load_cost_model(gpu).engines
-    for dtype in load_cost_model(gpu).engine(engine).dtypes
+    for dtype in load_cost_model(gpu).engine(engine).gemm
 ]
 cases = pytest.mark.parametrize(("gpu", "engine", "dtype"), CASES)
 attention_cases = pytest.mark.parametrize(

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from puzzle_search.errors import InputError  # noqa: E402
 from puzzle_search.files import Journal  # noqa: E402
-from puzzle_search.pipeline.recipe import read_recipe  # noqa: E402
+from puzzle_search.pipeline.recipes.recipe import read_recipe  # noqa: E402
 from puzzle_search.pipeline.run import run_recipe  # noqa: E402
 from tests.faults import SmallDisk, artefacts, begun_like  # noqa: E402
 from tests.pico import make_pico, started  # noqa: E402

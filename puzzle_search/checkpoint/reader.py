@@ -14,7 +14,6 @@ from puzzle_search.checkpoint.child import read_model_config
 from puzzle_search.checkpoint.experts import StoredPart
 from puzzle_search.checkpoint.families import Stored, stored_elsewhere
 from puzzle_search.checkpoint.heterogeneous import GPT_OSS_PUZZLE
-from puzzle_search.checkpoint.mxfp4 import BLOCKS, SCALES, STORED_DTYPE, packed_shapes, unpacked
 from puzzle_search.checkpoint.names import (
     HEAD,
     all_names,
@@ -22,8 +21,15 @@ from puzzle_search.checkpoint.names import (
     stored_parts,
     subblock_shapes,
 )
-from puzzle_search.checkpoint.quantised import FLOATS, StoredForm, dequantised
-from puzzle_search.checkpoint.rounding import rounded
+from puzzle_search.checkpoint.weights.mxfp4 import (
+    BLOCKS,
+    SCALES,
+    STORED_DTYPE,
+    packed_shapes,
+    unpacked,
+)
+from puzzle_search.checkpoint.weights.quantised import FLOATS, StoredForm, dequantised
+from puzzle_search.checkpoint.weights.rounding import rounded
 from puzzle_search.errors import InputError
 from puzzle_search.files import file_hash, read_json, value_hash
 

@@ -17,7 +17,7 @@ def doctor(as_json: JsonOption = False) -> None:
     """Say what this machine has: GPU, engines, packages, memory, and which precision is fast."""
     from puzzle_search import __version__
     from puzzle_search.cli.next_step import tell_next
-    from puzzle_search.pipeline.machine import examine
+    from puzzle_search.pipeline.recipes.machine import examine
 
     machine = examine()
     if as_json:

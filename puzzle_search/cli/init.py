@@ -30,7 +30,7 @@ def init(
     ] = 1.5,
 ) -> None:
     """Write a recipe with comments: tokens, batches and memory by the model's size and the time."""
-    from puzzle_search.pipeline.init import named_device, write_recipe
+    from puzzle_search.pipeline.recipes.init import named_device, write_recipe
 
     written = write_recipe(
         model,

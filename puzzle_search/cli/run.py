@@ -23,7 +23,7 @@ def run(
 
     Run again after an interruption and it goes on where it was.
     """
-    from puzzle_search.pipeline.recipe import read_recipe
+    from puzzle_search.pipeline.recipes.recipe import read_recipe
     from puzzle_search.pipeline.run import run_recipe
 
     parsed = read_recipe(recipe)

@@ -10,7 +10,7 @@ from puzzle_search.distill import DistillSettings
 from puzzle_search.distill.halving import probe_tokens
 from puzzle_search.errors import InputError
 from puzzle_search.model.decoder import check_context
-from puzzle_search.pipeline.recipe import DistillSection, Recipe
+from puzzle_search.pipeline.recipes.recipe import DistillSection, Recipe
 from puzzle_search.pipeline.served import prompt_tokens
 from puzzle_search.score import DEFAULT_METRICS
 from puzzle_search.solve.problem.builder import check_linear_limits

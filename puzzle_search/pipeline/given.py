@@ -11,7 +11,7 @@ from puzzle_search.data.documents import SELF, is_self
 from puzzle_search.data.self_text import write_self_text
 from puzzle_search.files import file_hash, value_hash
 from puzzle_search.imports.gguf import import_gguf
-from puzzle_search.pipeline.recipe import Recipe
+from puzzle_search.pipeline.recipes.recipe import Recipe
 from puzzle_search.pipeline.run_directory import RunDirectory
 
 

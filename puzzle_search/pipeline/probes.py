@@ -18,7 +18,7 @@ from puzzle_search.progress import Progress
 from puzzle_search.solve.answers.candidates import candidates
 
 if TYPE_CHECKING:
-    from puzzle_search.pipeline.recipe import SolveSection
+    from puzzle_search.pipeline.recipes.recipe import SolveSection
     from puzzle_search.pipeline.run import Run
     from puzzle_search.solve.question.ask import PosedQuestion
     from puzzle_search.solve.search.solution import Solution

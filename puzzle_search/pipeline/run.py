@@ -38,7 +38,7 @@ from puzzle_search.pipeline.given import (
 )
 from puzzle_search.pipeline.outcome import outcome
 from puzzle_search.pipeline.probes import CANDIDATES, probe, write_candidates
-from puzzle_search.pipeline.recipe import Recipe
+from puzzle_search.pipeline.recipes.recipe import Recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run_directory import RunDirectory
 from puzzle_search.pipeline.served import JOURNAL, Served, served_by

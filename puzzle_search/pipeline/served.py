@@ -24,7 +24,7 @@ from puzzle_search.files import Journal
 from puzzle_search.model import generate
 from puzzle_search.model.dtypes import torch_dtype
 from puzzle_search.packages import installed
-from puzzle_search.pipeline.recipe import Recipe
+from puzzle_search.pipeline.recipes.recipe import Recipe
 from puzzle_search.profile import Device, ProfileGrid, measure_profile
 from puzzle_search.profile.engines import ENGINES, measure_engine_profile
 from puzzle_search.progress import Progress

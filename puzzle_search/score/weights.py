@@ -20,7 +20,7 @@ from puzzle_search.arch import (
 from puzzle_search.checkpoint import CheckpointReader, outside_names, subblock_from_tensors
 from puzzle_search.checkpoint.block_library import BlockLibrary, LibraryEntry
 from puzzle_search.checkpoint.names import EMBEDDING, FINAL_NORM, HEAD
-from puzzle_search.checkpoint.rounding import rounded
+from puzzle_search.checkpoint.weights.rounding import rounded
 from puzzle_search.model import SubblockModule
 from puzzle_search.model.subblocks.base import scaled
 from puzzle_search.score.vocabulary import Tiles

@@ -32,7 +32,7 @@ from puzzle_search.data.sources import files_below
 from puzzle_search.distill.run_folder import RunFolder as DistillFolder
 from puzzle_search.files import Journal, file_hash
 from puzzle_search.imports import import_gguf, import_nvlabs, import_puzzletron
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.status import run_status
 from puzzle_search.profile.engines.results import Results
 from puzzle_search.profile.sampling.readings import Readings

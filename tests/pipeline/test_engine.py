@@ -13,7 +13,7 @@ import yaml
 
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.export import plan_export, write_export
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.run import RunResult, run_recipe
 from puzzle_search.pipeline.status import run_status
 from tests.pico import Pico, run_here

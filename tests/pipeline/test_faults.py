@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from puzzle_search.errors import InputError
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.run import run_recipe
 from tests.faults import MEASURED, SmallDisk, artefacts, begun_like, killed_while_writing
 from tests.pico import Pico, run_here

@@ -12,9 +12,9 @@ import yaml
 from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.cost import Scenario
 from puzzle_search.errors import InputError
-from puzzle_search.pipeline.init import named_device, write_recipe
-from puzzle_search.pipeline.propose import Device, propose, propose_space
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipes.init import named_device, write_recipe
+from puzzle_search.pipeline.recipes.propose import Device, propose, propose_space
+from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.run import run_recipe
 from puzzle_search.profile.hardware import products
 from tests.pico import ROOT, Pico, run_here

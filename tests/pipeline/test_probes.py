@@ -10,7 +10,7 @@ import yaml
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.errors import InputError
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.run import run_recipe
 from puzzle_search.pipeline.status import run_status
 from puzzle_search.solve.question.run_folder import RunFolder

@@ -13,8 +13,8 @@ import yaml
 from puzzle_search.cli.question import QuestionOptions
 from puzzle_search.cli.serving import ServingChoice
 from puzzle_search.errors import InputError
-from puzzle_search.pipeline.recipe import SolveSection, read_recipe
-from puzzle_search.pipeline.recipe_reference import recipe_reference
+from puzzle_search.pipeline.recipes.recipe import SolveSection, read_recipe
+from puzzle_search.pipeline.recipes.reference import recipe_reference
 from puzzle_search.solve.question.wishes import WISHES
 from tests.pico import ROOT
 

@@ -16,7 +16,7 @@ from puzzle_search.build import build_child
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InputError
 from puzzle_search.evaluate import Quality, measure_quality
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.rounds import ScoringJudge
 from puzzle_search.pipeline.run import run_recipe
 from puzzle_search.solve import Problem, Solution

@@ -13,7 +13,7 @@ import yaml
 
 from puzzle_search.checkpoint import load_decoder
 from puzzle_search.errors import InfeasibleError, InputError
-from puzzle_search.pipeline.recipe import Recipe, read_recipe
+from puzzle_search.pipeline.recipes.recipe import Recipe, read_recipe
 from puzzle_search.pipeline.run import run_recipe
 from puzzle_search.pipeline.run_directory import RunDirectory
 from tests.pico import Pico, kill_after, run_command

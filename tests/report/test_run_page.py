@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from puzzle_search.errors import InputError
-from puzzle_search.pipeline.recipe import read_recipe
+from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.run import run_recipe
 from puzzle_search.report.page.data import report_data
 from puzzle_search.report.page.render import render_page

@@ -21,7 +21,7 @@ from puzzle_search.data.self_text import self_tokens
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_yaml
 from puzzle_search.model.schedule import LARGEST_LEARNING_RATE
-from puzzle_search.pipeline.recipe_faults import told
+from puzzle_search.pipeline.recipes.faults import told
 from puzzle_search.solve.question.ask import Question
 from puzzle_search.solve.question.run_folder import RECIPE_FORMAT
 from puzzle_search.solve.question.wishes import WISHES, question_of

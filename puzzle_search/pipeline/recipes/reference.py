@@ -9,8 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from puzzle_search.pipeline.recipe import Recipe
-from puzzle_search.pipeline.recipe_faults import section_in
+from puzzle_search.pipeline.recipes.faults import section_in
+from puzzle_search.pipeline.recipes.recipe import Recipe
 
 
 def recipe_reference() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from puzzle_search.arch.variants import Shape
-from puzzle_search.checkpoint.mxfp4 import BLOCKS
+from puzzle_search.checkpoint.weights.mxfp4 import BLOCKS
 from puzzle_search.errors import InputError
 from puzzle_search.files import read_json
 

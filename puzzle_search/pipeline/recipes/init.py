@@ -24,10 +24,10 @@ from puzzle_search.data.documents import PYTHON_STDLIB
 from puzzle_search.errors import InputError
 from puzzle_search.files import written_whole
 from puzzle_search.pipeline.checks import check_early
-from puzzle_search.pipeline.propose import Device, Sizes, propose, propose_space
-from puzzle_search.pipeline.recipe import Recipe, read_recipe
-from puzzle_search.pipeline.recipe_faults import section_in
-from puzzle_search.pipeline.recipe_reference import summary_of
+from puzzle_search.pipeline.recipes.faults import section_in
+from puzzle_search.pipeline.recipes.propose import Device, Sizes, propose, propose_space
+from puzzle_search.pipeline.recipes.recipe import Recipe, read_recipe
+from puzzle_search.pipeline.recipes.reference import summary_of
 from puzzle_search.profile import open_device
 from puzzle_search.profile.hardware.products import measure_products
 from puzzle_search.resources import resource

@@ -1,0 +1,1 @@
+"""How numbers are stored: read from quantised checkpoints, rounded as engines do."""

@@ -32,7 +32,7 @@ from puzzle_search.files import write_text
 from puzzle_search.progress import Progress
 
 OURS = "puzzle-search"
-TOKENS, MORE_TOKENS, MORE_AT = 32_768, 131_072, (1.25, 1.5)
+TOKENS, MORE_TOKENS, MORE_AT = 32_768, 131_072, (1.25,)
 HELD_OUT_TOKENS, BATCH_TOKENS = 2_048, 2_048
 
 

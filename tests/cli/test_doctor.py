@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from puzzle_search.pipeline import machine
+from puzzle_search.pipeline.recipes import machine
 from puzzle_search.profile.hardware import products
 from tests.pico import environment, run_here
 

@@ -251,19 +251,29 @@ def errors_told(children: list[Measured], batch: int) -> str:
     return f"batch {batch}: median {np.median(errors):.1%}, worst {max(errors):.1%}"
 
 
-def main() -> None:
-    """Measure, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def opened(doc: str | None) -> tuple[RealModel, Profile, Path]:
+    """What an experiment's command line names: the model, its profile, and where results go."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     for name in ("--profile", "--library", "--scores", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    arguments = parser.parse_args()
-    real = RealModel(arguments.folder, arguments.library, arguments.scores, arguments.profile)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    device = Profile.from_folder(arguments.profile).sidecar["device"]
+    given = parser.parse_args()
+    real = RealModel(given.folder, given.library, given.scores, given.profile)
+    return real, Profile.from_folder(given.profile), given.out
+
+
+def today() -> str:
+    """The date of results."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    real, profile, out = opened(__doc__)
+    device = profile.sidecar["device"]
     children = measured_choices(real)
     lines = [
-        f"# Children of SmolLM2-135M in llama.cpp, {today}",
+        f"# Children of SmolLM2-135M in llama.cpp, {today()}",
         "",
         f"{json.dumps(device)}; q8_0, {SCENARIO}, parent and children in turn, medians of "
         f"{ITERATIONS}. KL on {TEST_TOKENS:,} tokens that no choice saw, before any distillation "
@@ -276,7 +286,7 @@ def main() -> None:
         + "; ".join(errors_told(children, batch) for batch in BATCHES)
         + ".",
     ]
-    write_text(arguments.out / f"{today}-smollm2-llama-cpp.md", "\n".join(lines) + "\n")
+    write_text(out / f"{today()}-smollm2-llama-cpp.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ kept in the folder; run again, it goes on.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from real_model import (
     Measured,
     RealModel,
     measured_choices,
+    opened,
+    today,
 )
 
 from puzzle_search.checkpoint import load_tokenizer
@@ -90,16 +90,10 @@ def curve(real: RealModel, found: list[Measured]) -> Iterator[str]:
 
 def main() -> None:
     """Distil, measure, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    for name in ("--profile", "--library", "--scores", "--out"):
-        parser.add_argument(name, type=Path, required=True)
-    arguments = parser.parse_args()
-    real = RealModel(arguments.folder, arguments.library, arguments.scores, arguments.profile)
+    real, _, out = opened(__doc__)
     found = measured_choices(real)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     lines = [
-        f"# Children of SmolLM2-135M after distillation, {today}",
+        f"# Children of SmolLM2-135M after distillation, {today()}",
         "",
         f"Every child of `real_model.py`, distilled on {TOKENS:,} tokens of the standard library's "
         f"sources and prose (KL and cosine, bf16, {BATCH_TOKENS:,} tokens a step). KL to the "
@@ -120,7 +114,7 @@ def main() -> None:
         "|---" * 4 + "|",
         *curve(real, found),
     ]
-    write_text(arguments.out / f"{today}-smollm2-distilled.md", "\n".join(lines) + "\n")
+    write_text(out / f"{today()}-smollm2-distilled.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

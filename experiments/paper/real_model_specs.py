@@ -10,21 +10,17 @@ llama.cpp. Results are kept in the folder; run again, it goes on.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 from baselines import random_specs
-from real_model import BATCHES, SCENARIO, SPEEDUPS, TEST_TOKENS, RealModel
+from real_model import BATCHES, SCENARIO, SPEEDUPS, TEST_TOKENS, RealModel, opened, today
 from scipy.stats import spearmanr
 
 from puzzle_search.arch import ArchitectureSpec
 from puzzle_search.checkpoint import CheckpointReader
 from puzzle_search.checkpoint.block_library import BlockLibrary
-from puzzle_search.cost import Profile
 from puzzle_search.files import write_text
 from puzzle_search.pipeline.rounds import ScoringJudge
 
@@ -90,19 +86,13 @@ def predicted_and_run(real: RealModel, specs: list[ArchitectureSpec]) -> list[st
 
 def main() -> None:
     """Measure, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    for name in ("--profile", "--library", "--scores", "--out"):
-        parser.add_argument(name, type=Path, required=True)
-    arguments = parser.parse_args()
-    real = RealModel(arguments.folder, arguments.library, arguments.scores, arguments.profile)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    device = Profile.from_folder(arguments.profile).sidecar["device"]
+    real, profile, out = opened(__doc__)
+    device = profile.sidecar["device"]
     specs, additive = estimated_and_real(real)
     # Every sixth, so that all three speed-ups are among those that are run.
     run = predicted_and_run(real, specs[:: SPECS // RUN])
     lines = [
-        f"# Random architectures of SmolLM2-135M, {today}",
+        f"# Random architectures of SmolLM2-135M, {today()}",
         "",
         f"{json.dumps(device)}; random choices at a predicted speed-up for one user, {SCENARIO}.",
         "",
@@ -114,7 +104,7 @@ def main() -> None:
         "",
         *run,
     ]
-    write_text(arguments.out / f"{today}-smollm2-random-specs.md", "\n".join(lines) + "\n")
+    write_text(out / f"{today()}-smollm2-random-specs.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

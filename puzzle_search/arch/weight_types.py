@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ WEIGHT_BYTES = GGUF_BYTES | {"fp8": 1.0, "nvfp4": 1 / 2 + 1 / 16}
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(ABC):
     """A variant with weights: its shape, and the type that its matrices are stored in.
 
     Vectors, and routers of experts, keep the type of vectors.
@@ -39,9 +40,9 @@ class Weighted:
     weights: str | None = field(default=None, kw_only=True)
 
     @property
+    @abstractmethod
     def shape(self) -> str:
         """The canonical string without the type."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return self.shape if self.weights is None else f"{self.shape}@{self.weights}"

@@ -62,14 +62,14 @@ def generate(
             remedy="raise --temperature, or drop them",
         )
     if model.suffix == ".gguf":
-        from puzzle_search.engines.gguf_text import write_text
+        from puzzle_search.engines.gguf_text import generated_text
 
         if (device, dtype) != ("cpu", "auto"):
             raise InputError(
                 "--device and --dtype are of checkpoint folders", remedy="leave them out"
             )
         print("" if chat else prompt, end="", flush=True)
-        for piece in write_text(
+        for piece in generated_text(
             model,
             prompt,
             chat=chat,

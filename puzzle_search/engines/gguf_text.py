@@ -57,7 +57,7 @@ class GgufHeader:
             ) from error
 
 
-def write_text(
+def generated_text(
     file: Path,
     prompt: str,
     *,

@@ -16,7 +16,7 @@ from puzzle_search.arch import ParentConfig, SearchSpace
 from puzzle_search.checkpoint import load_decoder, load_tokenizer, stop_tokens
 from puzzle_search.cost import Profile, parse_dtype
 from puzzle_search.data import chat_tokens, text_tokens
-from puzzle_search.engines.gguf_text import write_text
+from puzzle_search.engines.gguf_text import generated_text
 from puzzle_search.errors import InputError, MissingDependencyError
 from puzzle_search.evaluate import Throughput, measure_checkpoints, measure_gguf_files
 from puzzle_search.export import plan_export, write_export
@@ -208,7 +208,7 @@ class InLlamaCpp(Served):
         asked = self.recipe.generate
         return [
             "".join(
-                write_text(served, prompt, chat=asked.chat, max_new_tokens=asked.max_new_tokens)
+                generated_text(served, prompt, chat=asked.chat, max_new_tokens=asked.max_new_tokens)
             )
             for prompt in asked.prompts
         ]

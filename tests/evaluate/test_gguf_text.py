@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from puzzle_search.checkpoint import load_tokenizer
-from puzzle_search.engines.gguf_text import GgufHeader, write_text
+from puzzle_search.engines.gguf_text import GgufHeader, generated_text
 from puzzle_search.errors import InputError
 from puzzle_search.export import plan_export, write_export
 from tests.export.engine_process import VOCABULARY, write_tokenizer
@@ -54,14 +54,14 @@ def test_text_and_answers_are_those_of_transformers(
     parent: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
-    assert "".join(write_text(file, "a bird in", max_new_tokens=12)) == greedy(
+    assert "".join(generated_text(file, "a bird in", max_new_tokens=12)) == greedy(
         parent, "a bird in", 12
     )
     run_here("generate", file, "--chat", "--system", "be", "--prompt", "hi", "--max-new-tokens", 9)
     # llama.cpp trims what an answer begins and ends with.
     said = greedy(parent, "system: be\nuser: hi\nassistant:", 9)
     assert capsys.readouterr().out.strip() == said.strip()
-    drawn = ["".join(write_text(file, "a", max_new_tokens=20, temperature=2.0, seed=s))
+    drawn = ["".join(generated_text(file, "a", max_new_tokens=20, temperature=2.0, seed=s))
              for s in (1, 1, 2)]  # fmt: skip
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -70,7 +70,7 @@ def test_text_and_answers_are_those_of_transformers(
 def test_what_the_server_refuses_is_told(file: Path) -> None:
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
     with pytest.raises(InputError, match=r"llama\.cpp refuses: .*context"):
-        list(write_text(file, "a" * 5000, max_new_tokens=4))
+        list(generated_text(file, "a" * 5000, max_new_tokens=4))
 
 
 def test_the_header_tells_the_sizes(file: Path) -> None:
@@ -85,7 +85,7 @@ def test_bad_input_is_refused(file: Path, parent: Path, tmp_path: Path) -> None:
     (silent / "chat_template.jinja").unlink()
     write_export(plan_export(silent, "llama.cpp"), silent, tmp_path / "silent.gguf")
     with pytest.raises(InputError, match="has no chat template"):
-        list(write_text(tmp_path / "silent.gguf", "hi", chat=True, max_new_tokens=4))
+        list(generated_text(tmp_path / "silent.gguf", "hi", chat=True, max_new_tokens=4))
     for name, options in {"missing.gguf": [], file.name: ["--dtype", "bf16"]}.items():
         ended = run_command("generate", file.with_name(name), "--prompt", "a", *options)
         assert ended.returncode == 2

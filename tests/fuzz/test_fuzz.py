@@ -21,14 +21,13 @@ from puzzle_search.score.results import ScoreJournal
 from puzzle_search.solve.question.run_folder import RunFolder
 from tests.fuzz.__main__ import fuzz
 from tests.fuzz.attempt import nonsense
-from tests.fuzz.readers import (
+from tests.fuzz.readers import READERS, read_distill_folder
+from tests.fuzz.valid_files import (
     MADE_FROM,
-    READERS,
     copied,
     distill_folder,
     engine_results,
     operator_tables,
-    read_distill_folder,
     readings,
     run_folder,
     score_journal,

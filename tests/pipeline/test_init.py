@@ -17,6 +17,7 @@ from puzzle_search.pipeline.recipes.propose import Device, propose, propose_spac
 from puzzle_search.pipeline.recipes.recipe import read_recipe
 from puzzle_search.pipeline.run import run_recipe
 from puzzle_search.profile.hardware import products
+from tests.arch.configs import CONFIGS
 from tests.pico import ROOT, Pico, run_here
 
 DEVICE = Device(
@@ -82,6 +83,17 @@ def test_sizes_are_cut_to_the_time() -> None:
     assert sizes[0].seconds["distill"] == pytest.approx(
         sizes[0].distill_tokens * 8 * 70.55e9 / 1e15, rel=1e-3
     )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_space_proposed_is_one_that_the_model_can_have(name: str, tmp_path: Path) -> None:
+    config = ParentConfig.from_dict(CONFIGS[name], name=name)
+    proposed = propose_space(config)
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({"format": "puzzle-search.search-space/1"} | proposed))
+    space = SearchSpace.from_file(file, config)
+    assert set(space.all_variants("ffn")) == set(proposed["ffn"])
+    assert len(proposed["ffn"]) == 6
 
 
 def test_batches_are_those_that_fit(pico: Pico) -> None:

@@ -25,22 +25,10 @@ from puzzle_search.profile.sampling import session
 from puzzle_search.runtime.linear import ServingLinear
 from tests.cost.steps import prefill_us, step
 from tests.pico import Pico
-
-GRID = ProfileGrid(batches=(1, 2), contexts=(9, 16), prompts=(8,), adaptive=False)
-
+from tests.profile.small import GRID, measure
 
 VARIANTS = [("attention", v) for v in ("gqa_2", "gqa_1", "linear")]
-
-
 VARIANTS += [("ffn", v) for v in ("mlp_512", "mlp_256")]
-
-
-def measure(
-    pico: Pico, grid: ProfileGrid = GRID, *, device: str = "cpu", dtype: str = "fp32", **asked: Any
-) -> Profile:
-    asked = {"max_minutes": 0} | asked
-    number = parse_dtype(dtype)
-    return measure_profile(pico.config, pico.space, open_device(device), number, grid, **asked)
 
 
 @pytest.fixture(scope="module")

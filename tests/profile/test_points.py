@@ -11,7 +11,7 @@ import torch
 
 from puzzle_search.arch import ArchitectureSpec, Gqa, parse_variant
 from puzzle_search.cost import Profile, parse_dtype
-from puzzle_search.profile import ProfileGrid, measure_profile, open_device
+from puzzle_search.profile import measure_profile, open_device
 from puzzle_search.profile.points import subjects
 from puzzle_search.profile.points.plan import ProfilePlan
 from puzzle_search.profile.points.point import Point
@@ -21,16 +21,7 @@ from puzzle_search.profile.sampling.readings import Reading, Readings
 from puzzle_search.runtime import ServingDecoder, make_serving_subblock, precision_on
 from puzzle_search.runtime.cache import LayerSlots
 from tests.pico import Pico
-
-GRID = ProfileGrid(batches=(1, 2), contexts=(9, 16), prompts=(8,), adaptive=False)
-
-
-def measure(
-    pico: Pico, grid: ProfileGrid = GRID, *, device: str = "cpu", dtype: str = "fp32", **asked: Any
-) -> Profile:
-    asked = {"max_minutes": 0} | asked
-    number = parse_dtype(dtype)
-    return measure_profile(pico.config, pico.space, open_device(device), number, grid, **asked)
+from tests.profile.small import GRID, measure
 
 
 @pytest.fixture(scope="module")

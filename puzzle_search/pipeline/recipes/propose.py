@@ -22,6 +22,7 @@ from puzzle_search.arch import (
     parse_variant,
     subblock_parameters,
 )
+from puzzle_search.arch.experts import Experts
 from puzzle_search.arch.variants import STOCK_WIDTH_MULTIPLE
 from puzzle_search.cost import Scenario, parse_dtype
 from puzzle_search.cost.memory import (
@@ -38,6 +39,7 @@ _LEAST_TOKENS = 4096  # of anything: below, what is learnt or measured is noise
 _BATCH_TOKENS = 1024  # of a step of distillation; larger models than _LARGE average over more
 _LARGE, _LARGE_BATCH_TOKENS, _LEAST_STEPS = 1e9, 16384, 20
 _LARGEST_BATCH = {"cpu": 32, "cuda": 256}
+_PARTS = (0.75, 0.5, 0.25)  # of an FFN's width, or of its experts
 # Parts of the time that stages may take; the rest is profile, bench and evaluation.
 _SHARES = {"library": 0.3, "score": 0.15, "distill": 0.45}
 # Operations of a token for each weight that it passes, forward, and forward with both gradients.
@@ -93,16 +95,25 @@ class Sizes:
 
 
 def propose_space(config: ParentConfig) -> dict[str, list[str]]:
-    """Variants for every layer: fewer KV heads, narrower FFNs, linear ones, none."""
-    heads, width = config.num_kv_heads, config.intermediate_size
-    fewer = [heads // part for part in (2, 4, 8) if heads % part == 0]
-    step = STOCK_WIDTH_MULTIPLE
-    narrower = [round(width * part / step) * step for part in (0.75, 0.5, 0.25)]
-    widths = dict.fromkeys(n for n in narrower if 0 < n < width)
+    """Variants for every layer: fewer KV heads, narrower FFNs or fewer experts, linear, none."""
+    heads = config.num_kv_heads
+    fewer = [f"gqa_{heads // part}" for part in (2, 4, 8) if heads % part == 0]
+    ffn = _narrower(config) if config.experts is None else _fewer(config.experts)
     return {
-        "attention": [config.attention, *(f"gqa_{n}" for n in fewer), "linear", "no_op"],
-        "ffn": [config.ffn, *(f"mlp_{n}" for n in widths), "linear", "no_op"],
+        "attention": [config.attention, *fewer, "linear", "no_op"],
+        "ffn": [config.ffn, *ffn, "linear", "no_op"],
     }
+
+
+def _narrower(config: ParentConfig) -> list[str]:
+    width, step = config.intermediate_size, STOCK_WIDTH_MULTIPLE
+    widths = [round(width * part / step) * step for part in _PARTS]
+    return [f"mlp_{n}" for n in dict.fromkeys(widths) if 0 < n < width]
+
+
+def _fewer(experts: Experts) -> list[str]:
+    counts = [round(experts.count * part) for part in _PARTS]
+    return [f"moe_{n}" for n in dict.fromkeys(counts) if experts.top_k <= n < experts.count]
 
 
 def propose(
